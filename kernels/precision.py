@@ -1,0 +1,31 @@
+"""Float32 precision of matrix products and convolutions, for a block of code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import torch
+
+# torch's newer interface only: once it was used, the older one (allow_tf32,
+# set_float32_matmul_precision) refuses to be read where the two disagree.
+_CUDA = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+)
+_CPU = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+
+
+@contextmanager
+def float32_precision(cuda: Literal["ieee", "tf32"] = "ieee") -> Iterator[None]:
+    """Run a block with true float32 on the CPU and, by default, on CUDA; restores what was set."""
+    before = [(backend, backend.fp32_precision) for backend in (*_CUDA, *_CPU)]
+    try:
+        for backend in _CUDA:
+            backend.fp32_precision = cuda
+        for backend in _CPU:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, value in before:
+            backend.fp32_precision = value
