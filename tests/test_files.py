@@ -1,0 +1,107 @@
+"""Files that are whole or absent."""
+
+import hashlib
+import json
+import pickle
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from scorekit.files import (
+    CorruptFile,
+    atomic_write,
+    read_json,
+    set_aside,
+    sha256_file,
+    write_json,
+)
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "result.json"
+    path.write_bytes(b"old")
+
+    def half(file):
+        file.write(b"new, but not who")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        atomic_write(path, half)
+    assert path.read_bytes() == b"old"
+    assert [p.name for p in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_atomic_write_replaces_and_respects_the_umask(tmp_path):
+    path, plain = tmp_path / "a", tmp_path / "plain"
+    plain.touch()
+    path.write_bytes(b"old")
+    atomic_write(path, lambda file: file.write(b"new") and None)
+    assert path.read_bytes() == b"new"
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text()
+    | st.floats(allow_nan=False, allow_infinity=False),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8)
+
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture],
+          deadline=None)
+@given(json_values)
+def test_json_round_trip(tmp_path, value):
+    write_json(tmp_path / "x.json", value)
+    assert read_json(tmp_path / "x.json") == value
+
+
+def test_json_is_sorted_indented_and_ends_in_a_newline(tmp_path):
+    write_json(tmp_path / "x.json", {"b": 1, "a": [2]})
+    assert (tmp_path / "x.json").read_text() == '{\n "a": [\n  2\n ],\n "b": 1\n}\n'
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_json_has_no_nan_and_the_old_file_stays(tmp_path, value):
+    write_json(tmp_path / "x.json", {"fid": None})
+    with pytest.raises(ValueError):
+        write_json(tmp_path / "x.json", {"fid": value})
+    assert json.loads((tmp_path / "x.json").read_text()) == {"fid": None}
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": 1', b"\xff\xfe\x00"])
+def test_json_that_does_not_parse_is_named(tmp_path, content):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    with pytest.raises(CorruptFile, match=r"x\.json: is not JSON") as caught:
+        read_json(path)
+    assert caught.value.path == path
+    assert "not JSON" in caught.value.reason
+
+
+def test_absent_json_is_absent_not_corrupt(tmp_path):
+    with pytest.raises(FileNotFoundError):
+        read_json(tmp_path / "none.json")
+
+
+def test_corrupt_file_survives_a_process_boundary(tmp_path):
+    error = pickle.loads(pickle.dumps(CorruptFile(tmp_path / "x", "short")))
+    assert (error.path, error.reason) == (tmp_path / "x", "short")
+    assert str(error) == f"{tmp_path / 'x'}: short"
+
+
+def test_sha256_file(tmp_path):
+    (tmp_path / "x").write_bytes(b"abc" * 100_000)
+    assert sha256_file(tmp_path / "x") == hashlib.sha256(b"abc" * 100_000).hexdigest()
+
+
+def test_set_aside_takes_the_first_free_number_for_files_and_folders(tmp_path):
+    path = tmp_path / "x"
+    path.write_text("one")
+    assert set_aside(path) == tmp_path / "x.corrupt-1"
+    path.mkdir()
+    assert set_aside(path) == tmp_path / "x.corrupt-2"
+    assert (tmp_path / "x.corrupt-1").read_text() == "one"
+    assert (tmp_path / "x.corrupt-2").is_dir() and not path.exists()
+    with pytest.raises(FileNotFoundError):
+        set_aside(path)
