@@ -1,0 +1,86 @@
+"""Checkpoints that are whole or absent, and checked before they are trusted."""
+
+import hashlib
+import io
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from scorekit.files import CorruptFile, atomic_write, set_aside, write_bytes
+
+_log = logging.getLogger("scorekit")
+_DIGEST_BYTES = 32
+
+
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and plain values atomically: torch.save's format, then its SHA-256 (32 bytes).
+
+    torch.load reads such a file as it is: the zip format ignores what follows its end record.
+    """
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    data = buffer.getbuffer()
+    digest = hashlib.sha256(data).digest()
+
+    def write(file: Any) -> None:
+        file.write(data)
+        file.write(digest)
+
+    atomic_write(path, write)
+
+
+def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
+    """Read what :func:`save_tensors` wrote; raises CorruptFile where a single bit differs."""
+    data = path.read_bytes()
+    body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
+        raise CorruptFile(path, "its checksum does not agree with its content")
+    return torch.load(io.BytesIO(body), map_location=map_location, weights_only=True)
+
+
+class CheckpointStore:
+    """Rolling checkpoints ``checkpoint-<iteration>.pt`` in a directory: the last two and the best.
+
+    The best, by the caller's judgement, is also kept as ``best-<iteration>.pt``.
+    """
+
+    def __init__(self, directory: Path, *, keep: int = 2) -> None:
+        self.directory, self.keep = directory, keep
+
+    def _files(self, prefix: str) -> list[tuple[int, Path]]:
+        found = []
+        for path in self.directory.glob(f"{prefix}-*.pt"):
+            if match := re.fullmatch(prefix + r"-(\d+)\.pt", path.name):
+                found.append((int(match[1]), path))
+        return sorted(found)
+
+    def last_iteration(self) -> int:
+        """Return the iteration of the newest checkpoint, 0 where there is none."""
+        files = self._files("checkpoint")
+        return files[-1][0] if files else 0
+
+    def save(self, iteration: int, content: dict[str, Any], *, is_best: bool) -> None:
+        """Write a checkpoint, then remove what is no longer to be kept."""
+        path = self.directory / f"checkpoint-{iteration:07d}.pt"
+        save_tensors(path, content)
+        for _, old in self._files("checkpoint")[: -self.keep]:
+            old.unlink()
+        if is_best:
+            best = self.directory / f"best-{iteration:07d}.pt"
+            write_bytes(best, path.read_bytes())
+            for _, old in self._files("best"):
+                if old != best:
+                    old.unlink()
+
+    def load_last(self, map_location: str = "cpu") -> dict[str, Any] | None:
+        """Return the newest checkpoint that is intact, or None; damaged ones are set aside."""
+        candidates = self._files("checkpoint") + self._files("best")
+        for _, path in sorted(candidates, reverse=True):
+            try:
+                return load_tensors(path, map_location)
+            except CorruptFile as error:
+                _log.warning("%s; set aside as %s", error, set_aside(path).name)
+        return None

@@ -1,0 +1,43 @@
+"""Training objectives of score networks."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+def dsm_loss(
+    score: Callable[[Tensor, Tensor], Tensor],
+    images: Tensor,
+    sigmas: Tensor,
+    noise_index: Tensor,
+    noise: Tensor,
+) -> Tensor:
+    """Return the annealed DSM loss of each image (Song & Ermon 2020, Eq. 2).
+
+    1/2 ||sigma s(x~, sigma) + (x~ - x) / sigma||^2, x~ = x + sigma z, one noise scale per image.
+    ``images`` and ``noise`` are (B, C, H, W), ``sigmas`` (L,), ``noise_index`` int64 (B,); the
+    result is (B,), whose mean over images and uniform noise indices estimates Eq. (2). A score of
+    zero gives D/2 on average.
+    """
+    sigma = sigmas[noise_index].reshape(-1, 1, 1, 1)
+    residual = sigma * score(images + sigma * noise, noise_index).to(noise.dtype) + noise
+    return 0.5 * residual.flatten(1).square().sum(dim=1)
+
+
+def augment(
+    images: Tensor, *, flip: Tensor | None = None, dequantisation: Tensor | None = None
+) -> Tensor:
+    """Return uint8 images (B, C, H, W) as float32 in [0, 1], ready for training.
+
+    ``flip`` (B,) bool mirrors an image left to right. ``dequantisation``, uniform noise of the
+    images' shape in [0, 1], spreads each of the 256 values over its cell: (255 x + u) / 256, as
+    the authors trained NCSN; NCSNv2 was trained without.
+    """
+    if dequantisation is None:
+        x = images.to(torch.float32) / 255.0
+    else:
+        x = (images.to(torch.float32) + dequantisation) / 256.0
+    if flip is not None:
+        x = torch.where(flip.reshape(-1, 1, 1, 1), x.flip(-1), x)
+    return x

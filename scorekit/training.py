@@ -1,0 +1,306 @@
+"""Training a score network: resumable bit for bit on the CPU, one function of its settings.
+
+Everything random (data order, noise scale, noise, flips, dequantisation) is a function of the seed
+and the iteration, so a checkpoint holds weights, averages, optimiser state and the losses so far.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kernels.philox import Stream, philox_integers, philox_key, philox_normal, philox_uniform
+from scorekit.checkpoints import CheckpointStore, load_tensors, save_tensors
+from scorekit.compilation import (
+    PRECISIONS,
+    Precision,
+    autocast,
+    compiled,
+    precision_context,
+)
+from scorekit.data import Dataset
+from scorekit.ema import check_momentum, ema_update
+from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
+from scorekit.objectives import augment, dsm_loss
+from scorekit.techniques import geometric_sigmas
+
+_log = logging.getLogger("scorekit")
+_TEST_STEP = 2**32 - 1  # a step index no training iteration reaches: the test batch's noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What a training run's result depends on; checked on construction (ValueError)."""
+
+    architecture: str
+    width: int
+    conditional: bool  # NCSN's network; otherwise Technique 3
+    sigma_begin: float
+    sigma_end: float
+    n_levels: int
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    adam_eps: float = 1e-8
+    amsgrad: bool = False
+    ema_momentum: float = 0.999
+    flip: bool = True
+    dequantisation: Literal["none", "uniform"] = "none"
+    precision: Precision = "fp32"
+    snapshot_interval: int = 5000
+    test_interval: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_architecture(self.architecture)
+        geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
+        check_momentum(self.ema_momentum)
+        for name in ("iterations", "batch_size", "snapshot_interval", "test_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "adam_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)} must be a positive number")
+        if self.width < 2:
+            raise ValueError(f"width = {self.width} must be at least 2")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision = {self.precision!r}: one of {', '.join(PRECISIONS)}")
+        if self.dequantisation not in ("none", "uniform"):
+            raise ValueError(f"dequantisation = {self.dequantisation!r}: 'none' or 'uniform'")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must lie in [0, 2**32)")
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The ladder of noise scales, float32 (L,)."""
+        return geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
+
+    @property
+    def snapshot_iterations(self) -> list[int]:
+        """The iterations whose weights are kept: every ``snapshot_interval``, and the last."""
+        regular = range(self.snapshot_interval, self.iterations + 1, self.snapshot_interval)
+        return sorted({*regular, self.iterations})
+
+
+class Diverged(RuntimeError):
+    """The loss or the weights became NaN or infinite; the last good checkpoint is kept."""
+
+    def __init__(self, iteration: int, what: str, last_good: int) -> None:
+        super().__init__(
+            f"training diverged: {what} at iteration {iteration}; "
+            f"last good checkpoint: iteration {last_good}"
+        )
+        self.iteration, self.what, self.last_good = iteration, what, last_good
+
+    def __reduce__(self) -> tuple[type, tuple[int, str, int]]:
+        return type(self), (self.iteration, self.what, self.last_good)
+
+
+def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
+    """Return the freshly initialised network of a run, a function of its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ScoreNetwork(
+            settings.architecture,
+            settings.sigmas,
+            conditional=settings.conditional,
+            channels=channels,
+            width=settings.width,
+        )
+
+
+def snapshot_path(directory: Path, iteration: int) -> Path:
+    """Return the file that holds raw and EMA weights after ``iteration`` iterations."""
+    return directory / f"snapshot-{iteration:07d}.pt"
+
+
+def load_snapshot(
+    path: Path, settings: TrainSettings, channels: int, weights: Literal["raw", "ema"]
+) -> ScoreNetwork:
+    """Return a snapshot's network in evaluation mode; raises CorruptFile for a damaged file."""
+    network = build_network(settings, channels)
+    network.load_state_dict(load_tensors(path)[weights])
+    return network.eval().to(memory_format=torch.channels_last)
+
+
+class Trainer:
+    """One training run in one directory; :meth:`run` starts it or goes on where it stopped.
+
+    ``directory`` receives rolling checkpoints, a snapshot (raw and EMA weights) at each of
+    ``settings.snapshot_iterations`` and, at the end, nothing else is needed. ``compile`` and
+    ``device`` change speed and rounding only. Raises ValueError where the network does not take the
+    dataset's images.
+    """
+
+    def __init__(
+        self,
+        settings: TrainSettings,
+        dataset: Dataset,
+        directory: Path,
+        *,
+        device: str = "cpu",
+        compile: bool = True,
+    ) -> None:
+        check_image_size(settings.architecture, dataset.image_size)
+        self.settings, self.dataset, self.directory = settings, dataset, directory
+        self.device = device
+        directory.mkdir(parents=True, exist_ok=True)
+        self.network = build_network(settings, dataset.channels)
+        self.network.to(device).to(memory_format=torch.channels_last)
+        self.ema_network = deepcopy(self.network).eval().requires_grad_(False)
+        self._parameters = list(self.network.parameters())
+        self.optimizer = torch.optim.Adam(
+            self._parameters,
+            lr=settings.learning_rate,
+            eps=settings.adam_eps,
+            amsgrad=settings.amsgrad,
+            fused=True,
+        )
+        self.iteration = 0
+        self.elapsed_s = 0.0
+        self.losses: list[float] = []  # one per iteration
+        self.test_losses: list[tuple[int, float]] = []  # (iteration, loss) with EMA weights
+        self.best_test_loss = float("inf")  # among those at checkpoints
+        self._key = philox_key(settings.seed, device)
+        self._sigmas = settings.sigmas.to(device)
+        self._loss = compiled(self._batch_loss, enable=compile, device=device)
+        self._checkpoints = CheckpointStore(directory)
+        self._permutation = lru_cache(maxsize=2)(self._epoch_order)
+
+    def run(self, progress: Callable[[int, float], None] = lambda iteration, loss: None) -> None:
+        """Train to the last iteration; ``progress`` gets (iteration, loss) now and then.
+
+        Raises Diverged at a NaN or infinite loss or weight.
+        """
+        settings = self.settings
+        self._resume()
+        started = time.monotonic() - self.elapsed_s
+        pending: list[Tensor] = []
+        stops = set(settings.snapshot_iterations)
+        for iteration in range(self.iteration, settings.iterations):
+            pending.append(self._train_step(iteration))
+            done = iteration + 1
+            if done % settings.test_interval and done not in stops:
+                continue
+            # Losses are read, hence the device waited for, at these points only.
+            self._accept(torch.stack(pending).tolist())
+            pending.clear()
+            if done % settings.test_interval == 0:
+                self.test_losses.append((done, self._test_loss()))
+            progress(done, self.losses[-1])
+            if done in stops:
+                self.elapsed_s = time.monotonic() - started
+                self._save(done)
+
+    def _accept(self, losses: list[float]) -> None:
+        for loss in losses:
+            if not np.isfinite(loss):
+                what = f"the loss is {loss}"
+                raise Diverged(self.iteration + 1, what, self._checkpoints.last_iteration())
+            self.losses.append(loss)
+            self.iteration += 1
+
+    def _train_step(self, iteration: int) -> Tensor:
+        images = self._batch(iteration)
+        step = torch.tensor(iteration, device=self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        with precision_context(self.settings.precision):
+            with autocast(self.settings.precision, self.device):
+                loss = self._loss(images, step, self._key)
+            loss.backward()
+        self.optimizer.step()
+        ema_update(self.ema_network.parameters(), self._parameters, self.settings.ema_momentum)
+        return loss.detach()
+
+    def _batch_loss(self, images: Tensor, step: Tensor, key: Tensor) -> Tensor:
+        return self._loss_of(self.network, images, step, key, augmented=True).mean()
+
+    def _loss_of(
+        self, network: ScoreNetwork, images: Tensor, step: Tensor, key: Tensor, *, augmented: bool
+    ) -> Tensor:
+        shape = tuple(images.shape[1:])
+        index = torch.arange(images.shape[0], device=images.device)
+        flip = noise = None
+        if augmented and self.settings.flip:
+            flip = philox_integers(key, index, step, 2, Stream.FLIP).bool()
+        if self.settings.dequantisation == "uniform":
+            noise = philox_uniform(key, index, step, shape, Stream.DEQUANTISATION)
+        x = augment(images, flip=flip, dequantisation=noise)
+        level = philox_integers(key, index, step, len(self._sigmas), Stream.NOISE_LEVEL)
+        z = philox_normal(key, index, step, shape, Stream.PERTURBATION)
+        return dsm_loss(network, x, self._sigmas, level, z)
+
+    @torch.no_grad()
+    def _test_loss(self) -> float:
+        """Loss of the EMA weights on one fixed batch of test images with fixed noise."""
+        n = min(self.settings.batch_size, len(self.dataset.test))
+        images = torch.from_numpy(np.array(self.dataset.test[:n])).to(self.device)
+        step = torch.tensor(_TEST_STEP, device=self.device)
+        precision = self.settings.precision
+        with precision_context(precision), autocast(precision, self.device):
+            loss = self._loss_of(self.ema_network, images, step, self._key, augmented=False)
+        return float(loss.mean())
+
+    def _epoch_order(self, epoch: int) -> np.ndarray:
+        generator = np.random.Generator(np.random.Philox(key=[self.settings.seed, epoch]))
+        return generator.permutation(len(self.dataset.train))
+
+    def _batch(self, iteration: int) -> Tensor:
+        # Batches run across the ends of epochs, so that all have one size and one compiled graph.
+        n, size = len(self.dataset.train), self.settings.batch_size
+        position = np.arange(iteration * size, (iteration + 1) * size)
+        epochs = position // n
+        index = np.concatenate(
+            [self._permutation(int(e))[position[epochs == e] % n] for e in np.unique(epochs)]
+        )
+        images = torch.from_numpy(self.dataset.train[index])
+        return images.to(self.device, memory_format=torch.channels_last)
+
+    def _save(self, iteration: int) -> None:
+        averaged = self.ema_network.state_dict()
+        for name, value in (*self.network.state_dict().items(), *averaged.items()):
+            if not bool(value.isfinite().all()):
+                what = f"the weights {name} are not finite"
+                raise Diverged(iteration, what, self._checkpoints.last_iteration())
+        save_tensors(
+            snapshot_path(self.directory, iteration),
+            {"raw": self.network.state_dict(), "ema": averaged},
+        )
+        current = self.test_losses[-1][1] if self.test_losses else float("inf")
+        is_best = current < self.best_test_loss
+        self.best_test_loss = min(current, self.best_test_loss)
+        self._checkpoints.save(
+            iteration,
+            {
+                "iteration": iteration,
+                "elapsed_s": self.elapsed_s,
+                "best_test_loss": self.best_test_loss,
+                "raw": self.network.state_dict(),
+                "ema": averaged,
+                "optimizer": self.optimizer.state_dict(),
+                "losses": torch.tensor(self.losses, dtype=torch.float64),
+                "test_losses": torch.tensor(self.test_losses, dtype=torch.float64).reshape(-1, 2),
+            },
+            is_best=is_best,
+        )
+
+    def _resume(self) -> None:
+        state: dict[str, Any] | None = self._checkpoints.load_last(self.device)
+        if state is None:
+            return
+        self.network.load_state_dict(state["raw"])
+        self.ema_network.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.iteration, self.elapsed_s = state["iteration"], state["elapsed_s"]
+        self.best_test_loss = state["best_test_loss"]
+        self.losses = state["losses"].tolist()
+        self.test_losses = [(int(i), loss) for i, loss in state["test_losses"].tolist()]
+        _log.info("training continues at iteration %d", self.iteration)

@@ -1,0 +1,478 @@
+"""Training: resumable bit for bit, stopped by divergence, a function of its settings."""
+
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from scorekit import training
+from scorekit.checkpoints import load_tensors
+from scorekit.data import prepare
+from scorekit.ema import ema_update
+from scorekit.files import CorruptFile
+from scorekit.training import Diverged, Trainer, TrainSettings, load_snapshot, snapshot_path
+
+SETTINGS = TrainSettings(
+    architecture="32-64",
+    width=4,
+    conditional=False,
+    sigma_begin=5,
+    sigma_end=0.05,
+    n_levels=8,
+    iterations=24,
+    batch_size=8,
+    learning_rate=1e-3,
+    snapshot_interval=6,
+    test_interval=4,
+)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return prepare("digits", tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(digits, tmp_path_factory) -> Trainer:
+    trainer = Trainer(SETTINGS, digits, tmp_path_factory.mktemp("whole"), compile=False)
+    trainer.run()
+    return trainer
+
+
+class Interrupted(Exception):
+    pass
+
+
+def run_until(trainer: Trainer, stop: int) -> None:
+    def progress(iteration: int, loss: float) -> None:
+        if iteration >= stop:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        trainer.run(progress)
+
+
+def flatten(state, prefix: str = "") -> dict:
+    if isinstance(state, dict):
+        items = state.items()
+    elif isinstance(state, list | tuple):
+        items = enumerate(state)
+    else:
+        return {prefix: state}
+    return {k: v for name, value in items for k, v in flatten(value, f"{prefix}.{name}").items()}
+
+
+def assert_same(state, expected) -> None:
+    state, expected = flatten(state), flatten(expected)
+    assert state.keys() == expected.keys()
+    for name, value in expected.items():
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(state[name], value), name
+        else:
+            assert state[name] == value, name
+
+
+def everything(trainer: Trainer) -> dict:
+    return {
+        "iteration": trainer.iteration,
+        "losses": trainer.losses,
+        "test_losses": trainer.test_losses,
+        "raw": trainer.network.state_dict(),
+        "ema": trainer.ema_network.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+    }
+
+
+def flip_a_bit(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(bytes(data))
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("stop", [4, 6, 8, 12, 20, 24])
+def test_an_interrupted_run_ends_bit_for_bit_as_the_undisturbed_one(
+    digits, undisturbed, tmp_path, stop
+):
+    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), stop)
+    resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    resumed.run()
+    assert len(resumed.losses) == 24
+    assert_same(everything(resumed), everything(undisturbed))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"conditional": True},
+        {"amsgrad": True, "adam_eps": 1e-3},
+        {"dequantisation": "uniform", "flip": False},
+        {"precision": "bf16"},
+    ],
+    ids=lambda change: "-".join(change),
+)
+def test_every_kind_of_run_resumes_bit_for_bit(digits, tmp_path, change):
+    settings = replace(SETTINGS, iterations=10, snapshot_interval=4, test_interval=2, **change)
+    whole = Trainer(settings, digits, tmp_path / "whole", compile=False)
+    whole.run()
+    run_until(Trainer(settings, digits, tmp_path / "parts", compile=False), 6)
+    resumed = Trainer(settings, digits, tmp_path / "parts", compile=False)
+    resumed.run()
+    assert_same(everything(resumed), everything(whole))
+
+
+def test_a_finished_run_does_nothing_more(digits, undisturbed):
+    calls = []
+    again = Trainer(SETTINGS, digits, undisturbed.directory, compile=False)
+    again.run(lambda iteration, loss: calls.append(iteration))
+    assert calls == []
+    assert_same(everything(again), everything(undisturbed))
+
+
+def test_where_a_run_continues_is_logged(digits, tmp_path, caplog):
+    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), 16)
+    with caplog.at_level(logging.INFO, logger="scorekit"):
+        Trainer(SETTINGS, digits, tmp_path, compile=False).run()
+    assert "training continues at iteration 12" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_killed_process_resumes_bit_for_bit(digits, undisturbed, tmp_path):
+    directory = tmp_path / "run"
+    program = f"""
+        import sys
+        from pathlib import Path
+        import torch
+        from scorekit.data import prepare
+        from scorekit.training import Trainer, TrainSettings
+        torch.set_num_threads({torch.get_num_threads()})
+        settings = TrainSettings(**{vars(SETTINGS)!r})
+        dataset = prepare("digits", {str(digits.directory.parent)!r})
+        def progress(iteration, loss):
+            print(iteration, flush=True)
+        Trainer(settings, dataset, Path({str(directory)!r}), compile=False).run(progress)
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if int(line) >= 8:
+            break
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert (directory / "checkpoint-0000006.pt").exists()
+    resumed = Trainer(SETTINGS, digits, directory, compile=False)
+    resumed.run()
+    assert_same(everything(resumed), everything(undisturbed))
+
+
+def test_a_corrupt_newest_checkpoint_is_set_aside_and_the_one_before_is_used(
+    digits, undisturbed, tmp_path, caplog
+):
+    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), 20)
+    (tmp_path / "best-0000018.pt").unlink(missing_ok=True)
+    flip_a_bit(tmp_path / "checkpoint-0000018.pt")
+    with caplog.at_level(logging.INFO, logger="scorekit"):
+        resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
+        resumed.run()
+    assert "checkpoint-0000018.pt: its checksum does not agree" in caplog.text
+    assert "set aside as checkpoint-0000018.pt.corrupt-1" in caplog.text
+    assert "training continues at iteration 12" in caplog.text
+    assert (tmp_path / "checkpoint-0000018.pt.corrupt-1").exists()
+    assert_same(everything(resumed), everything(undisturbed))
+
+
+def test_where_every_checkpoint_is_corrupt_the_run_starts_again(
+    digits, undisturbed, tmp_path, caplog
+):
+    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), 16)
+    damaged = [*tmp_path.glob("checkpoint-*.pt"), *tmp_path.glob("best-*.pt")]
+    for path in damaged:
+        flip_a_bit(path)
+    resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    resumed.run()
+    for path in damaged:
+        assert path.name in caplog.text
+    assert_same(everything(resumed), everything(undisturbed))
+
+
+# What a run leaves behind
+
+
+def test_snapshots_hold_raw_and_ema_weights_at_their_iterations(undisturbed):
+    assert SETTINGS.snapshot_iterations == [6, 12, 18, 24]
+    names = sorted(path.name for path in undisturbed.directory.glob("snapshot-*.pt"))
+    assert names == [snapshot_path(Path(), i).name for i in SETTINGS.snapshot_iterations]
+    for weights, expected in (("raw", undisturbed.network), ("ema", undisturbed.ema_network)):
+        path = snapshot_path(undisturbed.directory, 24)
+        network = load_snapshot(path, SETTINGS, 1, weights)
+        assert not network.training
+        assert_same(network.state_dict(), expected.state_dict())
+    first = load_snapshot(snapshot_path(undisturbed.directory, 6), SETTINGS, 1, "raw")
+    assert not torch.equal(first.begin_conv.weight, undisturbed.network.begin_conv.weight)
+
+
+def test_the_last_iteration_is_always_a_snapshot():
+    assert replace(SETTINGS, iterations=20).snapshot_iterations == [6, 12, 18, 20]
+    assert replace(SETTINGS, iterations=3).snapshot_iterations == [3]
+
+
+def test_only_the_last_two_checkpoints_and_the_best_are_kept(undisturbed):
+    names = {path.name for path in undisturbed.directory.iterdir()}
+    snapshots = {snapshot_path(Path(), i).name for i in SETTINGS.snapshot_iterations}
+    rest = names - snapshots
+    assert {"checkpoint-0000018.pt", "checkpoint-0000024.pt"} <= rest
+    others = rest - {"checkpoint-0000018.pt", "checkpoint-0000024.pt"}
+    assert len(others) <= 1
+    assert all(name.startswith("best-") for name in others)
+
+
+@pytest.mark.parametrize(
+    ("test_losses", "best"),
+    [
+        ([9.0, 5.0, 7.0, 8.0], 4),
+        ([9.0, 8.0, 7.0, 6.0], 8),
+        # Seen at 2, 4, 6, 8 with checkpoints at 4 and 8: the better of these two is at 4.
+        ([1.0, 5.0, 7.0, 8.0], 4),
+    ],
+)
+def test_the_best_checkpoint_has_the_lowest_test_loss_of_those_saved(
+    digits, tmp_path, monkeypatch, test_losses, best
+):
+    given = iter(test_losses)
+    monkeypatch.setattr(Trainer, "_test_loss", lambda self: next(given))
+    settings = replace(SETTINGS, iterations=8, snapshot_interval=4, test_interval=2)
+    Trainer(settings, digits, tmp_path, compile=False).run()
+    assert [p.name for p in tmp_path.glob("best-*")] == [f"best-{best:07d}.pt"]
+
+
+def test_losses_are_recorded_for_each_iteration_and_test_losses_at_their_interval(undisturbed):
+    assert len(undisturbed.losses) == 24
+    assert all(np.isfinite(undisturbed.losses))
+    assert [iteration for iteration, _ in undisturbed.test_losses] == [4, 8, 12, 16, 20, 24]
+    saved = load_tensors(undisturbed.directory / "checkpoint-0000024.pt")
+    assert saved["losses"].tolist() == undisturbed.losses
+    assert saved["elapsed_s"] > 0
+
+
+def test_a_damaged_snapshot_is_refused(digits, tmp_path):
+    settings = replace(SETTINGS, iterations=1)
+    Trainer(settings, digits, tmp_path, compile=False).run()
+    path = snapshot_path(tmp_path, 1)
+    flip_a_bit(path)
+    with pytest.raises(CorruptFile, match="snapshot-0000001"):
+        load_snapshot(path, settings, 1, "ema")
+
+
+# Learning
+
+
+def test_the_loss_goes_down(digits, tmp_path):
+    settings = replace(
+        SETTINGS, iterations=60, batch_size=16, snapshot_interval=60, test_interval=60
+    )
+    trainer = Trainer(settings, digits, tmp_path, compile=False)
+    trainer.run()
+    assert np.mean(trainer.losses[-20:]) < 0.9 * np.mean(trainer.losses[:20])
+
+
+def test_ema_weights_are_the_average_of_the_weights_after_each_step(
+    digits, tmp_path, monkeypatch
+):
+    seen = []
+
+    def spy(averaged, parameters, momentum):
+        parameters = list(parameters)
+        seen.append([p.detach().double().clone() for p in parameters])
+        ema_update(averaged, parameters, momentum)
+
+    monkeypatch.setattr(training, "ema_update", spy)
+    settings = replace(SETTINGS, iterations=5, ema_momentum=0.9)
+    trainer = Trainer(settings, digits, tmp_path, compile=False)
+    average = [p.detach().double().clone() for p in trainer.network.parameters()]
+    trainer.run()
+    assert len(seen) == 5
+    for parameters in seen:
+        average = [0.9 * a + 0.1 * p for a, p in zip(average, parameters, strict=True)]
+    for ours, expected in zip(trainer.ema_network.parameters(), average, strict=True):
+        torch.testing.assert_close(ours.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_seed_and_nothing_else_decides_the_run(digits, tmp_path):
+    settings = replace(SETTINGS, iterations=4)
+    runs = []
+    for name, seed, disturbance in (("a", 0, 1), ("b", 0, 2), ("c", 1, 1)):
+        torch.manual_seed(disturbance)
+        np.random.seed(disturbance)
+        before = torch.random.get_rng_state()
+        trainer = Trainer(replace(settings, seed=seed), digits, tmp_path / name, compile=False)
+        trainer.run()
+        assert torch.equal(torch.random.get_rng_state(), before)
+        runs.append(trainer)
+    assert_same(everything(runs[1]), everything(runs[0]))
+    assert runs[2].losses != runs[0].losses
+
+
+@pytest.mark.parametrize("batch_size", [23, 64, 100, 250])
+def test_each_epoch_visits_every_image_once(digits, tmp_path, monkeypatch, batch_size):
+    small = replace(digits, train=digits.train[:100])
+    batches = []
+    original = training.augment
+
+    def spy(images, **options):
+        batches.append(images.clone())
+        return original(images, **options)
+
+    monkeypatch.setattr(training, "augment", spy)
+    iterations = -(-300 // batch_size)
+    settings = replace(
+        SETTINGS,
+        batch_size=batch_size,
+        iterations=iterations,
+        test_interval=iterations + 1,
+        snapshot_interval=iterations,
+    )
+    Trainer(settings, small, tmp_path, compile=False).run()
+    assert all(len(batch) == batch_size for batch in batches)
+    assert len(np.unique(small.train, axis=0)) == 100
+    visited = torch.cat(batches).numpy()
+    epochs = [visited[start : start + 100] for start in range(0, 300, 100)]
+    for epoch in epochs:
+        assert len(np.unique(epoch, axis=0)) == 100
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert not np.array_equal(epochs[1], epochs[2])
+
+
+def test_the_test_loss_is_of_the_ema_weights_on_plain_images(digits, tmp_path, monkeypatch):
+    """A momentum near 1 leaves the initial weights, whose test loss is then the same each time."""
+    settings = replace(SETTINGS, iterations=8, ema_momentum=1 - 1e-12, test_interval=2)
+    trainer = Trainer(settings, digits, tmp_path, compile=False)
+    trainer.run()
+    values = [loss for _, loss in trainer.test_losses]
+    assert values == pytest.approx([values[0]] * 4, rel=1e-5)
+
+
+# Divergence
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpoint(
+    digits, tmp_path, monkeypatch
+):
+    calls = []
+    original = training.dsm_loss
+
+    def failing(*arguments):
+        calls.append(None)
+        loss = original(*arguments)
+        return loss * float("nan") if len(calls) == 15 else loss
+
+    monkeypatch.setattr(training, "dsm_loss", failing)
+    settings = replace(SETTINGS, test_interval=100)
+    with pytest.raises(Diverged, match=r"the loss is nan at iteration 15; .* iteration 12") as e:
+        Trainer(settings, digits, tmp_path, compile=False).run()
+    assert (e.value.iteration, e.value.last_good) == (15, 12)
+    good = load_tensors(tmp_path / "checkpoint-0000012.pt")
+    assert good["iteration"] == 12
+    assert all(bool(value.isfinite().all()) for value in good["raw"].values())
+    assert not (tmp_path / "checkpoint-0000018.pt").exists()
+    assert not snapshot_path(tmp_path, 18).exists()
+
+
+def test_an_absurd_learning_rate_diverges_with_an_error(digits, tmp_path):
+    settings = replace(SETTINGS, learning_rate=1e30, iterations=20, test_interval=5)
+    with pytest.raises(Diverged, match=r"training diverged: .* at iteration \d+"):
+        Trainer(settings, digits, tmp_path, compile=False).run()
+    assert list(tmp_path.glob("checkpoint-*.pt")) == []
+
+
+def test_divergence_survives_a_process_boundary():
+    error = pickle.loads(pickle.dumps(Diverged(7, "the loss is nan", 5)))
+    assert (error.iteration, error.what, error.last_good) == (7, "the loss is nan", 5)
+    assert "the loss is nan at iteration 7" in str(error)
+
+
+# Precision and settings
+
+
+def test_precision_holds_for_the_backward_pass_too(digits, tmp_path, monkeypatch):
+    """Convolutions have TF32 on by default: fp32 must turn it off for gradients as well."""
+    seen = {}
+
+    def spy(*arguments):
+        loss = original(*arguments)
+        conv = torch.backends.cudnn.conv
+        seen["forward"] = conv.fp32_precision
+        loss.register_hook(lambda g: seen.update(backward=conv.fp32_precision))
+        return loss
+
+    original = training.dsm_loss
+    monkeypatch.setattr(training, "dsm_loss", spy)
+    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
+    settings = replace(SETTINGS, iterations=1, test_interval=2)
+    Trainer(settings, digits, tmp_path, compile=False).run()
+    assert seen == {"forward": "ieee", "backward": "ieee"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("iterations", 0),
+        ("iterations", -5),
+        ("batch_size", 0),
+        ("snapshot_interval", 0),
+        ("test_interval", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", -1e-4),
+        ("learning_rate", float("inf")),
+        ("learning_rate", float("nan")),
+        ("adam_eps", 0.0),
+        ("adam_eps", float("nan")),
+        ("ema_momentum", 1.0),
+        ("ema_momentum", -0.1),
+        ("ema_momentum", float("nan")),
+        ("width", 1),
+        ("precision", "fp16"),
+        ("dequantisation", "gaussian"),
+        ("seed", -1),
+        ("seed", 2**32),
+        ("sigma_begin", 0.01),
+        ("sigma_begin", float("nan")),
+        ("sigma_begin", float("inf")),
+        ("sigma_end", 0.0),
+        ("sigma_end", -1.0),
+        ("sigma_end", 5.0),
+        ("n_levels", 1),
+        ("n_levels", 0),
+        ("architecture", "512"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=name):
+        replace(SETTINGS, **{name: value})
+
+
+def test_images_that_do_not_fit_are_refused_before_anything_is_written(digits, tmp_path):
+    settings = replace(SETTINGS, architecture="256", width=2)
+    odd = replace(digits, train=np.zeros((9, 1, 12, 12), np.uint8))
+    with pytest.raises(ValueError, match="image_size = 12 does not fit architecture '256'"):
+        Trainer(settings, odd, tmp_path / "odd")
+    with pytest.raises(ValueError, match="architecture = '512' is unknown"):
+        Trainer(replace(SETTINGS, architecture="512"), digits, tmp_path / "odd")
+    assert not (tmp_path / "odd").exists()
