@@ -1,0 +1,177 @@
+"""The tables around the ablation: settings, times, and the paper's own numbers, marked as its."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from ablations import quoted
+from ablations.presentation import (
+    conditions,
+    dataset_order,
+    duration,
+    memory,
+    number,
+    text_or_empty,
+    yes_no,
+)
+from ablations.results import HYPERPARAMETER_COLUMNS, TIMING_COLUMNS, Results, make_frame
+from ablations.tables import Table
+
+
+def hyperparameter_table(results: Results) -> Table:
+    """Noise levels, sampler and training settings, ours and the paper's (Table 4)."""
+    given = results.hyperparameters
+    ours = given[~given["source"].str.startswith("paper", na=False)]
+    extra = _missing(results, ours, ["dataset", "variant"], HYPERPARAMETER_COLUMNS)
+    raw = _stacked(HYPERPARAMETER_COLUMNS, given, extra.assign(note="settings not known yet"))
+    display = pd.DataFrame(
+        {
+            "Dataset": raw["dataset"],
+            "Variant": raw["variant"],
+            "Source": [text_or_empty(value) for value in raw["source"]],
+            "σ₁": [number(value, 4) for value in raw["sigma_1"]],
+            "L": [number(value) for value in raw["L"]],
+            "T": [number(value) for value in raw["T"]],
+            "ε": [number(value) for value in raw["epsilon"]],
+            "Batch": [number(value) for value in raw["batch_size"]],
+            "Iterations": [number(value) for value in raw["iterations"]],
+            "Learning rate": [number(value) for value in raw["learning_rate"]],
+            "EMA": [number(value) for value in raw["ema_momentum"]],
+            "Note": [text_or_empty(value) for value in raw["note"]],
+        },
+        dtype="str",
+    )
+    return Table(
+        name="hyperparameters",
+        title="Hyperparameters",
+        caption=(
+            "σ₁ and L set the noise levels, T and ε the annealed Langevin dynamics. Rows marked "
+            f"“paper” are quoted from Song & Ermon 2020. {conditions(results)}"
+        ),
+        raw=raw.assign(budget=str(results.run["budget"])),
+        display=display,
+        kinds=_source_kinds(raw),
+        numeric=tuple(display.columns[3:-1]),
+    )
+
+
+def timing_table(results: Results) -> Table:
+    """Training and sampling times per cell, with the paper's own (Table 6) below them, marked."""
+    given = results.timings
+    is_paper = given["source"].str.startswith("paper", na=False)
+    ours, paper = given[~is_paper], given[is_paper]
+    if paper.empty:
+        paper = make_frame(TIMING_COLUMNS, quoted.speed_rows())
+    extra = _missing(results, ours, ["dataset", "variant", "seed"], TIMING_COLUMNS)
+    raw = _stacked(TIMING_COLUMNS, ours, extra, paper)
+    sampled = [
+        duration(seconds) + ("" if pd.isna(n) else f" for {number(n)}")
+        for seconds, n in zip(raw["sampling_s"], raw["n_sampled"], strict=True)
+    ]
+    display = pd.DataFrame(
+        {
+            "Dataset": raw["dataset"],
+            "Variant": raw["variant"],
+            "Seed": [number(value) for value in raw["seed"]],
+            "Source": [text_or_empty(value) for value in raw["source"]],
+            "Device": [text_or_empty(value) or "—" for value in raw["device"]],
+            "Training": [duration(value) for value in raw["training_s"]],
+            "Sampling (images)": sampled,
+            "Score evaluations per image": [
+                number(value) for value in raw["score_evaluations_per_sample"]
+            ],
+            "Images per s": [number(value) for value in raw["images_per_s"]],
+            "Peak memory": [memory(value) for value in raw["peak_memory_bytes"]],
+            "Status": _timing_status(results, raw),
+        },
+        dtype="str",
+    )
+    return Table(
+        name="timings",
+        title="Time and memory",
+        caption=(
+            "Variants that differ only by technique 5 share one training run, and both denoising "
+            "settings share one trajectory. Rows marked “paper” are quoted from Song & Ermon 2020 "
+            "(full-size networks; the number of images sampled is not stated there). "
+            f"{conditions(results)}"
+        ),
+        raw=raw.assign(budget=[_budget_of(source, results) for source in raw["source"]]),
+        display=display,
+        kinds=_source_kinds(raw),
+        numeric=tuple(display.columns[5:-1]),
+    )
+
+
+def quoted_scores_table(results: Results) -> Table | None:
+    """The paper's own NCSN and NCSNv2 scores (Table 1) for its data sets; None without one."""
+    families = dict.fromkeys(filter(None, map(quoted.family, dataset_order(results))))
+    rows = [
+        (name, *score, quoted.SCORE_CONDITIONS[name])
+        for name in families
+        for score in quoted.SCORES[name]
+    ]
+    if not rows:
+        return None
+    columns = ["dataset", "variant", "denoise", "inception_score", "fid", "conditions"]
+    raw = pd.DataFrame(rows, columns=columns).assign(source=quoted.TABLE_1)
+    display = pd.DataFrame(
+        {
+            "Dataset": raw["dataset"],
+            "Variant": raw["variant"],
+            "Denoised": [yes_no(value) for value in raw["denoise"]],
+            "Inception ↑": [value or "—" for value in raw["inception_score"]],
+            "Distance ↓": [f"FID {value:.2f}" for value in raw["fid"]],
+            "Conditions": raw["conditions"],
+            "Source": raw["source"],
+        },
+        dtype="str",
+    )
+    return Table(
+        name="paper_scores",
+        title="The paper's own scores",
+        caption=(
+            "Quoted from Song & Ermon 2020, Table 1: the authors' networks, data and Inception "
+            "features, at the paper's budget. None of these numbers was measured here."
+        ),
+        raw=raw,
+        display=display,
+        kinds=("paper",) * len(raw),
+        numeric=("Inception ↑",),
+    )
+
+
+def _stacked(columns: dict[str, str], *frames: pd.DataFrame) -> pd.DataFrame:
+    # Not pd.concat: what type a column has that is empty in one frame depends on pandas' version.
+    rows = [row for frame in frames for row in frame[list(columns)].to_dict("records")]
+    return make_frame(columns, rows)
+
+
+def _missing(
+    results: Results, given: pd.DataFrame, keys: list[str], columns: dict[str, str]
+) -> pd.DataFrame:
+    """Rows for the cells that `given` says nothing of: a table must not drop them."""
+    known = set(given[keys].itertuples(index=False, name=None))
+    cells = results.cells[keys].drop_duplicates().itertuples(index=False, name=None)
+    rows = [dict(zip(keys, cell, strict=True)) for cell in cells if cell not in known]
+    return make_frame(columns, [row | {"source": "this run"} for row in rows])
+
+
+def _timing_status(results: Results, raw: pd.DataFrame) -> list[str]:
+    keys = ["dataset", "variant", "seed"]
+    cells = results.cells
+    status = dict(zip(cells[keys].itertuples(index=False, name=None), cells["status"], strict=True))
+    return [
+        "quoted" if kind == "paper" else status.get(key, "—")
+        for kind, key in zip(
+            _source_kinds(raw), raw[keys].itertuples(index=False, name=None), strict=True
+        )
+    ]
+
+
+def _source_kinds(raw: pd.DataFrame) -> tuple[str, ...]:
+    sources = (text_or_empty(source) for source in raw["source"])
+    return tuple("paper" if source.startswith("paper") else "ours" for source in sources)
+
+
+def _budget_of(source: object, results: Results) -> str:
+    return "paper's own" if text_or_empty(source).startswith("paper") else results.run["budget"]

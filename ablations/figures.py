@@ -1,0 +1,231 @@
+"""The report's curves: distance, EMA against raw weights, and loss, over training."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ablations.pictures import FAINT, INK, Picture, dress, new_panels, shared_legend, spans_decades
+from ablations.presentation import (
+    conditions,
+    dataset_order,
+    for_figure,
+    joined,
+    number,
+    shorten,
+    variant_colour,
+    variant_marker,
+    variant_order,
+    without_ema,
+)
+from ablations.results import Results
+
+TRAIN, TEST = "#23449b", "#c8501e"
+SMOOTHING = 0.9
+# More points than a figure is wide in pixels only make the SVG heavy.
+_MAX_POINTS = 2000
+
+
+def distance_curves(results: Results, *, denoise: bool) -> Picture:
+    """Distance at the selection snapshots over training (the paper's Fig. 5, or 9 undenoised).
+
+    One panel per data set, one curve per variant: the mean over seeds with a band from the
+    smallest to the largest. Rings mark the snapshots that were selected.
+    """
+    chosen = results.distances[results.distances["denoise"] == denoise]
+    selection = chosen[chosen["purpose"] == "selection"].dropna(subset=["distance", "iteration"])
+    final = chosen[chosen["purpose"] == "final"].dropna(subset=["iteration"])
+    datasets = dataset_order(results)
+    logarithmic = spans_decades(selection["distance"])
+    figure, panels = new_panels(results, datasets, "distance")
+    for dataset, axes in zip(datasets, panels, strict=False):
+        data = selection[selection["dataset"] == dataset]
+        for variant in variant_order(data["variant"]):
+            for weights, curve in data[data["variant"] == variant].groupby("weights"):
+                several = data[data["variant"] == variant]["weights"].nunique() > 1
+                label = f"{variant} ({weights})" if several else variant
+                _distance_line(axes, curve, variant, label, dashed=several and weights == "raw")
+                of_curve = (final["dataset"] == dataset) & (final["variant"] == variant)
+                _rings(axes, curve, final[of_curve & (final["weights"] == weights)], variant)
+        _finish_distance(axes, dataset, data, logarithmic=logarithmic)
+    shared_legend(figure, panels)
+    how = "with" if denoise else "without"
+    return Picture(
+        name=f"distance_curves_{'denoised' if denoise else 'not_denoised'}",
+        title=f"Distance over training, {how} the denoising step",
+        caption=(
+            f"Fréchet distance during training, {how} the denoising step; lower is better. "
+            f"{_measured(selection)} A ring marks the snapshot with the smallest distance, from "
+            "which the final, larger sample is drawn. With several seeds: mean, and a band from "
+            f"the smallest to the largest. {_absent(results, selection)}{conditions(results)}"
+        ),
+        alt=f"Curves of Fréchet distance over training iterations, {how} denoising",
+        figure=figure,
+    )
+
+
+def ema_curves(results: Results, *, denoise: bool) -> Picture:
+    """Raw against averaged weights, for variants that differ by technique 5 only (Figs. 4, 8).
+
+    One panel per data set and pair; both curves of a pair come from the same training run.
+    """
+    selection = results.distances[
+        (results.distances["denoise"] == denoise) & (results.distances["purpose"] == "selection")
+    ].dropna(subset=["distance", "iteration"])
+    pairs = [
+        (dataset, raw, averaged)
+        for dataset in dataset_order(results)
+        for averaged in variant_order(selection[selection["dataset"] == dataset]["variant"])
+        if (raw := without_ema(averaged))
+        in set(selection[selection["dataset"] == dataset]["variant"])
+    ]
+    figure, panels = new_panels(results, [f"{d}{r}" for d, r, _ in pairs], "pair of variants")
+    logarithmic = spans_decades(selection["distance"])
+    for (dataset, raw, averaged), axes in zip(pairs, panels, strict=False):
+        data = selection[selection["dataset"] == dataset]
+        for variant, words in ((raw, "raw weights"), (averaged, "EMA")):
+            curve = data[data["variant"] == variant]
+            _distance_line(axes, curve, str(variant), f"{variant} ({words})")
+        _finish_distance(axes, f"{dataset}: {raw} and {averaged}", data, logarithmic=logarithmic)
+    shared_legend(figure, panels)
+    how = "with" if denoise else "without"
+    return Picture(
+        name=f"ema_curves_{'denoised' if denoise else 'not_denoised'}",
+        title=f"Raw against averaged weights, {how} the denoising step",
+        caption=(
+            "The effect of technique 5 alone: the same training run sampled with its raw weights "
+            f"and with their exponential moving average, {how} the denoising step. "
+            f"{_measured(selection)} {conditions(results)}"
+        ),
+        alt=f"Distance of raw and EMA weights over training iterations, {how} denoising",
+        figure=figure,
+    )
+
+
+def loss_curves(results: Results) -> Picture:
+    """Training and test loss of every shared training run (the paper's Fig. 15)."""
+    losses = results.losses.dropna(subset=["loss", "iteration"])
+    losses = losses[np.isfinite(losses["loss"].astype(float))]
+    runs = [
+        (dataset, training)
+        for dataset in dataset_order(results)
+        for training in dict.fromkeys(losses[losses["dataset"] == dataset]["training"])
+    ]
+    figure, panels = new_panels(results, [f"{d}{t}" for d, t in runs], "training run")
+    for (dataset, training), axes in zip(runs, panels, strict=False):
+        data = losses[(losses["dataset"] == dataset) & (losses["training"] == training)]
+        for index, (_, seed_data) in enumerate(data.groupby("seed", dropna=False)):
+            _loss_lines(axes, seed_data, first=index == 0)
+        users = for_figure(joined(data["variants"].dropna()))
+        _title(axes, f"{dataset}: {training}")
+        axes.text(
+            0.98,
+            0.95,
+            users,
+            transform=axes.transAxes,
+            ha="right",
+            va="top",
+            fontsize=9,
+            color=FAINT,
+        )
+        dress(axes, "loss", logarithmic=spans_decades(losses["loss"]), empty=data.empty)
+    shared_legend(figure, panels)
+    return Picture(
+        name="loss_curves",
+        title="Training and test loss",
+        caption=(
+            f"Loss during training: faint as recorded, solid smoothed by an exponential moving "
+            f"average with momentum {SMOOTHING} over the recorded points; dashed on test images. "
+            "One line per seed. Losses of different noise levels are not comparable. "
+            f"{conditions(results)}"
+        ),
+        alt="Curves of training and test loss over training iterations",
+        figure=figure,
+    )
+
+
+def _distance_line(
+    axes: Axes, data: pd.DataFrame, variant: str, label: str, *, dashed: bool = False
+) -> None:
+    seeds = data.groupby("iteration")["distance"].agg(["mean", "min", "max"]).sort_index()
+    x = seeds.index.to_numpy(float)
+    colour = variant_colour(variant)
+    axes.plot(
+        x,
+        seeds["mean"].to_numpy(float),
+        color=colour,
+        linewidth=1.8,
+        linestyle="--" if dashed else "-",
+        marker=variant_marker(variant),
+        markersize=4,
+        label=for_figure(label),
+    )
+    if data["seed"].nunique() > 1:
+        low, high = seeds["min"].to_numpy(float), seeds["max"].to_numpy(float)
+        axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
+
+
+def _rings(axes: Axes, curve: pd.DataFrame, final: pd.DataFrame, variant: str) -> None:
+    selected = curve.merge(final[["seed", "iteration"]].drop_duplicates(), on=["seed", "iteration"])
+    axes.scatter(
+        selected["iteration"].astype(float),
+        selected["distance"].astype(float),
+        s=110,
+        facecolors="none",
+        edgecolors=variant_colour(variant),
+        linewidths=1.5,
+        zorder=4,
+    )
+
+
+def _loss_lines(axes: Axes, data: pd.DataFrame, *, first: bool) -> None:
+    train = data[data["split"] == "train"].sort_values("iteration")
+    test = data[data["split"] == "test"].sort_values("iteration")
+    smooth = train["loss"].astype(float).ewm(alpha=1 - SMOOTHING, adjust=False).mean()
+    x, raw = train["iteration"].to_numpy(float), train["loss"].to_numpy(float)
+    step = max(1, len(x) // _MAX_POINTS)
+    name = "training, smoothed" if first else None
+    axes.plot(x[::step], raw[::step], color=TRAIN, alpha=0.18, linewidth=0.8)
+    axes.plot(x[::step], smooth.to_numpy()[::step], color=TRAIN, linewidth=1.6, label=name)
+    axes.plot(
+        test["iteration"].to_numpy(float),
+        test["loss"].to_numpy(float),
+        color=TEST,
+        linewidth=1.5,
+        linestyle=(0, (4, 2)),
+        label="test" if first else None,
+    )
+
+
+def _finish_distance(axes: Axes, title: str, data: pd.DataFrame, *, logarithmic: bool) -> None:
+    _title(axes, title)
+    quantity = joined(data["label"].dropna()) or "Fréchet distance"
+    dress(axes, quantity, logarithmic=logarithmic, empty=data.empty)
+
+
+def _title(axes: Axes, title: str) -> None:
+    axes.set_title(for_figure(shorten(title, 52)), loc="left", color=INK, fontsize=10.5)
+
+
+def _absent(results: Results, selection: pd.DataFrame) -> str:
+    """Name the variants without a curve: nobody should have to notice that one is not there."""
+    drawn = set(zip(selection["dataset"], selection["variant"], strict=True))
+    missing = [
+        f"{dataset} {variant} ({joined(group['status'])})"
+        for (dataset, variant), group in results.cells.groupby(["dataset", "variant"], sort=False)
+        if (dataset, variant) not in drawn
+    ]
+    return f"No values from {joined(missing)}. " if missing else ""
+
+
+def _measured(selection: pd.DataFrame) -> str:
+    if selection.empty:
+        return "Nothing measured yet."
+    parts = []
+    for (label, n, n_reference, reference), _ in selection.groupby(
+        ["label", "n", "n_reference", "reference"], dropna=False
+    ):
+        against = f"{number(n_reference)} {reference} images"
+        parts.append(f"{label} with n = {number(n)} against {against}")
+    return "; ".join(parts) + "."

@@ -1,0 +1,65 @@
+"""Numbers quoted from Song & Ermon 2020, to stand beside ours, always marked as the paper's."""
+
+from __future__ import annotations
+
+import math
+
+TABLE_1 = "paper (Table 1)"
+TABLE_6 = "paper (Table 6)"
+
+# Family of data sets -> (model, denoised, Inception score, FID). The scores are text: they carry
+# the paper's own spread. The paper's plain "NCSN" row on CIFAR-10 is the one without denoising.
+SCORES: dict[str, list[tuple[str, bool, str, float]]] = {
+    "CIFAR-10": [
+        ("NCSN", False, "8.87 ± .12", 25.32),
+        ("NCSN", True, "7.32 ± .12", 29.8),
+        ("NCSNv2", False, "8.73 ± .13", 31.75),
+        ("NCSNv2", True, "8.40 ± .07", 10.87),
+    ],
+    "CelebA 64": [
+        ("NCSN", False, "", 26.89),
+        ("NCSN", True, "", 25.30),
+        ("NCSNv2", False, "", 28.86),
+        ("NCSNv2", True, "", 10.23),
+    ],
+}
+
+# What the FID of Table 1 was measured with (Appendix B.2).
+SCORE_CONDITIONS: dict[str, str] = {
+    "CIFAR-10": "against the training data; n not stated",
+    "CelebA 64": "n = 10,000 against the test set",
+}
+
+# Data set, device, sampling time and training time of NCSNv2 (Table 6; n sampled is not stated).
+SPEED: list[tuple[str, str, float, float]] = [
+    ("CIFAR-10", "2x V100", 2 * 60.0, 22 * 3600.0),
+    ("CelebA 64", "4x V100", 7 * 60.0, 29 * 3600.0),
+    ("LSUN church_outdoor 96", "8x V100", 17 * 60.0, 52 * 3600.0),
+    ("LSUN bedroom 128", "8x V100", 19 * 60.0, 52 * 3600.0),
+    ("LSUN tower 128", "8x V100", 19 * 60.0, 52 * 3600.0),
+    ("FFHQ 256", "8x V100", 50 * 60.0, 41 * 3600.0),
+]
+
+
+def family(dataset: str) -> str | None:
+    """The paper's data set that one of ours stands for (CIFAR-10 or CelebA 64), or None."""
+    name = dataset.lower().replace("-", "").replace("_", "")
+    if name.startswith("cifar10") and not name.startswith("cifar100"):
+        return "CIFAR-10"
+    return "CelebA 64" if name.startswith("celeba") else None
+
+
+def speed_rows() -> list[dict[str, object]]:
+    """Rows of Table 6 as the report's timings frame has them; what it does not state is missing."""
+    return [
+        {
+            "dataset": dataset,
+            "variant": "NCSNv2",
+            "source": TABLE_6,
+            "device": device,
+            "training_s": training_s,
+            "sampling_s": sampling_s,
+            "images_per_s": math.nan,
+        }
+        for dataset, device, sampling_s, training_s in SPEED
+    ]

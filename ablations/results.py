@@ -1,0 +1,199 @@
+"""What a grid of runs has produced so far: the contract between collection and the report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+# Column name -> pandas dtype. Counts are nullable ("Int64"): a paper's row or a cell that has not
+# run yet has none, and a float NaN would turn every count of the column into "1000.0". Texts are
+# nullable too ("string"): older pandas casts a missing "str" to the word "nan".
+CELL_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "slug": "string",
+    "techniques": "string",
+    "seed": "Int64",
+    "weights": "string",
+    "status": "string",
+    "message": "string",
+}
+DISTANCE_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "seed": "Int64",
+    "weights": "string",
+    "denoise": "bool",
+    "iteration": "Int64",
+    "purpose": "string",
+    "n": "Int64",
+    "n_reference": "Int64",
+    "reference": "string",
+    "feature_space": "string",
+    "label": "string",
+    "distance": "float64",
+}
+REFERENCE_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "name": "string",
+    "label": "string",
+    "n": "Int64",
+    "n_reference": "Int64",
+    "distance": "float64",
+}
+LOSS_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "seed": "Int64",
+    "training": "string",
+    "variants": "string",
+    "iteration": "Int64",
+    "split": "string",
+    "loss": "float64",
+}
+HYPERPARAMETER_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "source": "string",
+    "sigma_1": "float64",
+    "L": "Int64",
+    "T": "Int64",
+    "epsilon": "float64",
+    "batch_size": "Int64",
+    "iterations": "Int64",
+    "learning_rate": "float64",
+    "ema_momentum": "float64",
+    "note": "string",
+}
+TIMING_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "seed": "Int64",
+    "source": "string",
+    "device": "string",
+    "training_s": "float64",
+    "sampling_s": "float64",
+    "n_sampled": "Int64",
+    "score_evaluations_per_sample": "Int64",
+    "images_per_s": "float64",
+    "peak_memory_bytes": "Int64",
+}
+RUN_KEYS = (
+    "grid",
+    "budget",
+    "n_seeds",
+    "datasets",
+    "complete",
+    "software",
+    "hardware",
+    "n_cells",
+    "n_done",
+)
+
+_FRAMES = {
+    "cells": CELL_COLUMNS,
+    "distances": DISTANCE_COLUMNS,
+    "references": REFERENCE_COLUMNS,
+    "losses": LOSS_COLUMNS,
+    "hyperparameters": HYPERPARAMETER_COLUMNS,
+    "timings": TIMING_COLUMNS,
+}
+_ALLOWED = {
+    ("cells", "weights"): {"raw", "EMA"},
+    ("cells", "status"): {"done", "running", "planned", "failed", "diverged"},
+    ("distances", "weights"): {"raw", "EMA"},
+    ("distances", "purpose"): {"selection", "final"},
+    ("distances", "reference"): {"train", "test"},
+    ("losses", "split"): {"train", "test"},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleSet:
+    """Images sampled from one snapshot: `path` is a .npy file, uint8, shape (N, C, H, W)."""
+
+    dataset: str
+    variant: str
+    seed: int
+    weights: str
+    denoise: bool
+    iteration: int
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Everything the report shows, as collected from the files of a finished or running grid.
+
+    `run` has the keys RUN_KEYS (and may have `budget_note`, a sentence on what the budget means).
+    Each frame has the columns of its constant above, is cast to their types, and may have no rows.
+    `samples` and `real` name .npy files of uint8 images, shape (N, C, H, W). Raises ValueError when
+    a key or column is missing, a value has not its column's type, or a word is not one agreed on.
+    """
+
+    run: dict[str, Any]
+    cells: pd.DataFrame
+    distances: pd.DataFrame
+    references: pd.DataFrame
+    losses: pd.DataFrame
+    hyperparameters: pd.DataFrame
+    timings: pd.DataFrame
+    samples: list[SampleSet] = field(default_factory=list)
+    real: dict[str, Path] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        absent = [key for key in RUN_KEYS if key not in self.run]
+        if absent:
+            raise ValueError(f"run: missing {', '.join(absent)}; needed: {', '.join(RUN_KEYS)}")
+        for name, columns in _FRAMES.items():
+            absent = [column for column in columns if column not in getattr(self, name).columns]
+            if absent:
+                raise ValueError(
+                    f"{name}: missing column {', '.join(absent)}; needed: {', '.join(columns)}"
+                )
+            object.__setattr__(self, name, _cast(name, getattr(self, name), columns))
+        for (name, column), allowed in _ALLOWED.items():
+            wrong = set(getattr(self, name)[column].dropna()) - allowed
+            if wrong:
+                raise ValueError(
+                    f"{name}.{column}: {sorted(wrong)[0]!r} is not one of "
+                    f"{', '.join(sorted(allowed))}"
+                )
+
+
+def _cast(name: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    for column, dtype in columns.items():
+        # astype(bool) would read NaN and "False" as True.
+        if dtype == "bool" and not all(value in (True, False) for value in frame[column].dropna()):
+            raise ValueError(f"{name}.{column}: not all values are True or False")
+        if dtype == "bool" and frame[column].isna().any():
+            raise ValueError(f"{name}.{column}: a value is missing")
+    try:
+        return frame.astype(dict(columns)).reset_index(drop=True)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def make_frame(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]] = ()) -> pd.DataFrame:
+    """Frame with exactly the given columns and types; a row may leave out what it has not got.
+
+    Raises ValueError when a row has a key that is no column, or lacks one that must be there
+    (a bool cannot be missing).
+    """
+    rows = list(rows)
+    for row in rows:
+        unknown = sorted(set(row) - set(columns))
+        if unknown:
+            raise ValueError(f"unknown column {unknown[0]!r}; known: {', '.join(columns)}")
+        for name, dtype in columns.items():
+            if dtype == "bool" and not isinstance(row.get(name), bool):
+                raise ValueError(f"{name}: {row.get(name)!r} is not True or False")
+    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
+
+
+def empty_results(run: dict[str, Any]) -> Results:
+    """Results of a grid of which nothing is known yet but its `run` description."""
+    return Results(run=run, **{name: make_frame(columns) for name, columns in _FRAMES.items()})
