@@ -1,0 +1,1 @@
+"""The ablation study: grids of variants, their jobs, and the report made from their files."""

@@ -1,0 +1,287 @@
+"""From the files of an output folder to the numbers of its report; reads, and computes nothing."""
+
+import platform
+from collections import defaultdict
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ablations.cells import Cell
+from ablations.manifest import load_manifest
+from ablations.plan import job_state
+from ablations.results import (
+    CELL_COLUMNS,
+    DISTANCE_COLUMNS,
+    HYPERPARAMETER_COLUMNS,
+    LOSS_COLUMNS,
+    REFERENCE_COLUMNS,
+    TIMING_COLUMNS,
+    Results,
+    SampleSet,
+    make_frame,
+)
+from ablations.settings import BUDGETS
+from ablations.stages import StageStore
+from ablations.work import Context, Job, cpu_name, plan_jobs, sample_file, selected_iterations
+from scorekit.metrics import distance_label
+from scorekit.presets import TABLE_4
+from scorekit.techniques import (
+    geometric_sigmas,
+    ladder_ratio,
+    langevin_step_size,
+    n_noise_scales,
+    noise_scale_ratio,
+)
+
+_WEIGHTS = {"raw": "raw", "ema": "EMA"}
+
+def collect(out: Path) -> Results:
+    """Return everything that the files below ``out`` say, whether the grid is done or not.
+
+    Raises ValueError for a folder that holds no grid, or one of an incompatible version.
+    """
+    manifest = load_manifest(out)
+    if manifest is None:
+        raise ValueError(f"{out} holds no grid (no grid.json); give the --out of a launch")
+    data_root = (out / manifest.data_root).resolve()
+    # Only paths matter for reading.
+    context = Context(
+        out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=1
+    )
+    return _Collector(context, manifest.cells).results(manifest.grid, manifest.budget)
+
+
+class _Collector:
+    def __init__(self, context: Context, cells: list[Cell]) -> None:
+        self.context, self.cells = context, cells
+        self.store: StageStore = context.store
+        self.jobs = plan_jobs(cells)
+        self.states = {job.name: job_state(job, context) for job in self.jobs}
+
+    def results(self, grid: str, budget: str) -> Results:
+        cells = [self.cell_row(cell) for cell in self.cells]
+        timings = [self.timing_row(cell) for cell in self.cells]
+        n_done = sum(row["status"] == "done" for row in cells)
+        first = {cell.data.name: cell for cell in reversed(self.cells)}
+        run = {
+            "grid": grid,
+            "budget": budget,
+            "budget_note": BUDGETS[budget].description if budget in BUDGETS else "",
+            "n_seeds": len({cell.seed for cell in self.cells}),
+            "datasets": [name for name in dict.fromkeys(c.data.name for c in self.cells)],
+            "complete": n_done == len(cells),
+            "software": self.software(),
+            "hardware": cpu_name(),
+            "n_cells": len(cells),
+            "n_done": n_done,
+        }
+        return Results(
+            run=run,
+            cells=make_frame(CELL_COLUMNS, cells),
+            distances=make_frame(DISTANCE_COLUMNS, self.distance_rows()),
+            references=make_frame(REFERENCE_COLUMNS, self.reference_rows()),
+            losses=make_frame(LOSS_COLUMNS, self.loss_rows()),
+            hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, self.hyperparameter_rows()),
+            timings=make_frame(TIMING_COLUMNS, timings),
+            samples=list(self.sample_sets()),
+            real={
+                name: self.context.data_root / cell.data.store / "train.npy"
+                for name, cell in first.items()
+            },
+        )
+
+    def software(self) -> dict[str, str]:
+        packages = ("torch", "numpy", "torch-fidelity")
+        return {"python": platform.python_version()} | {p: version(p) for p in packages}
+
+    def cell_row(self, cell: Cell) -> dict[str, Any]:
+        status, message = self.cell_state(cell)
+        return {
+            "dataset": cell.data.name,
+            "variant": cell.variant.name,
+            "slug": cell.variant.slug,
+            "techniques": ",".join(map(str, cell.variant.techniques)),
+            "seed": cell.seed,
+            "weights": _WEIGHTS[cell.variant.weights],
+            "status": status,
+            "message": message,
+        }
+
+    def cell_state(self, cell: Cell) -> tuple[str, str]:
+        """Return the state of the cell's evaluation, or of the training that it waits for."""
+        state = self.states[Job(kind="evaluate", cell=cell).name]
+        if state[0] == "planned":
+            training = self.states[Job(kind="train", cell=cell).name]
+            if training[0] in ("running", "failed", "diverged"):
+                return training
+        return state
+
+    def distance_rows(self) -> Iterator[dict[str, Any]]:
+        for cell in self.cells:
+            chosen = selected_iterations(cell, self.store)
+            for denoise in (False, True):
+                wanted = [(i, "selection", False) for i in cell.train.snapshot_iterations]
+                if denoise in chosen:
+                    wanted.append((chosen[denoise], "final", True))
+                for iteration, purpose, final in wanted:
+                    stage = cell.distance_stage(iteration, denoise=denoise, final=final)
+                    result = self.store.result(stage)
+                    row = {
+                        "dataset": cell.data.name,
+                        "variant": cell.variant.name,
+                        "seed": cell.seed,
+                        "weights": _WEIGHTS[cell.variant.weights],
+                        "denoise": denoise,
+                        "iteration": iteration,
+                        "purpose": purpose,
+                        "n": cell.n_final if final else cell.n_selection,
+                        "reference": cell.reference,
+                        "feature_space": cell.data.extractor,
+                        "label": distance_label(cell.data.extractor),
+                    }
+                    if result is not None:
+                        row |= {key: result[key] for key in ("distance", "n", "n_reference")}
+                        yield row
+
+    def reference_rows(self) -> Iterator[dict[str, Any]]:
+        for job in self.jobs:
+            if job.kind != "baseline":
+                continue
+            result = self.store.result(job.cell.baseline_stage())
+            for name, values in (result or {}).items():
+                label = distance_label(job.cell.data.extractor)
+                yield {"dataset": job.cell.data.name, "name": name, "label": label} | values
+
+    def loss_rows(self) -> Iterator[dict[str, Any]]:
+        users: dict[str, list[Cell]] = defaultdict(list)
+        for cell in self.cells:
+            users[cell.train_stage().digest].append(cell)
+        for cells in users.values():
+            cell = cells[0]
+            stage = cell.train_stage()
+            if self.store.result(stage) is None:
+                continue
+            kind = "conditional" if cell.train.conditional else "s(x)/σ"
+            shared = {
+                "dataset": cell.data.name,
+                "seed": cell.seed,
+                "training": f"{kind}, L={cell.train.n_levels}",
+                "variants": ", ".join(c.variant.name for c in cells),
+            }
+            with np.load(self.store.directory(stage) / "losses.npz") as losses:
+                for i, loss in enumerate(losses["train"], start=1):
+                    yield shared | {"iteration": i, "split": "train", "loss": float(loss)}
+                for i, loss in zip(losses["test_iteration"], losses["test"], strict=True):
+                    yield shared | {"iteration": int(i), "split": "test", "loss": float(loss)}
+
+    def hyperparameter_rows(self) -> Iterator[dict[str, Any]]:
+        seen = set()
+        for cell in self.cells:
+            if (cell.data.name, cell.variant) in seen:
+                continue
+            seen.add((cell.data.name, cell.variant))
+            train = cell.train
+            yield {
+                "dataset": cell.data.name,
+                "variant": cell.variant.name,
+                "source": "this run",
+                "sigma_1": train.sigma_begin,
+                "L": train.n_levels,
+                "T": cell.n_steps_each,
+                "epsilon": cell.step_size,
+                "batch_size": train.batch_size,
+                "iterations": train.iterations,
+                "learning_rate": train.learning_rate,
+                "ema_momentum": train.ema_momentum,
+                "note": f"width {train.width}; Technique 1 measures sigma_1 = "
+                f"{cell.data.max_distance:.4g} on {cell.data.n_train} training images",
+            }
+        yield from published_hyperparameters()
+
+    def timing_row(self, cell: Cell) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "dataset": cell.data.name,
+            "variant": cell.variant.name,
+            "seed": cell.seed,
+            "source": "this run",
+            "score_evaluations_per_sample": cell.score_evaluations,
+        }
+        peaks, devices = [], set()
+        if (training := self.store.result(cell.train_stage())) is not None:
+            row["training_s"] = training["training_s"]
+            peaks.append(training["conditions"]["peak_memory_bytes"])
+            devices.add(training["conditions"]["device"])
+        stages = {
+            stage
+            for i in cell.train.snapshot_iterations
+            for stage in cell.sample_stages(i, final=True)
+        }
+        done = [r for r in map(self.store.result, stages) if r is not None]
+        if done:
+            row["sampling_s"] = sum(result["sampling_s"] for result in done)
+            row["n_sampled"] = sum(result["n"] for result in done)
+            row["images_per_s"] = row["n_sampled"] / row["sampling_s"]
+            peaks += [result["conditions"]["peak_memory_bytes"] for result in done]
+            devices |= {result["conditions"]["device"] for result in done}
+        if peaks:
+            row["peak_memory_bytes"] = max(peaks)
+        row["device"] = "; ".join(sorted(devices))
+        return row
+
+    def sample_sets(self) -> Iterator[SampleSet]:
+        for cell in self.cells:
+            for denoise, iteration in selected_iterations(cell, self.store).items():
+                stage = cell.sample_stages(iteration, final=False)[0]
+                if self.store.result(stage) is not None:
+                    yield SampleSet(
+                        dataset=cell.data.name,
+                        variant=cell.variant.name,
+                        seed=cell.seed,
+                        weights=_WEIGHTS[cell.variant.weights],
+                        denoise=denoise,
+                        iteration=iteration,
+                        path=self.store.directory(stage) / sample_file(denoise),
+                    )
+
+
+def published_hyperparameters() -> Iterator[dict[str, Any]]:
+    """Yield Table 4 as published and, for NCSNv2, what Techniques 2 and 4 give from its sigma_1.
+
+    The computed rows use C = 0.5, the paper's recommendation; Table 4's L follow from C = 0.5668.
+    """
+    for row in TABLE_4:
+        dim = 3 * row.image_size**2
+        shared = {"dataset": f"{row.dataset} {row.image_size}²", "variant": row.model}
+        yield shared | {
+            "source": "paper (Table 4)",
+            "sigma_1": row.sigma_begin,
+            "L": row.n_levels,
+            "T": row.n_steps_each,
+            "epsilon": row.epsilon,
+            "batch_size": row.batch_size,
+            "iterations": row.iterations,
+            "learning_rate": 1e-4 if row.model == "NCSNv2" else 1e-3,
+            "ema_momentum": 0.999 if row.model == "NCSNv2" else float("nan"),
+            "note": row.note,
+        }
+        if row.model == "NCSN":
+            continue
+        n_levels = n_noise_scales(row.sigma_begin, row.sigma_end, noise_scale_ratio(dim))
+        gamma = ladder_ratio(geometric_sigmas(row.sigma_begin, row.sigma_end, n_levels))
+        published_gamma = ladder_ratio(
+            geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels)
+        )
+        epsilon = langevin_step_size(published_gamma, row.sigma_end, row.n_steps_each)
+        yield shared | {
+            "source": "computed, C=0.5",
+            "sigma_1": row.sigma_begin,
+            "L": n_levels,
+            "T": row.n_steps_each,
+            "epsilon": langevin_step_size(gamma, row.sigma_end, row.n_steps_each),
+            "note": f"with the published L, Technique 4 gives epsilon = {epsilon:.3g}; "
+            "C = 0.5668 gives the published L",
+        }
+

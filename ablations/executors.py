@@ -1,0 +1,178 @@
+"""Run jobs in this process, or several at a time through submitit (local processes, Slurm)."""
+
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import submitit
+
+from ablations.work import Context, Job, failure_path, job_is_done, run_job
+from scorekit.files import CorruptFile, read_json
+
+_log = logging.getLogger("scorekit")
+_POLL_S = 0.5
+
+
+class Reporter(Protocol):
+    """Told what happens to the jobs."""
+
+    def started(self, job: Job) -> None: ...
+    def finished(self, job: Job) -> None: ...
+    def failed(self, job: Job, message: str) -> None: ...
+    def tick(self) -> None: ...
+
+
+@dataclass
+class Outcome:
+    """Names of the jobs that are done, and of those that are not, with the reason."""
+
+    done: set[str] = field(default_factory=set)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+class SubmittedJob:
+    """A job as submitit runs it: preempted, it is submitted again and goes on from its files."""
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self.job, self.context = job, context
+
+    def __call__(self) -> None:
+        logging.basicConfig(
+            level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+        )
+        run_job(self.job, self.context)
+
+    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
+        """Return what submitit submits when it preempts this job."""
+        return submitit.helpers.DelayedSubmission(self)
+
+
+def critical_path(jobs: Sequence[Job]) -> dict[str, float]:
+    """Return each job's FLOPs plus those of the longest chain of jobs that wait for it."""
+    length = {job.name: job.flops for job in jobs}
+    for job in reversed(jobs):  # needs come before the jobs that have them
+        for need in job.needs:
+            if need in length:
+                flops = next(j.flops for j in jobs if j.name == need)
+                length[need] = max(length[need], flops + length[job.name])
+    return length
+
+
+def run_inline(jobs: Sequence[Job], context: Context, reporter: Reporter, outcome: Outcome) -> None:
+    """Run the jobs one after another in this process."""
+    for job in jobs:
+        if _blocked(job, outcome, reporter):
+            continue
+        reporter.started(job)
+        try:
+            run_job(job, context, reporter.tick)
+        except Exception as error:
+            # run_job has put it on record with its traceback; the grid goes on.
+            _log.debug("job %s failed", job.name, exc_info=True)
+            outcome.failed[job.name] = str(error) or type(error).__name__
+            reporter.failed(job, outcome.failed[job.name])
+        else:
+            outcome.done.add(job.name)
+            reporter.finished(job)
+
+
+def run_submitted(
+    jobs: Sequence[Job],
+    context: Context,
+    reporter: Reporter,
+    outcome: Outcome,
+    *,
+    cluster: str,
+    slots: Sequence[dict[str, Any]],
+) -> None:
+    """Run the jobs through submitit, at most ``len(slots)`` at a time, longest chains first.
+
+    ``cluster`` is "local" or "slurm"; each slot holds submitit parameters for a job that runs in it
+    (a GPU of its own, for one). Whether a job succeeded is read from its files, not from its exit.
+    On KeyboardInterrupt local jobs are stopped; Slurm's are left running.
+    """
+    executor = submitit.AutoExecutor(folder=context.out / "logs", cluster=cluster)
+    length = critical_path(jobs)
+    pending = sorted(jobs, key=lambda job: -length[job.name])
+    running: dict[int, tuple[Job, submitit.Job[None]]] = {}
+    try:
+        while pending or running:
+            for job in list(pending):
+                if _blocked(job, outcome, reporter):
+                    pending.remove(job)
+            free = [slot for slot in range(len(slots)) if slot not in running]
+            ready = [job for job in pending if outcome.done.issuperset(job.needs)]
+            for slot, job in zip(free, ready, strict=False):
+                pending.remove(job)
+                executor.update_parameters(**slots[slot])
+                running[slot] = (job, executor.submit(SubmittedJob(job, context)))
+                reporter.started(job)
+            for slot, (job, submitted) in list(running.items()):
+                if submitted.done():
+                    del running[slot]
+                    _settle(job, submitted, context, reporter, outcome)
+            reporter.tick()
+            if running:
+                time.sleep(_POLL_S)
+    except BaseException:
+        if cluster == "local":
+            for _, submitted in running.values():
+                submitted.cancel()
+        raise
+
+
+def local_slots(n: int, *, gpus: Sequence[int] = ()) -> list[dict[str, Any]]:
+    """Return submitit parameters of ``n`` places for local jobs, each with one GPU where given."""
+    month = 60 * 24 * 31  # submitit's default of 2 minutes would kill a training run
+    slots = []
+    for i in range(n):
+        slot: dict[str, Any] = {"timeout_min": month, "stderr_to_stdout": True}
+        if gpus:
+            slot |= {"gpus_per_node": 1, "local_visible_gpus": (gpus[i % len(gpus)],)}
+        slots.append(slot)
+    return slots
+
+
+def _blocked(job: Job, outcome: Outcome, reporter: Reporter) -> bool:
+    failed = [need for need in job.needs if need in outcome.failed]
+    if failed:
+        outcome.failed[job.name] = f"waits for {failed[0]}, which failed"
+        reporter.failed(job, outcome.failed[job.name])
+    return bool(failed)
+
+
+def _settle(
+    job: Job,
+    submitted: "submitit.Job[None]",
+    context: Context,
+    reporter: Reporter,
+    outcome: Outcome,
+) -> None:
+    if job_is_done(job, context.store):
+        outcome.done.add(job.name)
+        reporter.finished(job)
+        return
+    failure = read_failure(job, context)
+    if failure is None:
+        log = submitted.paths.stdout
+        message = f"its process died without a word; log: {os.path.relpath(log)}"
+    else:
+        message = failure["message"]
+    outcome.failed[job.name] = message
+    reporter.failed(job, message)
+
+
+def read_failure(job: Job, context: Context) -> dict[str, Any] | None:
+    """Return the record that a failed job left, or None."""
+    try:
+        record = read_json(failure_path(context.out, job.name))
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        return {"kind": "failed", "message": str(error)}
+    return record
+
+

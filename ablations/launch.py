@@ -1,0 +1,318 @@
+"""``python -m ablations.launch``: turn a named grid into jobs, run them, and write the report."""
+
+import argparse
+import fcntl
+import fnmatch
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ablations.cells import Cell
+from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
+from ablations.grids import GRIDS, build_cells, data_facts, load_grid
+from ablations.manifest import Manifest, load_manifest, save_manifest
+from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
+from ablations.progress import make_reporter
+from ablations.settings import BUDGETS, Budget, Settings, apply_overrides, parse_overrides
+from ablations.work import Context, Job, failure_path, job_is_done, plan_jobs
+
+#: There while results are newer than the report: it survives whatever kills the launcher.
+_REPORT_PENDING = "report.pending"
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Return the parsed command line; argparse exits with code 2 on a bad one."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ablations.launch",
+        description="Run an ablation grid of NCSN -> NCSNv2 and report it. The same command again "
+        "continues what was interrupted, and does nothing where all is done.",
+    )
+    add = parser.add_argument
+    add("--grid", default="paper", help=f"{', '.join(GRIDS)}, or a TOML file (default: paper)")
+    add(
+        "--budget",
+        choices=["auto", *BUDGETS],
+        help="auto (default): paper on CUDA, quick otherwise",
+    )
+    add("--datasets", help="comma-separated: digits, patches, imagefolder:PATH")
+    add("--data-root", type=Path, help="where prepared images are kept (default: OUT/data)")
+    add("--out", type=Path, default=Path("runs/paper"), help="default: runs/paper")
+    add("--seeds", type=int, metavar="N", help="number of seeds (default: 1)")
+    add(
+        "--executor",
+        choices=["auto", "inline", "local", "slurm"],
+        default="auto",
+        help="auto (default): local processes on a CPU or several GPUs, inline on one GPU",
+    )
+    add("--workers", type=int, metavar="N", help="jobs at a time (default: one per core or GPU)")
+    add("--threads", type=int, default=1, help="CPU threads of a job (default: 1)")
+    add("--device", choices=["auto", "cpu", "cuda"], default="auto")
+    add("--only", metavar="PATTERN", help="cells to run: comma-separated names or globs")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="submitit parameter")
+    add("--inception-weights", type=Path, metavar="PATH", help="torch-fidelity's Inception weights")
+    add("--dry-run", action="store_true", help="print the stages and their cost, run nothing")
+    add("--status", action="store_true", help="print the state of every job, run nothing")
+    add("--retry-failed", action="store_true", help="run failed and diverged jobs again")
+    return parser.parse_args(argv)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A command line, resolved and checked: what would run, where and how."""
+
+    manifest: Manifest
+    budget: Budget
+    cells: list[Cell]  # those chosen by --only
+    jobs: list[Job]
+    context: Context
+    executor: str
+    workers: int
+    slurm: dict[str, Any]
+
+
+def make_plan(args: argparse.Namespace) -> Plan:
+    """Resolve the command line; raises ValueError or OSError, in one line, for bad input."""
+    import torch
+
+    grid = load_grid(args.grid)
+    cuda = torch.cuda.is_available()
+    device = args.device if args.device != "auto" else ("cuda" if cuda else "cpu")
+    if device == "cuda" and not cuda:
+        raise ValueError("--device cuda: no CUDA device is available; use cpu or auto")
+    wanted = args.budget or grid.budget or "auto"
+    budget = BUDGETS[wanted if wanted != "auto" else ("paper" if device == "cuda" else "quick")]
+    overrides = grid.overrides | parse_overrides(args.set)
+    settings = apply_overrides(budget.settings, overrides)
+    seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
+    counts = {"--seeds": seeds, "--threads": args.threads, "--workers": args.workers}
+    for name, value in counts.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} {value}: must be at least 1")
+    weights = args.inception_weights
+    if weights is not None and not weights.is_file():
+        raise ValueError(
+            f"--inception-weights {weights}: no such file; torch-fidelity's "
+            "weights-inception-2015-12-05-6726825d.pth is expected"
+        )
+    out = args.out.resolve()
+    data_root = (args.data_root or out / "data").resolve()
+    specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
+    existing = load_manifest(out)
+    facts = [
+        data_facts(s, data_root, image_size=settings.image_size, inception_weights=weights)
+        for s in dict.fromkeys(specs)
+    ]
+    names = [data.name for data in facts]
+    for called in names:
+        if names.count(called) > 1:
+            raise ValueError(
+                f"--datasets: two of them are called {called}, and their results would share its "
+                "rows; rename a folder or use another --out"
+            )
+    manifest = Manifest(
+        grid=grid.name,
+        budget=budget.name,
+        overrides=_result_overrides(settings, overrides),
+        data_root=os.path.relpath(data_root, out),
+        cells=build_cells(grid, settings, facts, seeds),
+    )
+    manifest = manifest if existing is None else existing.merged(manifest, out)
+    known = {cell.name for cell in build_cells(grid, settings, facts, seeds)}
+    cells = [cell for cell in manifest.cells if cell.name in known]
+    if args.only is not None:
+        patterns = _split(args.only)
+        cells = [c for c in cells if any(_matches(c, pattern) for pattern in patterns)]
+        if not cells:
+            there = ", ".join(sorted(known))
+            raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
+    n_gpus = torch.cuda.device_count() if device == "cuda" else 0
+    workers = args.workers or (n_gpus or max(1, _usable_cores() // args.threads))
+    executor = args.executor
+    if executor == "auto":
+        executor = "local" if workers > 1 else "inline"
+    context = Context(
+        out=out,
+        data_root=data_root,
+        device=device,
+        threads=args.threads if executor != "inline" else max(args.threads, _usable_cores()),
+        compile=settings.compile,
+        sampling_batch=settings.sampling_batch,
+        inception_weights=None if weights is None else weights.resolve(),
+    )
+    return Plan(
+        manifest=manifest,
+        budget=budget,
+        cells=cells,
+        jobs=plan_jobs(cells),
+        context=context,
+        executor=executor,
+        workers=workers,
+        slurm=dict(_pair(text) for text in args.slurm),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns 0 (all done), 1 (some jobs failed), 2 (bad input), 130."""
+    args = parse_arguments(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    try:
+        plan = make_plan(args)
+        if args.dry_run:
+            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
+            return 0
+        if args.status:
+            print(describe_status(plan.jobs, plan.context))
+            return 0
+        check_disk(plan.cells, plan.jobs, plan.context)
+        plan.context.out.mkdir(parents=True, exist_ok=True)
+        with _launcher_lock(plan.context.out):
+            if save_manifest(plan.manifest, plan.context.out):
+                (plan.context.out / _REPORT_PENDING).touch()
+            return _run(plan, retry_failed=args.retry_failed)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted; the same command continues where it stopped", file=sys.stderr)
+        return 130
+
+
+def _run(plan: Plan, *, retry_failed: bool) -> int:
+    context, budget = plan.context, plan.budget
+    outcome = Outcome()
+    todo = []
+    for job in plan.jobs:
+        failure = read_failure(job, context)
+        if job_is_done(job, context.store):
+            outcome.done.add(job.name)
+        elif failure is not None and not retry_failed:
+            outcome.failed[job.name] = f"{failure['message']} (--retry-failed runs it again)"
+        else:
+            failure_path(context.out, job.name).unlink(missing_ok=True)
+            todo.append(job)
+    print(f"budget: {budget.name} — {budget.description}", flush=True)
+    print(
+        f"grid {plan.manifest.grid}: {len(plan.cells)} cells, {len(plan.jobs)} jobs, "
+        f"{len(plan.jobs) - len(todo)} of them settled; {plan.executor} executor on "
+        f"{context.device}, {plan.workers if plan.executor != 'inline' else 1} at a time; "
+        f"results in {os.path.relpath(context.out)}",
+        flush=True,
+    )
+    for line in describe_warnings(plan.cells):
+        print(line)
+    for job in plan.jobs:
+        if job.name in outcome.failed:
+            print(f"failed before: {job.title}: {outcome.failed[job.name]}")
+    if todo:
+        (context.out / _REPORT_PENDING).touch()
+        with make_reporter(todo, context) as reporter:
+            if plan.executor == "inline":
+                run_inline(todo, context, reporter, outcome)
+            else:
+                run_submitted(
+                    todo,
+                    context,
+                    reporter,
+                    outcome,
+                    cluster=plan.executor,
+                    slots=_slots(plan),
+                )
+    else:
+        print("nothing to do: every job is settled")
+    page = _report(context.out)
+    print(f"report: {os.path.relpath(page)}")
+    if outcome.failed:
+        print(
+            f"{len(outcome.failed)} of {len(plan.jobs)} jobs did not finish; the same command "
+            "continues (--retry-failed for those that failed by themselves)",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _report(out: Path) -> Path:
+    page, pending = out / "report" / "index.html", out / _REPORT_PENDING
+    if page.exists() and not pending.exists():
+        return page
+    # Imported here: the figures' libraries would slow down --help, --status and every error.
+    from ablations.collect import collect
+    from ablations.report import build_report
+
+    page = build_report(collect(out), out / "report")
+    pending.unlink(missing_ok=True)
+    return page
+
+
+def _slots(plan: Plan) -> list[dict[str, Any]]:
+    if plan.executor == "slurm":
+        defaults = {"timeout_min": 60 * 24, "cpus_per_task": plan.context.threads}
+        if plan.context.device == "cuda":
+            defaults["gpus_per_node"] = 1
+        return [defaults | plan.slurm for _ in range(plan.workers)]
+    import torch
+
+    gpus = range(torch.cuda.device_count()) if plan.context.device == "cuda" else ()
+    return local_slots(plan.workers, gpus=list(gpus))
+
+
+@contextmanager
+def _launcher_lock(out: Path) -> Iterator[None]:
+    """Hold ``out`` for this launcher; another one is told who holds it."""
+    path = out / "launcher.lock"
+    with open(path, "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise ValueError(f"--out {out} is in use by {holder}") from error
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
+def _result_overrides(settings: Settings, overrides: dict[str, Any]) -> dict[str, Any]:
+    """Leave out what changes no result, so that it may differ from one command to the next."""
+    return {k: v for k, v in overrides.items() if k not in ("compile", "sampling_batch")}
+
+
+def _matches(cell: Cell, pattern: str) -> bool:
+    names = (cell.name, cell.variant.slug, cell.variant.name.lower(), cell.data.name)
+    return any(fnmatch.fnmatchcase(name, pattern.lower()) for name in map(str.lower, names))
+
+
+def _split(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
+def _pair(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise ValueError(f"--slurm {text!r} is not of the form key=value")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value
+
+
+def _usable_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+if __name__ == "__main__":
+    # A terminated launcher stops its local jobs as an interrupted one does.
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    sys.exit(main())

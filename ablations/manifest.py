@@ -1,0 +1,94 @@
+"""``OUT/grid.json``: which cells an output folder holds, with every setting resolved."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ablations.cells import Cell, cell_from_json
+from ablations.stages import RESULTS_VERSION
+from scorekit.files import CorruptFile, read_json, write_json
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """A grid's name, budget and overrides, and its cells; ``data_root`` is relative to OUT."""
+
+    grid: str
+    budget: str
+    overrides: dict[str, Any]
+    data_root: str
+    cells: list[Cell]
+
+    def merged(self, other: "Manifest", out: Path) -> "Manifest":
+        """Return this manifest with the cells of ``other`` added.
+
+        More datasets, seeds or variants may be added to a folder; raises ValueError where grid,
+        budget, settings or a dataset differ, because their results would share tables unmarked.
+        """
+        for key in ("grid", "budget", "overrides"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                raise ValueError(
+                    f"--out {out} holds {key} {mine!r}, not {theirs!r}; choose another --out"
+                )
+        cells = {cell.name: cell for cell in self.cells}
+        for cell in other.cells:
+            if cells.setdefault(cell.name, cell) != cell:
+                raise ValueError(
+                    f"--out {out} holds another {cell.name}: its data or derived settings changed "
+                    "since; choose another --out"
+                )
+        return replace(self, cells=list(cells.values()), data_root=other.data_root)
+
+
+def load_manifest(out: Path) -> Manifest | None:
+    """Return the manifest of an output folder, or None where there is none.
+
+    Raises ValueError for a folder written by an incompatible version, or a damaged manifest.
+    """
+    path = out / "grid.json"
+    try:
+        record = read_json(path)
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        raise ValueError(f"{error}; remove it, and the same command writes it again") from error
+    versions = [record.get("format"), record.get("results_version")] if record else None
+    if versions != [_FORMAT, RESULTS_VERSION]:
+        raise ValueError(
+            f"{out} was written by an incompatible version (format, results) = {versions}; this "
+            f"one has {[_FORMAT, RESULTS_VERSION]}; choose another --out"
+        )
+    try:
+        return Manifest(
+            grid=record["grid"],
+            budget=record["budget"],
+            overrides=record["overrides"],
+            data_root=record["data_root"],
+            cells=[cell_from_json(cell) for cell in record["cells"]],
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error}); remove it, and the same command writes it "
+                         "again") from error
+
+
+def save_manifest(manifest: Manifest, out: Path) -> bool:
+    """Write ``OUT/grid.json`` atomically; returns False where it was the same already."""
+    if load_manifest(out) == manifest:
+        return False
+    write_json(out / "grid.json", _record(manifest))
+    return True
+
+
+def _record(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "format": _FORMAT,
+        "results_version": RESULTS_VERSION,
+        "grid": manifest.grid,
+        "budget": manifest.budget,
+        "overrides": manifest.overrides,
+        "data_root": manifest.data_root,
+        "cells": [cell.to_json() for cell in manifest.cells],
+    }

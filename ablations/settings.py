@@ -1,0 +1,179 @@
+"""What a user may set: budgets (named profiles) and ``key=value`` overrides, checked by name."""
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from scorekit.compilation import Precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Everything that shapes a cell; None means "derived" (from the paper, the data, the variant).
+
+    Field names are the keys of ``--set`` and of a TOML grid's ``[set]`` table.
+    """
+
+    # Noise scales and sampling, for variants with group (1,2,4): derived by Techniques 1, 2 and 4,
+    # or taken from Table 4 where ``preset`` names one of its datasets. Without the group they are
+    # NCSN's own and not settable.
+    preset: str | None = None
+    sigma_begin: float | None = None
+    sigma_end: float = 0.01
+    n_levels: int | None = None
+    coverage: float = 0.5
+    n_steps_each: int | None = None
+    step_size: float | None = None
+    # Network.
+    architecture: str | None = None
+    width: int = 128
+    # Training.
+    iterations: int | None = None
+    batch_size: int | None = None
+    learning_rate: float | None = None
+    adam_eps: float | None = None
+    amsgrad: bool = False
+    ema_momentum: float = 0.999
+    flip: bool | None = None
+    dequantisation: Literal["none", "uniform"] | None = None
+    precision: Precision = "fp32"
+    snapshot_interval: int = 5000
+    test_interval: int = 100
+    # Evaluation.
+    n_selection: int = 1000
+    n_final: int = 10_000
+    n_dump: int = 5000
+    reference: Literal["train", "test"] = "train"
+    # Data.
+    image_size: int | None = None
+    # How, not what: these change speed, memory and rounding, and belong to no digest.
+    compile: bool = True
+    sampling_batch: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("n_selection", "n_final", "sampling_batch"):
+            if getattr(self, name) < 2:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 2")
+        if self.n_final < self.n_selection:
+            raise ValueError(
+                f"n_final = {self.n_final} must be at least n_selection = {self.n_selection}"
+            )
+        if self.n_dump < 0:
+            raise ValueError(f"n_dump = {self.n_dump} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """A named profile of settings, printed with every run and on every table."""
+
+    name: str
+    description: str
+    settings: Settings
+    datasets: tuple[str, ...]
+
+
+BUDGETS = {
+    budget.name: budget
+    for budget in (
+        Budget(
+            name="paper",
+            description="widths, iterations and sample counts of the paper",
+            settings=Settings(),
+            datasets=("digits",),
+        ),
+        Budget(
+            name="quick",
+            description="minutes on two CPU cores: small networks, few iterations, few samples; "
+            "good for a first look and for comparing variants with one another, "
+            "not with the paper's numbers",
+            settings=Settings(
+                # Over so few iterations the paper's momentum would keep a tenth of the initial
+                # weights, and its learning rate for Technique 3 would learn little.
+                width=16,
+                iterations=1950,
+                batch_size=32,
+                learning_rate=1e-3,
+                ema_momentum=0.997,
+                n_steps_each=10,
+                snapshot_interval=650,
+                test_interval=50,
+                n_selection=72,
+                n_final=144,
+                n_dump=100,
+                sampling_batch=72,
+                # Compiling networks this small takes longer than it saves in so short a run.
+                compile=False,
+            ),
+            datasets=("digits",),
+        ),
+    )
+}
+
+
+def parse_overrides(pairs: list[str]) -> dict[str, Any]:
+    """Return ``key=value`` texts as typed settings; ValueError names the key, value and type."""
+    overrides = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--set {pair!r} is not of the form key=value")
+        overrides[key.strip()] = coerce(key.strip(), text.strip())
+    return overrides
+
+
+def coerce(key: str, value: Any) -> Any:
+    """Return ``value`` (a text, or a TOML value) as the type of the setting ``key``."""
+    hints = typing.get_type_hints(Settings)
+    if key not in hints:
+        raise ValueError(f"setting {key!r} is unknown; known: {', '.join(sorted(hints))}")
+    kinds = _alternatives(hints[key])
+    for kind in kinds:
+        converted = _convert(kind, value)
+        if converted is not _NOT_CONVERTED:
+            return converted
+    wanted = " or ".join(_describe(kind) for kind in kinds)
+    raise ValueError(f"{key} = {value!r} is not {wanted}")
+
+
+_NOT_CONVERTED = object()
+
+
+def _alternatives(hint: Any) -> list[Any]:
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return [kind for arg in typing.get_args(hint) for kind in _alternatives(arg)]
+    return [hint]
+
+
+def _describe(kind: Any) -> str:
+    if typing.get_origin(kind) is Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(kind)))
+    return {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "'none'",
+    }[kind]
+
+
+def _convert(kind: Any, value: Any) -> Any:
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if typing.get_origin(kind) is Literal:
+        return text if text in typing.get_args(kind) else _NOT_CONVERTED
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), _NOT_CONVERTED)
+    if kind is type(None):
+        return None if text.lower() == "none" else _NOT_CONVERTED
+    if kind is str:
+        return text if text.lower() != "none" else _NOT_CONVERTED
+    try:
+        return kind(text.replace("_", "")) if not isinstance(value, bool) else _NOT_CONVERTED
+    except ValueError:
+        return _NOT_CONVERTED
+
+
+def apply_overrides(settings: Settings, overrides: dict[str, Any]) -> Settings:
+    """Return the settings with some replaced, checked together."""
+    return dataclasses.replace(settings, **overrides)

@@ -1,0 +1,140 @@
+"""Stages: units of work named by a digest of all that can change their result.
+
+A stage is a directory ``<root>/<kind>/<digest>``; its ``result.json`` is written last and
+atomically, with the checksum of every file of the result. Done means that it parses, that its
+digest agrees and that the files are what it says.
+"""
+
+import fcntl
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from scorekit.files import CorruptFile, read_json, set_aside, sha256_file, write_json
+
+_log = logging.getLogger("scorekit")
+
+#: Raised when a change of the code changes results: old results are then no longer taken for new.
+RESULTS_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Work of one kind with resolved settings (JSON values) and the stages it reads from."""
+
+    kind: str
+    settings: dict[str, Any]
+    needs: tuple["Stage", ...] = ()
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits over kind, settings, inputs and the version of results."""
+        identity = [RESULTS_VERSION, self.kind, self.settings, [s.digest for s in self.needs]]
+        text = json.dumps(identity, sort_keys=True, allow_nan=False)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self.digest == other.digest
+
+
+class StageStore:
+    """The stages' directories below one root."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._checked: dict[Path, tuple[int, int]] = {}
+
+    def directory(self, stage: Stage) -> Path:
+        """Return the stage's directory, which need not exist."""
+        return self.root / stage.kind / stage.digest
+
+    def result(self, stage: Stage) -> dict[str, Any] | None:
+        """Return the result of a finished stage, or None.
+
+        A damaged result, or one whose files are damaged, is named in the log and set aside, so that
+        the stage counts as unfinished.
+        """
+        path = self.directory(stage) / "result.json"
+        try:
+            record = read_json(path)
+            if not isinstance(record, dict) or record.get("digest") != stage.digest:
+                raise CorruptFile(path, "it does not carry its stage's digest")
+            for name, checksum in record["files"].items():
+                self._check(path.parent / name, checksum)
+        except FileNotFoundError:
+            return None
+        except CorruptFile as error:
+            for damaged in {error.path, path}:
+                try:
+                    aside = set_aside(damaged)
+                except FileNotFoundError:
+                    continue
+                _log.warning("%s; set aside as %s, its stage runs again", error, aside.name)
+            return None
+        return record["result"]
+
+    def checksum(self, stage: Stage, name: str) -> str:
+        """Return the SHA-256 of a finished stage's file."""
+        return read_json(self.directory(stage) / "result.json")["files"][name]
+
+    def _check(self, path: Path, checksum: str) -> None:
+        try:
+            stat = path.stat()
+        except FileNotFoundError as error:
+            raise CorruptFile(path, "it is missing") from error
+        seen = (stat.st_mtime_ns, stat.st_size)
+        if self._checked.get(path) != seen:
+            if sha256_file(path) != checksum:
+                raise CorruptFile(path, "its checksum does not agree with its result.json")
+            self._checked[path] = seen
+
+    def run(
+        self, stage: Stage, execute: Callable[[Path], tuple[dict[str, Any], list[Path]]]
+    ) -> dict[str, Any]:
+        """Return the stage's result, made by ``execute(directory)`` unless it is there already.
+
+        ``execute`` returns the result (JSON values) and the files that belong to it. One process
+        works on a stage at a time; others wait, and then find it done.
+        """
+        directory = self.directory(stage)
+        directory.mkdir(parents=True, exist_ok=True)
+        with _locked(directory / "lock"):
+            if (result := self.result(stage)) is not None:
+                return result
+            write_json(directory / "settings.json", {"kind": stage.kind, **stage.settings})
+            started = time.time()
+            result, files = execute(directory)
+            checksums = {str(path.relative_to(directory)): sha256_file(path) for path in files}
+            record = {
+                "digest": stage.digest,
+                "kind": stage.kind,
+                "needs": [need.digest for need in stage.needs],
+                "result": result,
+                "files": checksums,
+                "started": started,
+                "finished": time.time(),
+            }
+            write_json(directory / "result.json", record)
+        return result
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold an advisory lock, which the system releases however the process ends."""
+    with open(path, "a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _log.info("%s is being worked on by another process: waiting for it", path.parent)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield

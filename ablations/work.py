@@ -1,0 +1,520 @@
+"""What each kind of stage does, and the jobs that stages are bundled into."""
+
+import logging
+import math
+import os
+import platform
+import resource
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ablations.cells import Cell, DataFacts
+from ablations.dumps import dump_samples
+from ablations.stages import Stage, StageStore
+from scorekit import metrics
+from scorekit.checkpoints import load_tensors, save_tensors
+from scorekit.compilation import autocast, compiled, precision_context
+from scorekit.data import Dataset, to_uint8
+from scorekit.files import CorruptFile, atomic_write, set_aside, write_json
+from scorekit.networks import forward_flops
+from scorekit.samplers import AnnealedLangevin
+from scorekit.store import open_store
+from scorekit.training import Diverged, Trainer, load_snapshot, snapshot_path
+
+_log = logging.getLogger("scorekit")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and how jobs run: nothing here can change a result beyond rounding."""
+
+    out: Path
+    data_root: Path
+    device: str
+    threads: int
+    compile: bool
+    sampling_batch: int
+    inception_weights: Path | None = None
+
+    @property
+    def store(self) -> StageStore:
+        return StageStore(self.out / "stages")
+
+    def dataset(self, facts: DataFacts) -> Dataset:
+        """Open a prepared dataset; raises CorruptFile where it is not the one that was planned."""
+        directory = self.data_root / facts.store
+        dataset = open_store(directory)
+        if dataset.fingerprint != facts.fingerprint:
+            raise CorruptFile(directory, "its images changed since the grid was planned")
+        return dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Stages that one process runs in a row: ``kind`` is "train", "evaluate" or "baseline"."""
+
+    kind: str
+    cell: Cell  # for training, the first of the cells that share it
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A file name, unique in the grid."""
+        if self.kind == "train":
+            return f"train-{self.cell.train_stage().digest}"
+        if self.kind == "baseline":
+            return f"baseline-{self.cell.baseline_stage().digest}"
+        return "evaluate-" + self.cell.name.replace("/", "-").replace(":", "-")
+
+    @property
+    def title(self) -> str:
+        """What a person reads in the log."""
+        if self.kind == "train":
+            network = "conditional" if self.cell.train.conditional else "unconditional"
+            ladder = f"L={self.cell.train.n_levels}"
+            return f"train {self.cell.data.name} {network} {ladder} seed {self.cell.seed}"
+        if self.kind == "baseline":
+            return f"reference rows of {self.cell.data.name}"
+        return f"evaluate {self.cell.data.name} {self.cell.variant.name} seed {self.cell.seed}"
+
+    @property
+    def flops(self) -> float:
+        """Estimated work; a training step counts as three forward passes."""
+        if self.kind == "baseline":
+            return 0.0
+        per_image = cell_forward_flops(self.cell)
+        train = self.cell.train
+        if self.kind == "train":
+            return 3.0 * per_image * train.batch_size * train.iterations
+        return float(per_image) * self.cell.score_evaluations * self.n_sampled
+
+    @property
+    def n_sampled(self) -> int:
+        """Trajectories of an evaluation, if both denoise settings choose the same snapshot."""
+        snapshots = len(self.cell.train.snapshot_iterations)
+        return snapshots * self.cell.n_selection + self.cell.n_final - self.cell.n_selection
+
+
+def cell_forward_flops(cell: Cell) -> int:
+    """Return the FLOPs of one score evaluation of one image."""
+    train = cell.train
+    key = (train.architecture, train.width, cell.data.channels, cell.data.image_size)
+    if key not in _FLOPS:
+        settings = dict(
+            architecture=train.architecture,
+            sigmas=torch.ones(2),
+            channels=cell.data.channels,
+            width=train.width,
+        )
+        _FLOPS[key] = forward_flops(settings, cell.data.image_size)
+    return _FLOPS[key]
+
+
+_FLOPS: dict[tuple[str, int, int, int], int] = {}
+
+
+def plan_jobs(cells: list[Cell]) -> list[Job]:
+    """Return the jobs of a grid, in an order that respects their needs.
+
+    One training job for all cells that share it, one evaluation per cell, one set of reference rows
+    per dataset and feature space.
+    """
+    jobs: dict[str, Job] = {}
+    for cell in cells:
+        job = Job(kind="train", cell=cell)
+        jobs.setdefault(job.name, job)
+    for cell in cells:
+        train = Job(kind="train", cell=cell).name
+        job = Job(kind="evaluate", cell=cell, needs=(train,))
+        jobs[job.name] = job
+    for cell in cells:
+        job = Job(kind="baseline", cell=cell)
+        jobs.setdefault(job.name, job)
+    return list(jobs.values())
+
+
+class Progress:
+    """Work done by one job, written to a small file that the launcher reads."""
+
+    def __init__(self, path: Path, on_update: Callable[[], None] = lambda: None) -> None:
+        self._path, self._on_update = path, on_update
+        self._written = 0.0
+
+    def __call__(self, fraction: float, text: str) -> None:
+        """Report the fraction done and what is being done; written at most once a second."""
+        now = time.monotonic()
+        if now - self._written >= 1.0:
+            self._written = now
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(self._path, {"fraction": fraction, "text": text, "updated": time.time()})
+            self._on_update()
+
+
+def progress_path(out: Path, job_name: str) -> Path:
+    """Return the file with a job's progress."""
+    return out / "jobs" / f"{job_name}.progress.json"
+
+
+def failure_path(out: Path, job_name: str) -> Path:
+    """Return the file that a failed job leaves: kind "failed" or "diverged", message, traceback."""
+    return out / "jobs" / f"{job_name}.failure.json"
+
+
+def job_is_done(job: Job, store: StageStore) -> bool:
+    """Return whether all of a job's results are there and intact."""
+    if job.kind == "train":
+        return store.result(job.cell.train_stage()) is not None
+    if job.kind == "baseline":
+        return store.result(job.cell.baseline_stage()) is not None
+    chosen = selected_iterations(job.cell, store)
+    return len(chosen) == 2 and all(
+        store.result(job.cell.distance_stage(iteration, denoise=denoise, final=True)) is not None
+        for denoise, iteration in chosen.items()
+    )
+
+
+def selected_iterations(cell: Cell, store: StageStore) -> dict[bool, int]:
+    """Return the snapshot of the smallest selection distance, for each denoise setting.
+
+    A setting is absent while one of its snapshots has no distance yet. The earlier wins a tie.
+    """
+    chosen = {}
+    for denoise in (False, True):
+        results = {
+            iteration: store.result(cell.distance_stage(iteration, denoise=denoise, final=False))
+            for iteration in cell.train.snapshot_iterations
+        }
+        if all(result is not None for result in results.values()):
+            distances = {i: r["distance"] for i, r in results.items() if r is not None}
+            chosen[denoise] = min(distances, key=lambda i: (distances[i], i))
+    return chosen
+
+
+def run_job(job: Job, context: Context, on_update: Callable[[], None] = lambda: None) -> None:
+    """Run a job's stages; a failure is recorded beside the job's progress, then raised."""
+    torch.set_num_threads(context.threads)
+    failure = failure_path(context.out, job.name)
+    failure.unlink(missing_ok=True)
+    progress = Progress(progress_path(context.out, job.name), on_update)
+    try:
+        _Worker(context, progress).run(job)
+    except Exception as error:
+        failure.parent.mkdir(parents=True, exist_ok=True)
+        write_json(
+            failure,
+            {
+                "kind": "diverged" if isinstance(error, Diverged) else "failed",
+                "message": str(error) or type(error).__name__,
+                "traceback": traceback.format_exc(),
+                "when": time.time(),
+            },
+        )
+        raise
+
+
+@dataclass
+class _Worker:
+    context: Context
+    progress: Progress
+    store: StageStore = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.store = self.context.store
+
+    def run(self, job: Job) -> None:
+        if job.kind == "train":
+            self.train(job.cell)
+        elif job.kind == "baseline":
+            self.baseline(job.cell)
+        else:
+            self.evaluate(job)
+
+    def train(self, cell: Cell) -> None:
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            dataset = self.context.dataset(cell.data)
+            trainer = Trainer(
+                cell.train,
+                dataset,
+                directory,
+                device=self.context.device,
+                compile=self.context.compile,
+            )
+            total = cell.train.iterations
+            trainer.run(
+                lambda i, loss: self.progress(i / total, f"iteration {i}/{total}, loss {loss:.4g}")
+            )
+            losses = directory / "losses.npz"
+            test = np.array(trainer.test_losses, dtype=np.float64).reshape(-1, 2)
+            atomic_write(
+                losses,
+                lambda file: np.savez(
+                    file,
+                    train=np.array(trainer.losses),
+                    test=test[:, 1],
+                    test_iteration=test[:, 0].astype(np.int64),
+                ),
+            )
+            snapshots = [snapshot_path(directory, i) for i in cell.train.snapshot_iterations]
+            result = {
+                "training_s": trainer.elapsed_s,
+                "n_parameters": trainer.network.n_parameters(),
+                "conditions": self.conditions(),
+            }
+            return result, [losses, *snapshots]
+
+        self.store.run(cell.train_stage(), execute)
+
+    def evaluate(self, job: Job) -> None:
+        cell = job.cell
+        done = 0
+        for iteration in cell.train.snapshot_iterations:
+            for denoise in (False, True):
+                self.distance(job, iteration, denoise=denoise, final=False, before=done)
+            done += cell.n_selection
+        for denoise, iteration in selected_iterations(cell, self.store).items():
+            self.distance(job, iteration, denoise=denoise, final=True, before=done)
+            dump_samples(
+                cell,
+                denoise=denoise,
+                checkpoint=self.checkpoint_digest(cell, iteration),
+                iteration=iteration,
+                fake=self.samples(cell, iteration, denoise=denoise, limit=cell.n_dump),
+                real=self.context.dataset(cell.data).train,
+                directory=self.context.out / "samples",
+            )
+
+    def checkpoint_digest(self, cell: Cell, iteration: int) -> str:
+        directory = self.store.directory(cell.train_stage())
+        path = snapshot_path(directory, iteration)
+        return self.store.checksum(cell.train_stage(), path.name)
+
+    def samples(self, cell: Cell, iteration: int, *, denoise: bool, limit: int) -> np.ndarray:
+        parts = [
+            np.load(self.store.directory(stage) / sample_file(denoise), mmap_mode="r")
+            for stage in cell.sample_stages(iteration, final=True)
+        ]
+        return np.concatenate(parts)[:limit]
+
+    def sample(self, job: Job, stage: Stage, before: int) -> None:
+        cell = job.cell
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            self.train(cell)
+            return self._sample(job, stage, directory, before)
+
+        self.store.run(stage, execute)
+
+    def _sample(
+        self, job: Job, stage: Stage, directory: Path, before: int
+    ) -> tuple[dict[str, Any], list[Path]]:
+        cell, settings, device = job.cell, stage.settings, self.context.device
+        path = snapshot_path(self.store.directory(cell.train_stage()), settings["iteration"])
+        network = load_snapshot(path, cell.train, cell.data.channels, settings["weights"])
+        network = network.to(device).requires_grad_(False)
+        size = self.context.sampling_batch
+        sampler = AnnealedLangevin(
+            network,
+            network.sigmas,
+            step_size=cell.step_size,
+            n_steps_each=cell.n_steps_each,
+            seed=cell.seed,
+            transform=lambda f: compiled(f, enable=self.context.compile, device=device),
+        )
+        start, stop = settings["start"], settings["stop"]
+        batches = []
+        for first in range(start, stop, size):
+            last = min(first + size, stop)
+            chunk = directory / f"chunk-{first}-{last}.pt"
+            # The batch keeps its size at the end, so that one compiled graph serves all.
+            index = torch.arange(first, first + size, device=device).clamp(max=stop - 1)
+
+            def report(level: int, first: int = first, last: int = last) -> None:
+                share = first - start + (last - first) * (level + 1) / cell.train.n_levels
+                text = f"snapshot {settings['iteration']}, samples {first}-{last} of {stop}"
+                self.progress((before + share) / job.n_sampled, text)
+
+            batch = _read_chunk(chunk)
+            if batch is None:
+                began = time.monotonic()
+                precision = settings["precision"]
+                with precision_context(precision), autocast(precision, device):
+                    drawn = sampler.sample(index, tuple(settings["shape"]), progress=report)
+                batch = {
+                    "last": to_uint8(drawn.last[: last - first].cpu()),
+                    "denoised": to_uint8(drawn.denoised[: last - first].cpu()),
+                    "seconds": time.monotonic() - began,
+                }
+                save_tensors(chunk, batch)
+            batches.append((chunk, batch))
+        files = []
+        for denoise in (False, True):
+            files.append(directory / sample_file(denoise))
+            key = "denoised" if denoise else "last"
+            _save_array(files[-1], torch.cat([batch[key] for _, batch in batches]).numpy())
+        for chunk, _ in batches:
+            chunk.unlink()
+        result = {
+            "sampling_s": sum(b["seconds"] for _, b in batches),
+            "n": stop - start,
+            "score_evaluations_per_sample": sampler.score_evaluations,
+            "conditions": self.conditions(),
+        }
+        return result, files
+
+    def features(self, job: Job, stage: Stage, before: int) -> np.ndarray:
+        (sample,) = stage.needs
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            self.sample(job, sample, before)
+            name = sample_file(stage.settings["denoise"])
+            images = np.load(self.store.directory(sample) / name)
+            features = self.extract(images, stage.settings["extractor"])
+            path = directory / "features.npy"
+            _save_array(path, features)
+            return {"n": len(features)}, [path]
+
+        self.store.run(stage, execute)
+        return np.load(self.store.directory(stage) / "features.npy")
+
+    def distance(
+        self, job: Job, iteration: int, *, denoise: bool, final: bool, before: int
+    ) -> None:
+        cell = job.cell
+        stage = cell.distance_stage(iteration, denoise=denoise, final=final)
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            reference = self.reference(cell)
+            parts = []
+            offset = before - cell.n_selection if final else before
+            for need in stage.needs[1:]:
+                parts.append(self.features(job, need, offset))
+                offset += len(parts[-1])
+            statistics = metrics.feature_statistics(np.concatenate(parts))
+            result = {
+                "distance": metrics.frechet_distance(statistics, reference),
+                "n": statistics.n,
+                "n_reference": reference.n,
+            }
+            if not math.isfinite(result["distance"]):
+                raise ValueError(f"the distance of {cell.name} at {iteration} is not finite")
+            return result, []
+
+        self.store.run(stage, execute)
+
+    def reference(self, cell: Cell) -> metrics.FeatureStatistics:
+        stage = cell.reference_stage()
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            dataset = self.context.dataset(cell.data)
+            images = dataset.train if cell.reference == "train" else dataset.test
+            statistics = metrics.feature_statistics(self.extract(images, cell.data.extractor))
+            path = directory / "statistics.npz"
+            atomic_write(
+                path,
+                lambda file: np.savez(
+                    file, mean=statistics.mean, covariance=statistics.covariance, n=statistics.n
+                ),
+            )
+            return {"n": statistics.n}, [path]
+
+        self.store.run(stage, execute)
+        with np.load(self.store.directory(stage) / "statistics.npz") as file:
+            return metrics.FeatureStatistics(
+                mean=file["mean"], covariance=file["covariance"], n=int(file["n"])
+            )
+
+    def baseline(self, cell: Cell) -> None:
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            dataset = self.context.dataset(cell.data)
+            reference = self.reference(cell)
+            held_out = dataset.test if cell.reference == "train" else dataset.train
+            rows = {
+                "uniform noise": metrics.uniform_noise_samples(
+                    dataset.train.shape[1:], cell.n_final, seed=0
+                ),
+                "Gaussian fitted to the pixels": metrics.pixel_gaussian_samples(
+                    dataset.train, cell.n_final, seed=0
+                ),
+                "held-out real images": np.array(held_out[: cell.n_final]),
+            }
+            result = {}
+            for name, images in rows.items():
+                features = self.extract(images, cell.data.extractor)
+                statistics = metrics.feature_statistics(features)
+                result[name] = {
+                    "distance": metrics.frechet_distance(statistics, reference),
+                    "n": statistics.n,
+                    "n_reference": reference.n,
+                }
+            return result, []
+
+        self.store.run(cell.baseline_stage(), execute)
+
+    def extract(self, images: np.ndarray, extractor: str) -> np.ndarray:
+        # Imported here: torch-fidelity costs seconds and memory that training has no use for.
+        from scorekit.features import extract_features
+
+        return extract_features(
+            images,
+            extractor,
+            device=self.context.device,
+            weights_path=self.context.inception_weights,
+        )
+
+    def conditions(self) -> dict[str, Any]:
+        """Software and hardware of a measurement, and its process's peak memory."""
+        cuda = self.context.device.startswith("cuda")
+        if cuda:
+            device = torch.cuda.get_device_name(self.context.device)
+            peak = torch.cuda.max_memory_allocated(self.context.device)
+        else:
+            device = f"{cpu_name()}, {self.context.threads} thread(s)"
+            # Kilobytes, except on macOS, which counts bytes.
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            peak *= 1 if sys.platform == "darwin" else 1024
+        return {
+            "device": device,
+            "peak_memory_bytes": int(peak),
+            "compile": self.context.compile,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        }
+
+
+def sample_file(denoise: bool) -> str:
+    """Return the file of a sample stage: uint8 (N, C, H, W)."""
+    return "denoised.npy" if denoise else "last.npy"
+
+
+def _save_array(path: Path, array: np.ndarray) -> None:
+    atomic_write(path, lambda file: np.save(file, array))
+
+
+def _read_chunk(path: Path) -> dict[str, Any] | None:
+    try:
+        return load_tensors(path)
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        _log.warning("%s; set aside as %s", error, set_aside(path).name)
+        return None
+
+
+def cpu_name() -> str:
+    """Return the processor's name, as the system gives it, and its number of usable cores."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        for line in cpuinfo.read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.split(":", 1)[1].strip()
+                break
+    return f"{name}, {os.cpu_count()} cores"

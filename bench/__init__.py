@@ -1,0 +1,1 @@
+"""Performance measurements: ratios against a reference, taken in one run."""

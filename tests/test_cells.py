@@ -1,0 +1,148 @@
+import dataclasses
+import json
+
+import pytest
+
+from ablations.cells import DataFacts, cell_from_json, resolve
+from ablations.settings import Settings, apply_overrides
+from ablations.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
+
+
+def facts(**changes):
+    return DataFacts(
+        **{
+            "name": "cifar",
+            "store": "cifar",
+            "fingerprint": "f" * 64,
+            "channels": 3,
+            "image_size": 32,
+            "n_train": 50_000,
+            "n_test": 10_000,
+            "flip": True,
+            "max_distance": 50.0,
+            "extractor": "patches-cnn",
+            "extractor_fingerprint": "e" * 64,
+        }
+        | changes
+    )
+
+
+def cell(variant="ncsnv2", seed=0, data=None, **overrides):
+    settings = apply_overrides(Settings(), overrides)
+    return resolve(settings, parse_variant(variant), data or facts(), seed)
+
+
+def test_ncsn_has_its_own_ladder_on_any_data_and_whatever_is_set():
+    for data in (facts(), facts(image_size=64, max_distance=90.0)):
+        plain = cell("ncsn", data=data, sigma_begin=30.0, n_levels=7, n_steps_each=3)
+        train = plain.train
+        assert (train.sigma_begin, train.sigma_end, train.n_levels) == (1.0, 0.01, 10)
+        assert (plain.n_steps_each, plain.step_size) == (100, 2e-5)
+        assert plain.score_evaluations == 1001
+        assert (train.conditional, train.learning_rate) == (True, 1e-3)
+        assert (train.dequantisation, plain.variant.weights) == ("uniform", "raw")
+
+
+def test_ncsnv2_follows_techniques_1_to_5_from_the_data():
+    v2 = cell("ncsnv2")
+    assert (v2.train.sigma_begin, v2.train.n_levels, v2.n_steps_each) == (50.0, 219, 5)
+    assert v2.step_size == pytest.approx(6.5e-6, rel=0.05)
+    assert (v2.train.conditional, v2.train.learning_rate) == (False, 1e-4)
+    assert (v2.train.dequantisation, v2.variant.weights) == ("none", "ema")
+    assert cell("ncsnv2", coverage=0.5668).train.n_levels == 232
+
+
+def test_published_hyperparameters_by_name():
+    v2 = cell("ncsnv2", preset="cifar10")
+    assert (v2.train.sigma_begin, v2.train.n_levels, v2.n_steps_each) == (50, 232, 5)
+    assert (v2.step_size, v2.train.batch_size, v2.train.iterations) == (6.2e-6, 128, 300_000)
+    ffhq = cell("ncsnv2", preset="ffhq", data=facts(image_size=256))
+    assert (ffhq.train.adam_eps, ffhq.train.batch_size) == (1e-3, 32)
+    assert ffhq.train.architecture == "256"
+    # A ladder that is changed no longer goes with the published step size.
+    changed = cell("ncsnv2", preset="cifar10", n_levels=100)
+    assert changed.step_size != 6.2e-6
+    with pytest.raises(ValueError, match=r"preset = 'mnist' is not in Table 4.*celeba"):
+        cell("ncsnv2", preset="mnist")
+
+
+def test_the_paper_grid_shares_training_between_raw_and_ema_only():
+    cells = [cell(v.slug) for v in PAPER_VARIANTS]
+    digests = [c.train_stage().digest for c in cells]
+    assert digests[0] == digests[1]
+    assert len(set(digests)) == 3
+    assert len({cell(v.slug).train_stage().digest for v in ALL_VARIANTS}) == 4
+
+
+def test_both_denoise_settings_share_one_trajectory():
+    c = cell()
+    with_step = c.distance_stage(5000, denoise=True, final=True)
+    without = c.distance_stage(5000, denoise=False, final=True)
+    assert with_step != without
+    assert [f.needs for f in with_step.needs[1:]] == [f.needs for f in without.needs[1:]]
+
+
+def test_the_full_sample_set_begins_with_the_selections():
+    c = cell()
+    selection = c.sample_stages(5000, final=False)
+    final = c.sample_stages(5000, final=True)
+    assert final[0] == selection[0]
+    bounds = [(s.settings["start"], s.settings["stop"]) for s in final]
+    assert bounds == [(0, 1000), (1000, 10_000)]
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"compile": False}, True),
+        ({"sampling_batch": 7}, True),
+        ({"n_selection": 500}, True),
+        ({"width": 64}, False),
+        ({"learning_rate": 1e-4 + 1e-12}, False),
+        ({"ema_momentum": 0.99}, False),
+    ],
+)
+def test_training_is_named_by_what_can_change_it(change, same):
+    assert (cell(**change).train_stage() == cell().train_stage()) is same
+
+
+def test_seed_and_data_are_part_of_the_name():
+    assert cell(seed=1).train_stage() != cell(seed=0).train_stage()
+    other = cell(data=facts(fingerprint="0" * 64))
+    assert other.train_stage() != cell().train_stage()
+    renamed = cell(data=facts(name="elsewhere", store="other"))
+    assert renamed.train_stage() == cell().train_stage()
+
+
+@pytest.mark.parametrize("variant", ALL_VARIANTS, ids=lambda v: v.slug)
+def test_a_cell_survives_json(variant):
+    original = cell(variant.slug)
+    assert cell_from_json(json.loads(json.dumps(original.to_json()))) == original
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sigma_begin": 0.005}, "sigma_begin = 0.005 and sigma_end = 0.01"),
+        ({"n_levels": 1}, "n_levels = 1 must be at least 2"),
+        ({"n_steps_each": 0}, "n_steps_each = 0 must be at least 1"),
+        ({"step_size": 2.1e-4}, r"step_size = 0.00021 .*diverge.*\(0, 0.0002\)"),
+        ({"ema_momentum": 1.0}, r"ema_momentum = 1.0 must lie in \[0, 1\)"),
+        ({"coverage": 1.0}, "coverage = 1.0 must lie in"),
+        ({"architecture": "64"}, "architecture = '64' is unknown; known: 32-64"),
+        ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+    ],
+)
+def test_a_value_out_of_range_is_named(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        cell(**overrides)
+
+
+def test_an_image_size_that_the_network_cannot_take():
+    with pytest.raises(ValueError, match="image_size = 33 does not fit architecture '32-64'"):
+        cell(data=facts(image_size=33))
+
+
+def test_cells_are_values():
+    assert dataclasses.replace(cell(), seed=0) == cell()
+    assert Variant(**dataclasses.asdict(cell().variant)) == cell().variant

@@ -1,0 +1,327 @@
+"""The launcher as a user meets it: whole grids, interruptions, bad input."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny_grid import ROOT, environment, launch, launch_command, write_grid
+
+from ablations.launch import main
+from ablations.manifest import load_manifest
+from ablations.work import plan_jobs, selected_iterations
+from scorekit.checkpoints import load_tensors
+
+
+def results(out: Path) -> dict[str, bytes | dict]:
+    """Everything in the stages' folders that an undisturbed run must reproduce, bit for bit."""
+    found: dict[str, bytes | dict] = {}
+    for path in sorted((out / "stages").rglob("*")):
+        name = str(path.relative_to(out))
+        if path.suffix in (".npy", ".npz"):
+            found[name] = path.read_bytes()
+        if path.name.startswith("snapshot-") and path.suffix == ".pt":
+            # The tensors' bytes: torch.save's own envelope is not the same twice.
+            found[name] = {
+                f"{weights}.{key}": value.numpy().tobytes()
+                for weights, state in load_tensors(path).items()
+                for key, value in state.items()
+            }
+        if path.parent.parent.name == "distance" and path.name == "result.json":
+            found[name] = json.loads(path.read_text())["result"]
+    return found
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An undisturbed run of the tiny grid in this process."""
+    folder = tmp_path_factory.mktemp("grid")
+    grid = write_grid(folder)
+    arguments = ["--grid", str(grid), "--out", str(folder / "out"), "--executor", "inline"]
+    assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
+    return folder
+
+
+def again(folder: Path, *flags: str) -> int:
+    grid = str(folder / "tiny.toml")
+    return main(["--grid", grid, "--out", str(folder / "out"), "--device", "cpu", *flags])
+
+
+def test_a_grid_gives_report_tables_and_dumps(finished):
+    out = finished / "out"
+    html = (out / "report" / "index.html").read_text()
+    assert "NCSNv2" in html
+    assert "FD[digits-cnn]" in html
+    table = pd.read_csv(out / "report" / "tables" / "ablation.csv")
+    rows = table[table["status"] == "done"]
+    assert set(zip(rows["variant"], rows["denoise"], strict=True)) == {
+        (variant, denoise)
+        for variant in ("NCSN_1,2,4", "NCSN_1,2,4,5", "NCSNv2")
+        for denoise in (True, False)
+    }
+    assert set(rows["n"]) == {6}
+    assert (table["budget"] == "quick").all()
+    for name in ("ablation", "hyperparameters", "timings"):
+        for suffix in ("csv", "md", "tex"):
+            assert (out / "report" / "tables" / f"{name}.{suffix}").stat().st_size > 0
+
+
+def test_cells_share_training_and_trajectories(finished):
+    out = finished / "out"
+    stages = {kind.name: len(list(kind.iterdir())) for kind in (out / "stages").iterdir()}
+    manifest = load_manifest(out)
+    assert manifest is not None
+    # Two networks for three variants; two snapshots, each sampled once for both denoise settings.
+    assert stages["train"] == 2
+    from ablations.stages import StageStore
+
+    store = StageStore(out / "stages")
+    extra = sum(len(set(selected_iterations(c, store).values())) for c in manifest.cells)
+    assert stages["sample"] == 3 * 2 + extra
+    assert stages["reference"] == stages["baseline"] == 1
+
+
+def test_dumps_are_numbered_pairs_with_a_manifest(finished):
+    out = finished / "out"
+    folders = sorted(path.name for path in (out / "samples").iterdir())
+    assert folders == sorted(
+        f"digits-{slug}-seed0-{suffix}"
+        for slug in ("ncsn_124", "ncsn_1245", "ncsnv2")
+        for suffix in ("denoised", "not-denoised")
+    )
+    folder = out / "samples" / "digits-ncsnv2-seed0-denoised"
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert [i["file"] for i in manifest["images"]] == ["00000.png", "00001.png", "00002.png"]
+    assert (manifest["dataset"], manifest["variant"], manifest["seed"]) == ("digits", "NCSNv2", 0)
+    assert len(manifest["checkpoint_sha256"]) == 64
+    real = np.load(out / "data" / "digits-v1" / "train.npy")
+    for image in manifest["images"]:
+        shown = np.asarray(Image.open(folder / "real" / image["file"]))
+        assert np.array_equal(shown, real[image["real_train_index"], 0])
+        assert Image.open(folder / "fake" / image["file"]).size == (8, 8)
+
+
+def test_the_same_command_again_does_nothing_but_say_so(finished, capsys):
+    out = finished / "out"
+    before = {path: path.stat().st_mtime_ns for path in (out / "stages").rglob("result.json")}
+    assert again(finished) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {p: p.stat().st_mtime_ns for p in (out / "stages").rglob("result.json")}
+
+
+def test_dry_run_and_status_say_what_is_done(finished, capsys):
+    assert again(finished, "--dry-run") == 0
+    text = capsys.readouterr().out
+    assert text.count("  train ") == 2
+    assert "digits/ncsn_124/seed0, digits/ncsn_1245/seed0" in text
+    assert "to do" not in text.split("work:")[0]
+    assert " 0 of them to do" in text
+    assert again(finished, "--status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    manifest = load_manifest(finished / "out")
+    assert manifest is not None
+    assert len(lines) == len(plan_jobs(manifest.cells))
+    assert all(line.startswith("DONE") for line in lines)
+
+
+def test_a_dry_run_of_the_paper_grid_trains_once_per_ladder_and_network(tmp_path, capsys):
+    assert main(["--grid", "paper", "--dry-run", "--device", "cpu", "--out", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    assert text.count("  train ") == 3
+    assert "digits/ncsn/seed0, digits/ncsn_5/seed0" in text
+    assert "FLOPs" in text
+    assert "MiB" in text
+    assert not (tmp_path / "stages").exists()
+
+
+def test_two_processes_at_a_time_give_the_same_bytes(finished, tmp_path):
+    run = launch(tmp_path, "--executor", "local", "--workers", "2")
+    assert run.returncode == 0, run.stderr
+    assert results(tmp_path / "out") == results(finished / "out")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+def test_a_launcher_killed_at_any_instant_is_continued_to_the_same_result(
+    finished, tmp_path, seed
+):
+    generator = random.Random(seed)
+    flags = ("--executor", "inline", "--threads", "1")
+    for _ in range(4):
+        process = subprocess.Popen(
+            launch_command(tmp_path, *flags),
+            cwd=ROOT,
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(generator.uniform(4, 12))
+        process.kill()
+        process.wait()
+    run = launch(tmp_path, *flags)
+    assert run.returncode == 0, run.stderr
+    assert results(tmp_path / "out") == results(finished / "out")
+    assert (tmp_path / "out" / "report" / "index.html").exists()
+
+
+@pytest.mark.slow
+def test_workers_that_outlive_a_killed_launcher_do_no_harm(finished, tmp_path):
+    process = subprocess.Popen(
+        launch_command(tmp_path, "--executor", "local", "--workers", "2"),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 60
+    while not list((tmp_path / "out").glob("logs/*_log.out")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.kill()
+    process.wait()
+    run = launch(tmp_path, "--executor", "local", "--workers", "2")
+    assert run.returncode == 0, run.stderr
+    assert results(tmp_path / "out") == results(finished / "out")
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_and_continued(tmp_path):
+    flags = ("--executor", "local", "--workers", "1", "--set", "iterations=400")
+    process = subprocess.Popen(
+        launch_command(tmp_path, *flags),
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    checkpoints = tmp_path / "out" / "stages" / "train"
+    deadline = time.monotonic() + 90
+    while not list(checkpoints.rglob("checkpoint-*.pt")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    victims = subprocess.run(
+        ["pgrep", "-f", f"submitit.core._submit.*{tmp_path}"], capture_output=True, text=True
+    ).stdout.split()
+    assert victims
+    for pid in victims:
+        os.kill(int(pid), signal.SIGKILL)
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert "process died" in output
+    run = launch(tmp_path, *flags)
+    assert run.returncode == 0, run.stderr
+
+
+def test_a_damaged_sample_file_is_named_and_made_again(finished, tmp_path, capsys):
+    run = launch(tmp_path, "--executor", "inline", "--threads", "1")
+    assert run.returncode == 0, run.stderr
+    reference = results(tmp_path / "out")
+    victim = next((tmp_path / "out" / "stages" / "train").rglob("snapshot-*.pt"))
+    damaged = bytearray(victim.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    victim.write_bytes(damaged)
+    run = launch(tmp_path, "--executor", "inline", "--threads", "1")
+    assert run.returncode == 0, run.stderr
+    assert str(victim) in run.stderr
+    assert "checksum" in run.stderr
+    assert results(tmp_path / "out") == reference
+
+
+def test_divergence_stops_one_cell_and_the_table_says_so(tmp_path, capsys):
+    grid = write_grid(tmp_path)
+    arguments = ["--grid", str(grid), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    arguments += ["--executor", "inline", "--only", "ncsnv2", "--set", "learning_rate=1e30"]
+    assert main(arguments) == 1
+    table = pd.read_csv(tmp_path / "out" / "report" / "tables" / "ablation.csv")
+    row = table[table["variant"] == "NCSNv2"].iloc[0]
+    assert row["status"] == "diverged"
+    assert "NCSN_1,2,4,5" in set(table["variant"])  # not run, and still a row
+    capsys.readouterr()
+    assert main(arguments) == 1
+    assert "failed before" in capsys.readouterr().out
+    assert main([*arguments, "--retry-failed"]) == 1
+    assert "started: train" in capsys.readouterr().out
+
+
+def test_seeds_may_be_added_and_settings_may_not_be_mixed(finished, tmp_path, capsys):
+    flags = ("--only", "ncsnv2", "--executor", "inline")
+    run = launch(tmp_path, *flags)
+    assert run.returncode == 0, run.stderr
+    run = launch(tmp_path, *flags, "--seeds", "2")
+    assert run.returncode == 0, run.stderr
+    table = pd.read_csv(tmp_path / "out" / "report" / "tables" / "ablation.csv")
+    assert set(table[table["variant"] == "NCSNv2"]["n_seeds"]) == {2}
+    assert main([*launch_command(tmp_path)[3:], "--device", "cpu", "--set", "width=3"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_second_launcher_is_told_who_holds_the_folder(finished, capsys):
+    import fcntl
+
+    with open(finished / "out" / "launcher.lock", "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert again(finished) == 2
+    error = capsys.readouterr().err
+    assert "is in use by process" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--grid", "papers"], "grid 'papers' is unknown; known: paper, factorial"),
+        (["--grid", "absent.toml"], "grid file absent.toml cannot be read"),
+        (["--datasets", "mnist"], "mnist"),
+        (["--only", "ncsnv3"], "--only ncsnv3 matches no cell; there are: digits/ncsn/seed0"),
+        (["--set", "widht=3"], "setting 'widht' is unknown"),
+        (["--set", "sigma_begin=0.001"], "sigma_begin = 0.001 and sigma_end = 0.01"),
+        (["--set", "n_levels=1"], "n_levels = 1 must be at least 2"),
+        (["--set", "n_steps_each=0"], "n_steps_each = 0 must be at least 1"),
+        (["--set", "step_size=1"], "step_size = 1 makes Langevin dynamics diverge"),
+        (["--set", "ema_momentum=1"], "ema_momentum = 1.0 must lie in [0, 1)"),
+        (["--set", "architecture=32"], "architecture = '32' is unknown"),
+        (["--set", "image_size=9"], "image_size"),
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+        (["--device", "cuda"], "--device cuda"),
+        (["--inception-weights", "nowhere.pth"], "weights-inception-2015-12-05-6726825d.pth"),
+        (["--datasets", "imagefolder:nowhere", "--set", "image_size=8"], "nowhere"),
+        (["--set", "iterations=30000000", "--set", "snapshot_interval=1"], "MiB are needed"),
+    ],
+)
+def test_bad_input_is_one_line_before_any_work(arguments, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    out = tmp_path / "out"
+    assert main(["--out", str(out), "--budget", "quick", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert message in error
+    assert len(error.strip().splitlines()) == 1
+    assert not (out / "stages").exists()
+    assert not (out / "grid.json").exists()
+
+
+def test_a_corrupt_image_and_an_empty_folder_are_named(tmp_path, capsys):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    flags = ["--datasets", f"imagefolder:{folder}", "--set", "image_size=8", "--device", "cpu"]
+    arguments = ["--out", str(tmp_path / "out"), "--dry-run", *flags]
+    assert main(arguments) == 2
+    assert str(folder) in capsys.readouterr().err
+    for i in range(4):
+        Image.new("RGB", (9, 9), (i, 0, 0)).save(folder / f"{i}.png")
+    (folder / "2.png").write_bytes(b"not an image")
+    assert main(arguments) == 2
+    assert "2.png" in capsys.readouterr().err
+
+
+def test_an_incompatible_folder_is_refused(tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "grid.json").write_text('{"format": 99, "results_version": 1}')
+    assert main(["--out", str(out), "--device", "cpu"]) == 2
+    assert "incompatible version" in capsys.readouterr().err

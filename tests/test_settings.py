@@ -1,0 +1,74 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ablations.settings import BUDGETS, Settings, apply_overrides, coerce, parse_overrides
+
+
+def test_overrides_are_typed_by_the_setting():
+    pairs = ["width=32", "learning_rate=1e-3", "compile=false", "flip=none", "iterations=20_000"]
+    assert parse_overrides(pairs) == {
+        "width": 32,
+        "learning_rate": 1e-3,
+        "compile": False,
+        "flip": None,
+        "iterations": 20_000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("pair", "message"),
+    [
+        ("widht=3", r"setting 'widht' is unknown; known: .*width"),
+        ("width=wide", r"width = 'wide' is not a whole number"),
+        ("width=1.5", r"width = '1.5' is not a whole number"),
+        ("compile=yes", r"compile = 'yes' is not true or false"),
+        ("precision=fp8", r"precision = 'fp8' is not one of 'fp32', 'tf32', 'bf16'"),
+        ("width", r"not of the form key=value"),
+    ],
+)
+def test_a_bad_override_is_named_with_what_would_be_right(pair, message):
+    with pytest.raises(ValueError, match=message):
+        parse_overrides([pair])
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_any_text_is_a_value_or_one_clear_line(key, value):
+    try:
+        result = parse_overrides([f"{key}={value}"])
+    except ValueError as error:
+        assert str(error)
+        assert "Traceback" not in str(error)
+    else:
+        assert set(result) <= set(Settings.__dataclass_fields__)
+
+
+@given(st.integers(2, 10**9))
+def test_whole_numbers_survive_the_round_trip(value):
+    assert coerce("iterations", str(value)) == coerce("iterations", value) == value
+
+
+def test_toml_values_are_checked_like_texts():
+    assert coerce("sigma_end", 1) == 1.0
+    with pytest.raises(ValueError, match="width = True is not a whole number"):
+        coerce("width", True)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ({"n_selection": 1}, "n_selection = 1 must be at least 2"),
+        ({"n_final": 10, "n_selection": 11}, "n_final = 10 must be at least n_selection = 11"),
+        ({"n_dump": -1}, "n_dump = -1"),
+        ({"sampling_batch": 0}, "sampling_batch = 0"),
+    ],
+)
+def test_values_out_of_range(override, message):
+    with pytest.raises(ValueError, match=message):
+        apply_overrides(Settings(), override)
+
+
+def test_the_paper_budget_is_the_papers():
+    paper = BUDGETS["paper"].settings
+    assert (paper.width, paper.snapshot_interval, paper.n_selection) == (128, 5000, 1000)
+    assert (paper.ema_momentum, paper.coverage, paper.sigma_end) == (0.999, 0.5, 0.01)

@@ -1,0 +1,92 @@
+import json
+import logging
+import multiprocessing
+import time
+
+import pytest
+
+from ablations.stages import Stage, StageStore
+
+STAGE = Stage("train", {"width": 2, "name": "x"})
+
+
+def execute(directory):
+    path = directory / "data.bin"
+    path.write_bytes(b"result")
+    return {"value": 7}, [path]
+
+
+def forbidden(directory):
+    raise AssertionError("a finished stage was run again")
+
+
+def test_a_stage_runs_once(tmp_path):
+    store = StageStore(tmp_path)
+    assert store.result(STAGE) is None
+    assert store.run(STAGE, execute) == {"value": 7}
+    assert store.run(STAGE, forbidden) == {"value": 7}
+    assert StageStore(tmp_path).result(STAGE) == {"value": 7}
+
+
+def test_digests_depend_on_content_and_inputs_not_on_order():
+    assert Stage("train", {"name": "x", "width": 2}) == STAGE
+    assert Stage("train", {"width": 3, "name": "x"}) != STAGE
+    assert Stage("sample", {"width": 2, "name": "x"}) != STAGE
+    assert Stage("sample", {}, (STAGE,)) != Stage("sample", {}, (Stage("train", {}),))
+
+
+def test_a_stage_that_raises_is_not_done(tmp_path):
+    store = StageStore(tmp_path)
+
+    def broken(directory):
+        (directory / "data.bin").write_bytes(b"half")
+        raise RuntimeError("interrupted")
+
+    with pytest.raises(RuntimeError, match="interrupted"):
+        store.run(STAGE, broken)
+    assert store.result(STAGE) is None
+    assert store.run(STAGE, execute) == {"value": 7}
+
+
+@pytest.mark.parametrize("damage", ["data flipped", "data gone", "json cut", "other digest"])
+def test_damage_is_named_set_aside_and_redone(tmp_path, damage, caplog):
+    StageStore(tmp_path).run(STAGE, execute)
+    directory = StageStore(tmp_path).directory(STAGE)
+    record, data = directory / "result.json", directory / "data.bin"
+    if damage == "data flipped":
+        data.write_bytes(b"resulT")
+    elif damage == "data gone":
+        data.unlink()
+    elif damage == "json cut":
+        record.write_text(record.read_text()[:40])
+    else:
+        record.write_text(json.dumps(json.loads(record.read_text()) | {"digest": "0" * 16}))
+    store = StageStore(tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert store.result(STAGE) is None
+    assert str(data if "data" in damage else record) in caplog.text
+    assert list(directory.glob("*.corrupt-1"))
+    assert store.run(STAGE, execute) == {"value": 7}
+    assert data.read_bytes() == b"result"
+
+
+def _run_slowly(root):
+    def slow(directory):
+        with open(directory / "runs.txt", "a") as file:
+            file.write("run\n")
+        time.sleep(0.5)
+        return {"value": 7}, []
+
+    StageStore(root).run(STAGE, slow)
+
+
+def test_two_processes_do_not_work_on_one_stage(tmp_path):
+    context = multiprocessing.get_context("fork")
+    processes = [context.Process(target=_run_slowly, args=(tmp_path,)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    runs = StageStore(tmp_path).directory(STAGE) / "runs.txt"
+    assert runs.read_text() == "run\n"
