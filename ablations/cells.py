@@ -209,9 +209,7 @@ _NCSN_LADDER = _ladder_of(published("NCSN", "cifar10"))
 
 def _row(preset: str, variant: Variant) -> Published:
     """Return Table 4's row; a dataset without an NCSN row lends that of NCSNv2 for training."""
-    if not variant.noise_scales and any(
-        (r.model, r.dataset) == ("NCSN", preset) for r in TABLE_4
-    ):
+    if not variant.noise_scales and any((r.model, r.dataset) == ("NCSN", preset) for r in TABLE_4):
         return published("NCSN", preset)
     return published("NCSNv2", preset)
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ablations.cells import Cell
+from ablations.jobs import Context, Job, plan_jobs, sample_file, selected_iterations
 from ablations.manifest import load_manifest
 from ablations.plan import job_state
 from ablations.results import (
@@ -25,7 +26,7 @@ from ablations.results import (
 )
 from ablations.settings import BUDGETS
 from ablations.stages import StageStore
-from ablations.work import Context, Job, cpu_name, plan_jobs, sample_file, selected_iterations
+from ablations.work import cpu_name
 from scorekit.metrics import distance_label
 from scorekit.presets import TABLE_4
 from scorekit.techniques import (
@@ -37,6 +38,7 @@ from scorekit.techniques import (
 )
 
 _WEIGHTS = {"raw": "raw", "ema": "EMA"}
+
 
 def collect(out: Path) -> Results:
     """Return everything that the files below ``out`` say, whether the grid is done or not.
@@ -284,4 +286,3 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
             "note": f"with the published L, Technique 4 gives epsilon = {epsilon:.3g}; "
             "C = 0.5668 gives the published L",
         }
-

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import submitit
 
-from ablations.work import Context, Job, failure_path, job_is_done, run_job
+from ablations.jobs import Context, Job, failure_path, job_is_done
+from ablations.work import run_job
 from scorekit.files import CorruptFile, read_json
 
 _log = logging.getLogger("scorekit")
@@ -51,13 +52,13 @@ class SubmittedJob:
 
 
 def critical_path(jobs: Sequence[Job]) -> dict[str, float]:
-    """Return each job's FLOPs plus those of the longest chain of jobs that wait for it."""
-    length = {job.name: job.flops for job in jobs}
+    """Return each job's effort plus that of the longest chain of jobs that wait for it."""
+    effort = {job.name: job.effort for job in jobs}
+    length = dict(effort)
     for job in reversed(jobs):  # needs come before the jobs that have them
         for need in job.needs:
             if need in length:
-                flops = next(j.flops for j in jobs if j.name == need)
-                length[need] = max(length[need], flops + length[job.name])
+                length[need] = max(length[need], effort[need] + length[job.name])
     return length
 
 
@@ -174,5 +175,3 @@ def read_failure(job: Job, context: Context) -> dict[str, Any] | None:
     except CorruptFile as error:
         return {"kind": "failed", "message": str(error)}
     return record
-
-

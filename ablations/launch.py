@@ -18,11 +18,11 @@ from typing import Any
 from ablations.cells import Cell
 from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
+from ablations.jobs import Context, Job, failure_path, job_is_done, plan_jobs
 from ablations.manifest import Manifest, load_manifest, save_manifest
 from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
 from ablations.progress import make_reporter
 from ablations.settings import BUDGETS, Budget, Settings, apply_overrides, parse_overrides
-from ablations.work import Context, Job, failure_path, job_is_done, plan_jobs
 
 #: There while results are newer than the report: it survives whatever kills the launcher.
 _REPORT_PENDING = "report.pending"

@@ -70,8 +70,9 @@ def load_manifest(out: Path) -> Manifest | None:
             cells=[cell_from_json(cell) for cell in record["cells"]],
         )
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} is damaged ({error}); remove it, and the same command writes it "
-                         "again") from error
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and the same command writes it again"
+        ) from error
 
 
 def save_manifest(manifest: Manifest, out: Path) -> bool:

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from ablations.cells import Cell
 from ablations.executors import read_failure
+from ablations.jobs import Context, Job, job_is_done, progress_path
 from ablations.settings import Budget
 from ablations.stages import Stage
-from ablations.work import Context, Job, job_is_done, progress_path
 from scorekit.files import CorruptFile, read_json
 from scorekit.metrics import feature_dimension
 from scorekit.training import build_network
@@ -73,9 +73,7 @@ def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: 
     return "\n".join(lines)
 
 
-def _shared(
-    cells: list[Cell], pick: Callable[[Cell], list[Stage]]
-) -> dict[Stage, list[str]]:
+def _shared(cells: list[Cell], pick: Callable[[Cell], list[Stage]]) -> dict[Stage, list[str]]:
     found: dict[Stage, list[str]] = {}
     for cell in cells:
         for stage in pick(cell):
@@ -158,4 +156,3 @@ def describe_status(jobs: list[Job], context: Context) -> str:
         state, detail = job_state(job, context)
         lines.append(f"{state.upper():<9} {job.title}" + (f": {detail}" if detail else ""))
     return "\n".join(lines)
-

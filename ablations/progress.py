@@ -8,18 +8,18 @@ from typing import Self
 
 from tqdm import tqdm
 
+from ablations.jobs import Context, Job
 from ablations.plan import read_progress
-from ablations.work import Context, Job
 
 _LINE_EVERY_S = 30
 
 
 class ProgressReporter:
-    """Follows the jobs' progress files; the unit is estimated FLOPs, so the ETA weighs jobs."""
+    """Follows the jobs' progress files; jobs are weighed by their estimated effort."""
 
     def __init__(self, jobs: Sequence[Job], context: Context, *, terminal: bool) -> None:
         self._jobs, self._context, self._terminal = list(jobs), context, terminal
-        self._total = sum(job.flops for job in jobs) or 1.0
+        self._total = sum(job.effort for job in jobs) or 1.0
         self._settled: set[str] = set()
         self._running: dict[str, Job] = {}
         self._began = self._last_line = time.monotonic()
@@ -74,12 +74,12 @@ class ProgressReporter:
         self._running.pop(job.name, None)
 
     def _fraction(self) -> tuple[float, list[str]]:
-        done = sum(job.flops for job in self._jobs if job.name in self._settled)
+        done = sum(job.effort for job in self._jobs if job.name in self._settled)
         texts = []
         for job in self._running.values():
             progress = read_progress(job, self._context)
             if progress is not None:
-                done += job.flops * progress["fraction"]
+                done += job.effort * progress["fraction"]
                 texts.append(f"{job.title}: {progress['text']}")
         fraction = done / self._total
         # What an interrupted run had done already says nothing about this run's speed.

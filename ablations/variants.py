@@ -41,8 +41,7 @@ class Variant:
 
 #: Every subset of the three groups, from none to all.
 ALL_VARIANTS = tuple(
-    Variant(noise_scales=a, conditioning=b, ema=c)
-    for a, b, c in product((False, True), repeat=3)
+    Variant(noise_scales=a, conditioning=b, ema=c) for a, b, c in product((False, True), repeat=3)
 )
 #: The four of the paper's ablation (Figs. 5, 9, 13, 14): groups added one after another.
 PAPER_VARIANTS = (

@@ -26,9 +26,7 @@ def max_pairwise_distance(rows: Tensor, *, block_size: int = 2048) -> tuple[floa
         raise ValueError("rows holds NaN or Inf; distances need finite values")
     mean = sum(b.to(torch.float64).sum(0) for b in rows.split(block_size)) / n
 
-    radius = torch.cat(
-        [(b.to(torch.float64) - mean).norm(dim=1) for b in rows.split(block_size)]
-    )
+    radius = torch.cat([(b.to(torch.float64) - mean).norm(dim=1) for b in rows.split(block_size)])
     scale = float(radius.max())
     if scale == 0:
         return 0.0, (0, 1)

@@ -125,7 +125,8 @@ def philox_integers(
 ) -> Tensor:
     """Return one integer per sample, int64 (B,), uniform over [0, high).
 
-    ``high`` is in [1, 2**31]; the bias is below high / 2**32; other arguments as in :func:`philox_normal`.
+    ``high`` is in [1, 2**31]; the bias is below high / 2**32; other arguments as in
+    :func:`philox_normal`.
     """
     if not 1 <= high <= 2**31:
         raise ValueError(f"high = {high} must lie in [1, 2**31]")

@@ -2,18 +2,16 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
 # torch's newer interface only: once it was used, the older one (allow_tf32,
 # set_float32_matmul_precision) refuses to be read where the two disagree.
-_CUDA = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-)
-_CPU = (torch.backends.mkldnn.matmul, torch.backends.mkldnn.conv)
+# Typed as Any: torch puts these attributes there at run time.
+_backends: Any = torch.backends
+_CUDA = (_backends.cuda.matmul, _backends.cudnn.conv, _backends.cudnn.rnn)
+_CPU = (_backends.mkldnn.matmul, _backends.mkldnn.conv)
 
 
 @contextmanager

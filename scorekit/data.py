@@ -27,8 +27,20 @@ from scorekit.store import SPLITS, Dataset, Source, Splits, check, make_store, o
 
 log = logging.getLogger("scorekit")
 
-__all__ = ["DataError", "Dataset", "Request", "Source", "Splits", "check", "digits_split",
-           "photo_patches", "prepare", "register_dataset", "to_float", "to_uint8"]
+__all__ = [
+    "DataError",
+    "Dataset",
+    "Request",
+    "Source",
+    "Splits",
+    "check",
+    "digits_split",
+    "photo_patches",
+    "prepare",
+    "register_dataset",
+    "to_float",
+    "to_uint8",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,22 +119,34 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
     if not images.is_floating_point():
         raise ValueError(f"to_uint8: dtype {images.dtype} given; a float type is right")
     if torch.isnan(images).any():
-        raise ValueError(f"to_uint8: {int(torch.isnan(images).sum())} of {images.numel()} values "
-                         "are NaN; finite values are right")
+        raise ValueError(
+            f"to_uint8: {int(torch.isnan(images).sum())} of {images.numel()} values "
+            "are NaN; finite values are right"
+        )
     return (images.clamp(0, 1).to(torch.float32) * 255).round().to(torch.uint8)
 
 
-def _in_memory(name: str, request: Request, arrays: Callable[[], dict[str, np.ndarray]],
-               image_size: int, flip: bool) -> Source:
+def _in_memory(
+    name: str,
+    request: Request,
+    arrays: Callable[[], dict[str, np.ndarray]],
+    image_size: int,
+    flip: bool,
+) -> Source:
     if request.image_size not in (None, image_size):
         raise DataError(f"image_size={request.image_size}: {name} has {image_size}; leave it out")
 
     def build() -> Splits:
         both = arrays()
         c, h, w = both["train"].shape[1:]
-        return Splits(shape=(c, h, w), n_train=len(both["train"]), n_test=len(both["test"]),
-                      images=lambda: ((split, i, image) for split in SPLITS
-                                      for i, image in enumerate(both[split])))
+        return Splits(
+            shape=(c, h, w),
+            n_train=len(both["train"]),
+            n_test=len(both["test"]),
+            images=lambda: (
+                (split, i, image) for split in SPLITS for i, image in enumerate(both[split])
+            ),
+        )
 
     # A changed rule gets a new number: stores made by the old one are not taken for new ones.
     return Source(name=name, store=f"{name}-v1", flip=flip, build=build)
@@ -155,8 +179,13 @@ def digits_split(split: str) -> tuple[np.ndarray, np.ndarray]:
 @register_dataset("digits")
 def _digits_source(request: Request) -> Source:
     """Grey (1, 8, 8) digits; see `digits_split`."""
-    return _in_memory("digits", request, image_size=8, flip=False, arrays=lambda: {
-        split: digits_split(split)[0] for split in SPLITS})
+    return _in_memory(
+        "digits",
+        request,
+        image_size=8,
+        flip=False,
+        arrays=lambda: {split: digits_split(split)[0] for split in SPLITS},
+    )
 
 
 PATCH = 16
@@ -183,7 +212,7 @@ def photo_patches(split: str) -> tuple[np.ndarray, np.ndarray]:
             for left in range(pixels.shape[2] - PATCH + 1):
                 if left % 40 < first or left % 40 + PATCH > end:
                     continue
-                patch = pixels[:, top:top + PATCH, left:left + PATCH]
+                patch = pixels[:, top : top + PATCH, left : left + PATCH]
                 if patch.mean(axis=0).std() >= MIN_PATCH_STD:
                     patches.append(patch)
                     places.append((number, top, left))
@@ -194,8 +223,13 @@ def photo_patches(split: str) -> tuple[np.ndarray, np.ndarray]:
 @register_dataset("patches")
 def _patches_source(request: Request) -> Source:
     """Patches (3, 16, 16) of two photographs; see `photo_patches`."""
-    return _in_memory("patches", request, image_size=PATCH, flip=True, arrays=lambda: {
-        split: photo_patches(split)[0] for split in SPLITS})
+    return _in_memory(
+        "patches",
+        request,
+        image_size=PATCH,
+        flip=True,
+        arrays=lambda: {split: photo_patches(split)[0] for split in SPLITS},
+    )
 
 
 @register_dataset("imagefolder", "imagefolder:PATH")
@@ -215,18 +249,27 @@ def _imagefolder_source(request: Request) -> Source:
     def build() -> Splits:
         names = list_images(path)
         if len(names) < 3:
-            raise DataError(f"imagefolder:{path}: has {len(names)} images; at least 2 to train "
-                            "and 1 to test are needed")
+            raise DataError(
+                f"imagefolder:{path}: has {len(names)} images; at least 2 to train "
+                "and 1 to test are needed"
+            )
         splits = split_images(names, request.seed)
         if len(splits["train"]) < 2:
-            raise DataError(f"imagefolder:{path}: train/ has {len(splits['train'])} image; at "
-                            "least 2 are needed")
+            raise DataError(
+                f"imagefolder:{path}: train/ has {len(splits['train'])} image; at "
+                "least 2 are needed"
+            )
         place = {image: (split, i) for split in SPLITS for i, image in enumerate(splits[split])}
-        return Splits(shape=(3, size, size), n_train=len(splits["train"]),
-                      n_test=len(splits["test"]),
-                      images=lambda: ((*place[image], pixels)
-                                      for image, pixels in read_images(path, set(place), size)))
+        return Splits(
+            shape=(3, size, size),
+            n_train=len(splits["train"]),
+            n_test=len(splits["test"]),
+            images=lambda: (
+                (*place[image], pixels) for image, pixels in read_images(path, set(place), size)
+            ),
+        )
 
     basename = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:60]
-    return Source(name=name, store=f"imagefolder-{basename}-{size}-{digest}", flip=True,
-                  build=build)
+    return Source(
+        name=name, store=f"imagefolder-{basename}-{size}-{digest}", flip=True, build=build
+    )

@@ -60,8 +60,13 @@ class _SmallExtractor(FeatureExtractorBase):
     channels: int
     n_classes: int
 
-    def __init__(self, name: str, features_list: list[str],
-                 feature_extractor_weights_path: str | Path | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        name: str,
+        features_list: list[str],
+        feature_extractor_weights_path: str | Path | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(name, features_list)
         path = Path(feature_extractor_weights_path or WEIGHTS / f"{name}.safetensors")
         self.network = SmallCNN(self.channels, self.n_classes)
@@ -90,14 +95,17 @@ class _SmallExtractor(FeatureExtractorBase):
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         if x.dtype != torch.uint8 or x.dim() != 4:
-            raise ValueError(f"{self.name}: {x.dtype} {tuple(x.shape)} given; uint8 (B, C, H, W) "
-                             "is right")
+            raise ValueError(
+                f"{self.name}: {x.dtype} {tuple(x.shape)} given; uint8 (B, C, H, W) is right"
+            )
         if self.channels == 3 and x.shape[1] == 1:
             x = x.expand(-1, 3, -1, -1)
         if x.shape[1] != self.channels or min(x.shape[2:]) < MIN_SIZE:
             kind = "grey (1 channel)" if self.channels == 1 else "RGB or grey"
-            raise ValueError(f"{self.name}: images {tuple(x.shape[1:])} given; {kind} images of at "
-                             f"least {MIN_SIZE}x{MIN_SIZE} are right")
+            raise ValueError(
+                f"{self.name}: images {tuple(x.shape[1:])} given; {kind} images of at "
+                f"least {MIN_SIZE}x{MIN_SIZE} are right"
+            )
         features, logits = self.network(x.to(torch.float32) / 127.5 - 1)
         both = {"64": features, "logits": logits}
         return tuple(both[key] for key in self.features_list)
@@ -136,11 +144,12 @@ def train(name: str, out: str | Path, *, seed: int = 0) -> float:
         network = SmallCNN(EXTRACTORS[name].channels, EXTRACTORS[name].n_classes)
     optimizer = torch.optim.Adam(network.parameters(), lr=3e-3)
     batch, epochs = 64, EPOCHS[name]
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3,
-                                                   total_steps=epochs * (len(x) // batch))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 3e-3, total_steps=epochs * (len(x) // batch)
+    )
     for _ in range(epochs):
         order = torch.randperm(len(x), generator=generator)
-        for index in order[:len(x) // batch * batch].split(batch):
+        for index in order[: len(x) // batch * batch].split(batch):
             _, logits = network(_augment(x[index], name, generator))
             optimizer.zero_grad()
             F.cross_entropy(logits, y[index]).backward()
@@ -149,8 +158,9 @@ def train(name: str, out: str | Path, *, seed: int = 0) -> float:
     x, y = _labelled(name, "test")
     with torch.no_grad():
         accuracy = (network(x)[1].argmax(dim=1) == y).to(torch.float64).mean().item()
-    data = safetensors.torch.save({key: value.contiguous() for key, value
-                                   in network.state_dict().items()})
+    data = safetensors.torch.save(
+        {key: value.contiguous() for key, value in network.state_dict().items()}
+    )
     write_bytes(out, data)
     return accuracy
 
@@ -172,6 +182,7 @@ def _augment(x: torch.Tensor, name: str, generator: torch.Generator) -> torch.Te
 
     The noise is weak (2% of the range): features blind to noise could not measure it.
     """
+
     def uniform(low: float, high: float, *shape: int) -> torch.Tensor:
         return low + (high - low) * torch.rand(shape, generator=generator)
 
@@ -180,8 +191,8 @@ def _augment(x: torch.Tensor, name: str, generator: torch.Generator) -> torch.Te
         height, width = x.shape[2:]
         padded = F.pad(x, (1, 1, 1, 1), value=-1.0)
         dy, dx = torch.randint(3, (2, n, 1, 1), generator=generator)
-        rows = (torch.arange(height)[:, None] + dy)
-        columns = (torch.arange(width)[None, :] + dx)
+        rows = torch.arange(height)[:, None] + dy
+        columns = torch.arange(width)[None, :] + dx
         x = padded[torch.arange(n)[:, None, None], 0, rows, columns][:, None]
     else:
         x = torch.where(uniform(0, 1, n, 1, 1, 1) < 0.5, x.flip(3), x)

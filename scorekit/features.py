@@ -1,4 +1,4 @@
-"""Images to features, through torch-fidelity: its Inception-v3, our small networks, a user's own."""
+"""Images to features, through torch-fidelity: its Inception-v3, small networks, a user's own."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def register_extractor(
     if name in FEATURE_EXTRACTORS_REGISTRY:
         raise MetricError(f"extractor={name}: is already registered; choose another name")
     torch_fidelity.register_feature_extractor(
-        name, type("RegisteredExtractor", (_FactoryExtractor,), {"factory": staticmethod(factory)}))
+        name, type("RegisteredExtractor", (_FactoryExtractor,), {"factory": staticmethod(factory)})
+    )
     FEATURE_LAYERS[name] = REGISTERED_LAYER
 
 
@@ -64,8 +65,12 @@ class _FactoryExtractor(FeatureExtractorBase):
 
 
 def extract_features(
-    images: np.ndarray | torch.Tensor, extractor: str, *, batch_size: int = 256,
-    device: str | torch.device = "cpu", weights_path: str | Path | None = None,
+    images: np.ndarray | torch.Tensor,
+    extractor: str,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    weights_path: str | Path | None = None,
 ) -> np.ndarray:
     """Map uint8 images (N, C, H, W) to float32 features (N, d), batch by batch, never with TF32.
 
@@ -77,8 +82,10 @@ def extract_features(
     if batch_size < 1:
         raise MetricError(f"batch_size={batch_size}: a whole number from 1 is right")
     if images.ndim != 4 or images.dtype not in (np.uint8, torch.uint8) or len(images) == 0:
-        raise MetricError(f"images: {images.dtype} {tuple(images.shape)} given; non-empty uint8 "
-                          "(N, C, H, W) is right")
+        raise MetricError(
+            f"images: {images.dtype} {tuple(images.shape)} given; non-empty uint8 "
+            "(N, C, H, W) is right"
+        )
     if extractor == INCEPTION and images.shape[1] not in (1, 3):
         raise MetricError(f"images: {images.shape[1]} channels; {INCEPTION} takes 1 or 3")
     network, device = _create(extractor, weights_path).to(device), torch.device(device)
@@ -86,7 +93,7 @@ def extract_features(
     rows = []
     with torch.no_grad(), float32_precision():
         for start in range(0, len(images), batch_size):
-            batch = images[start:start + batch_size]
+            batch = images[start : start + batch_size]
             x = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
             x = x.to(device)
             if extractor == INCEPTION and x.shape[1] == 1:
@@ -96,8 +103,10 @@ def extract_features(
             except ValueError as error:
                 raise MetricError(f"extractor={extractor}: {error}") from error
             if features.ndim != 2 or len(features) != len(x):
-                raise MetricError(f"extractor={extractor}: gave {tuple(features.shape)} for "
-                                  f"{len(x)} images; ({len(x)}, d) is right")
+                raise MetricError(
+                    f"extractor={extractor}: gave {tuple(features.shape)} for "
+                    f"{len(x)} images; ({len(x)}, d) is right"
+                )
             rows.append(features.float().cpu().numpy())
     return np.concatenate(rows)
 
@@ -118,8 +127,10 @@ def _create(extractor: str, weights_path: str | Path | None) -> FeatureExtractor
             return _fidelity_extractor(extractor, weights_path)
         except Exception as error:  # unpicklers raise nearly anything on other files
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-            raise MetricError(f"--inception-weights {weights_path}: holds no Inception weights "
-                              f"({reason}); {expected}") from error
+            raise MetricError(
+                f"--inception-weights {weights_path}: holds no Inception weights "
+                f"({reason}); {expected}"
+            ) from error
     if weights_path is not None and not Path(weights_path).is_file():
         raise MetricError(f"weights_path={weights_path}: no such file")
     return _fidelity_extractor(extractor, weights_path)
@@ -127,5 +138,10 @@ def _create(extractor: str, weights_path: str | Path | None) -> FeatureExtractor
 
 def _fidelity_extractor(extractor: str, weights_path: str | Path | None) -> FeatureExtractorBase:
     path = None if weights_path is None else str(weights_path)
-    return create_feature_extractor(extractor, [FEATURE_LAYERS[extractor]], cuda=False, verbose=False,
-                                    feature_extractor_weights_path=path)
+    return create_feature_extractor(
+        extractor,
+        [FEATURE_LAYERS[extractor]],
+        cuda=False,
+        verbose=False,
+        feature_extractor_weights_path=path,
+    )

@@ -10,8 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["CorruptFile", "atomic_write", "read_json", "set_aside", "sha256_file", "write_bytes",
-           "write_json"]
+__all__ = [
+    "CorruptFile",
+    "atomic_write",
+    "read_json",
+    "set_aside",
+    "sha256_file",
+    "write_bytes",
+    "write_json",
+]
 
 
 class CorruptFile(RuntimeError):
@@ -71,6 +78,7 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write `data` atomically."""
+
     def write(file: BinaryIO) -> None:
         file.write(data)
 

@@ -19,13 +19,26 @@ from PIL import Image
 
 log = logging.getLogger("scorekit")
 
-__all__ = ["DataError", "image_square", "list_images", "listing_digest", "read_images",
-           "split_images"]
+__all__ = [
+    "DataError",
+    "image_square",
+    "list_images",
+    "listing_digest",
+    "read_images",
+    "split_images",
+]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2")
-ARCHIVE_ERRORS = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError,
-                  OSError, RuntimeError)  # RuntimeError: zipfile on an encrypted member
+ARCHIVE_ERRORS = (
+    tarfile.TarError,
+    zipfile.BadZipFile,
+    lzma.LZMAError,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,
+)  # RuntimeError: zipfile on an encrypted member
 MAX_PIXELS = 2**26
 MAX_FILE_BYTES = 2**28
 MAX_TEST_IMAGES = 10_000
@@ -53,11 +66,15 @@ def list_images(path: Path) -> list[str]:
             members = [member for member in archive if _is_image(member.name)]
             names = [member.name for member in members if member.isreg()]
         if len(names) < len(members):
-            log.warning("imagefolder:%s: %d links in the archive are not followed: left out",
-                        path, len(members) - len(names))
+            log.warning(
+                "imagefolder:%s: %d links in the archive are not followed: left out",
+                path,
+                len(members) - len(names),
+            )
     else:
-        raise DataError(f"imagefolder:{path}: is neither a folder nor a .zip, "
-                        f"{', '.join(TAR_SUFFIXES)} file")
+        raise DataError(
+            f"imagefolder:{path}: is neither a folder nor a .zip, {', '.join(TAR_SUFFIXES)} file"
+        )
     # A name that is twice in an archive is one image: the last one, as on extraction.
     return sorted({_normal(name) for name in names if _is_image(name)})
 
@@ -90,9 +107,14 @@ def split_images(names: list[str], seed: int) -> dict[str, list[str]]:
     for depth in (0, 1):
         if depth == 1 and len({part[0] for part in parts}) != 1:
             break
-        splits = {split: [name for name, part in zip(names, parts, strict=True)
-                          if len(part) > depth + 1 and part[depth] == split]
-                  for split in ("train", "test")}
+        splits = {
+            split: [
+                name
+                for name, part in zip(names, parts, strict=True)
+                if len(part) > depth + 1 and part[depth] == split
+            ]
+            for split in ("train", "test")
+        }
         if splits["train"] and splits["test"]:
             left_out = len(names) - len(splits["train"]) - len(splits["test"])
             if left_out:
@@ -101,8 +123,10 @@ def split_images(names: list[str], seed: int) -> dict[str, list[str]]:
     n_test = min(MAX_TEST_IMAGES, max(1, len(names) // 10))
     order = np.random.Generator(np.random.Philox(seed)).permutation(len(names))
     chosen = set(order[:n_test].tolist())
-    return {"train": [name for i, name in enumerate(names) if i not in chosen],
-            "test": [name for i, name in enumerate(names) if i in chosen]}
+    return {
+        "train": [name for i, name in enumerate(names) if i not in chosen],
+        "test": [name for i, name in enumerate(names) if i in chosen],
+    }
 
 
 def read_images(path: Path, wanted: set[str], image_size: int) -> Iterator[tuple[str, np.ndarray]]:
@@ -124,16 +148,20 @@ def read_images(path: Path, wanted: set[str], image_size: int) -> Iterator[tuple
             for info in archive.infolist():
                 if not info.is_dir() and _normal(info.filename) in wanted:
                     with archive.open(info) as file:
-                        yield (_normal(info.filename),
-                               image_square(file, image_size, f"{path}: {info.filename}"))
+                        yield (
+                            _normal(info.filename),
+                            image_square(file, image_size, f"{path}: {info.filename}"),
+                        )
     else:
         with _archive_errors(path), tarfile.open(path, "r:*") as archive:
             for member in archive:
                 if member.isreg() and _normal(member.name) in wanted:
                     stream = archive.extractfile(member)
                     assert stream is not None  # for a regular member
-                    yield (_normal(member.name),
-                           image_square(stream, image_size, f"{path}: {member.name}"))
+                    yield (
+                        _normal(member.name),
+                        image_square(stream, image_size, f"{path}: {member.name}"),
+                    )
 
 
 def image_square(file: IO[bytes], image_size: int, name: str) -> np.ndarray:
@@ -205,5 +233,7 @@ class _archive_errors:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, ARCHIVE_ERRORS) and not isinstance(error, DataError):
-            raise DataError(f"imagefolder:{self.path}: is not a readable archive "
-                            f"({type(error).__name__}: {error})") from error
+            raise DataError(
+                f"imagefolder:{self.path}: is not a readable archive "
+                f"({type(error).__name__}: {error})"
+            ) from error

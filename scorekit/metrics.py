@@ -93,12 +93,17 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
         raise MetricError(f"features: {bad} of {len(features)} rows are not finite")
     n, d = features.shape
     if n <= d:
-        log.warning("features: n=%d samples for d=%d dimensions: the covariance is singular, the "
-                    "distance biased; use more than %d samples", n, d, d)
+        log.warning(
+            "features: n=%d samples for d=%d dimensions: the covariance is singular, the "
+            "distance biased; use more than %d samples",
+            n,
+            d,
+            d,
+        )
     mean = features.mean(axis=0, dtype=np.float64)
     covariance = np.zeros((d, d))
     for start in range(0, n, 4096):  # float64 copies of 50,000 x 2048 features would be 0.8 GB
-        centred = features[start:start + 4096].astype(np.float64) - mean
+        centred = features[start : start + 4096].astype(np.float64) - mean
         covariance += centred.T @ centred
     return FeatureStatistics(mean=mean, covariance=covariance / (n - 1), n=n)
 
@@ -111,8 +116,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     differ or a covariance has an eigenvalue negative beyond rounding.
     """
     if a.mean.shape != b.mean.shape:
-        raise MetricError(f"statistics: {a.mean.shape[0]} and {b.mean.shape[0]} dimensions; both "
-                          "must be of one feature space")
+        raise MetricError(
+            f"statistics: {a.mean.shape[0]} and {b.mean.shape[0]} dimensions; both "
+            "must be of one feature space"
+        )
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(_not_negative(values))) @ vectors.T
     product = root @ b.covariance @ root
@@ -125,8 +132,10 @@ def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
 def _not_negative(eigenvalues: np.ndarray) -> np.ndarray:
     """Clip what rounding made negative (1e-6 of the largest: float32 statistics pass)."""
     if eigenvalues.min() < -1e-6 * max(abs(eigenvalues.max()), np.finfo(np.float64).tiny):
-        raise MetricError(f"statistics: covariance eigenvalue {eigenvalues.min():.3g} beside "
-                          f"{eigenvalues.max():.3g}; none may be negative")
+        raise MetricError(
+            f"statistics: covariance eigenvalue {eigenvalues.min():.3g} beside "
+            f"{eigenvalues.max():.3g}; none may be negative"
+        )
     return eigenvalues.clip(min=0)
 
 
@@ -140,15 +149,17 @@ def pixel_gaussian_samples(images: np.ndarray, n: int, seed: int) -> np.ndarray:
     (Philox). Raises MetricError for other input.
     """
     if images.ndim != 4 or images.dtype != np.uint8 or len(images) < 2 or n < 1:
-        raise MetricError(f"images: {images.dtype} {images.shape}, n={n} given; uint8 (N, C, H, W) "
-                          "with N >= 2, and n >= 1, are right")
+        raise MetricError(
+            f"images: {images.dtype} {images.shape}, n={n} given; uint8 (N, C, H, W) "
+            "with N >= 2, and n >= 1, are right"
+        )
     random = np.random.Generator(np.random.Philox(seed))
     flat, dim = images.reshape(len(images), -1), math.prod(images.shape[1:])
     if dim <= MAX_COVARIANCE_DIM:
         mean = flat.mean(axis=0, dtype=np.float64)
         covariance = np.zeros((dim, dim))
         for start in range(0, len(flat), 4096):
-            centred = flat[start:start + 4096] - mean
+            centred = flat[start : start + 4096] - mean
             covariance += centred.T @ centred
         values, vectors = np.linalg.eigh(covariance / (len(flat) - 1))
         # The symmetric root is unique; eigenvectors' signs differ between LAPACKs.
@@ -161,7 +172,7 @@ def pixel_gaussian_samples(images: np.ndarray, n: int, seed: int) -> np.ndarray:
     for start in range(0, n, 1024):
         z = random.standard_normal((min(1024, n - start), len(root)))
         pixels = z.astype(root.dtype) @ root + mean
-        samples[start:start + len(z)] = np.rint(pixels.clip(0, 255))
+        samples[start : start + len(z)] = np.rint(pixels.clip(0, 255))
     return samples.reshape(n, *images.shape[1:])
 
 

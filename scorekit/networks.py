@@ -158,9 +158,7 @@ class ScoreNetwork(nn.Module):
             inputs = [stage_widths[-1 - i]] + ([path_width] if path_width else [])
             path_width = multiple * width
             last = i == len(table.refine) - 1
-            self.add_module(
-                name, RefineBlock(inputs, path_width, 3 if last else 1, n_classes)
-            )
+            self.add_module(name, RefineBlock(inputs, path_width, 3 if last else 1, n_classes))
         self.normalizer = normalisation(width, n_classes)
         self.end_conv = nn.Conv2d(width, channels, 3, padding=1)
 

@@ -110,29 +110,46 @@ def _write(source: Source, splits: Splits, directory: Path) -> None:
     size = int(np.prod(splits.shape)) * sum(counts.values())
     # A full disk under a memory map kills the process (SIGBUS): find out before.
     if (free := shutil.disk_usage(directory.parent).free) < size + 2**20:
-        raise DataError(f"dataset={source.name}: needs {size / 1e6:.0f} MB in {directory.parent}, "
-                        f"where {free / 1e6:.0f} MB are free")
+        raise DataError(
+            f"dataset={source.name}: needs {size / 1e6:.0f} MB in {directory.parent}, "
+            f"where {free / 1e6:.0f} MB are free"
+        )
     directory.mkdir()
-    arrays = {split: np.lib.format.open_memmap(directory / f"{split}.npy", mode="w+",
-                                               dtype=np.uint8, shape=(n, *splits.shape))
-              for split, n in counts.items()}
+    arrays = {
+        split: np.lib.format.open_memmap(
+            directory / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(n, *splits.shape)
+        )
+        for split, n in counts.items()
+    }
     filled = {split: np.zeros(n, dtype=bool) for split, n in counts.items()}
-    for split, index, image in tqdm(splits.images(), total=sum(counts.values()), unit="image",
-                                    desc=source.name, disable=not sys.stderr.isatty()):
+    for split, index, image in tqdm(
+        splits.images(),
+        total=sum(counts.values()),
+        unit="image",
+        desc=source.name,
+        disable=not sys.stderr.isatty(),
+    ):
         arrays[split][index] = image
         filled[split][index] = True
     if missing := sum(int((~done).sum()) for done in filled.values()):
         raise DataError(f"dataset={source.name}: {missing} images vanished while they were read")
-    record: dict[str, Any] = {"format_version": FORMAT_VERSION, "name": source.name,
-                              "flip": source.flip, "splits": {},
-                              "fingerprint": _fingerprint(arrays["train"], arrays["test"])}
+    record: dict[str, Any] = {
+        "format_version": FORMAT_VERSION,
+        "name": source.name,
+        "flip": source.flip,
+        "splits": {},
+        "fingerprint": _fingerprint(arrays["train"], arrays["test"]),
+    }
     for split, array in arrays.items():
         path = directory / f"{split}.npy"
         array.flush()
         with open(path, "r+b") as file:  # pages and size are on the disk before store.json is
             os.fsync(file.fileno())
-        record["splits"][split] = {"shape": list(array.shape), "bytes": path.stat().st_size,
-                                   "sha256": sha256_file(path)}
+        record["splits"][split] = {
+            "shape": list(array.shape),
+            "bytes": path.stat().st_size,
+            "sha256": sha256_file(path),
+        }
     write_json(directory / "store.json", record)
 
 
@@ -142,8 +159,9 @@ def open_store(directory: Path) -> Dataset:
     try:
         record = read_json(path)
         if record["format_version"] != FORMAT_VERSION:
-            raise CorruptFile(path, f"format version {record['format_version']!r}, not "
-                                    f"{FORMAT_VERSION}")
+            raise CorruptFile(
+                path, f"format version {record['format_version']!r}, not {FORMAT_VERSION}"
+            )
         arrays = {}
         for split in SPLITS:
             path = directory / f"{split}.npy"
@@ -155,8 +173,13 @@ def open_store(directory: Path) -> Dataset:
                 raise CorruptFile(path, f"{array.dtype} {array.shape}, not {wanted['shape']}")
             arrays[split] = array
         path = directory / "store.json"
-        return Dataset(name=str(record["name"]), flip=bool(record["flip"]), directory=directory,
-                       fingerprint=str(record["fingerprint"]), **arrays)
+        return Dataset(
+            name=str(record["name"]),
+            flip=bool(record["flip"]),
+            directory=directory,
+            fingerprint=str(record["fingerprint"]),
+            **arrays,
+        )
     except (KeyError, TypeError, ValueError, FileNotFoundError, NotADirectoryError) as error:
         raise CorruptFile(path, f"{type(error).__name__}: {error}") from error
 
@@ -167,5 +190,5 @@ def _fingerprint(train: np.ndarray, test: np.ndarray) -> str:
         digest.update(repr(tuple(int(n) for n in array.shape)).encode())
         step = max(1, CHUNK_BYTES // max(1, int(np.prod(array.shape[1:]))))
         for start in range(0, len(array), step):
-            digest.update(array[start:start + step].tobytes())
+            digest.update(array[start : start + step].tobytes())
     return digest.hexdigest()

@@ -55,8 +55,11 @@ def test_patches_are_many_contrasted_and_never_share_a_pixel(tmp_path):
     covered = {}
     for split in ("train", "test"):
         images, places = photo_patches(split)
-        covered[split] = {(photo, column) for photo, _, left in places.tolist()
-                          for column in range(left, left + 16)}
+        covered[split] = {
+            (photo, column)
+            for photo, _, left in places.tolist()
+            for column in range(left, left + 16)
+        }
         assert np.array_equal(images, getattr(patches, split))
         assert set(places[:, 0]) == {0, 1}
     assert not covered["train"] & covered["test"]
@@ -72,17 +75,24 @@ def test_a_valid_store_is_never_written_again(tmp_path):
     check(first.directory)
 
 
-@pytest.mark.parametrize("name, image_size, message", [
-    ("cifar11", None, "dataset=cifar11: unknown; known are digits, .*imagefolder:PATH.*patches"),
-    ("digits:8", None, "dataset=digits:8: write digits"),
-    ("imagefolder", None, "dataset=imagefolder: write imagefolder:PATH"),
-    ("imagefolder:", 8, "dataset=imagefolder:: write imagefolder:PATH"),
-    ("digits", 32, "image_size=32: digits has 8"),
-    ("patches", 8, "image_size=8: patches has 16"),
-    ("imagefolder:/tmp", None, "--set image_size=32"),
-    ("imagefolder:/tmp", 2, "image_size=2: a whole number from 4 to 1024"),
-    ("imagefolder:/no/such/place", 8, "/no/such/place: no such folder"),
-])
+@pytest.mark.parametrize(
+    ("name", "image_size", "message"),
+    [
+        (
+            "cifar11",
+            None,
+            "dataset=cifar11: unknown; known are digits, .*imagefolder:PATH.*patches",
+        ),
+        ("digits:8", None, "dataset=digits:8: write digits"),
+        ("imagefolder", None, "dataset=imagefolder: write imagefolder:PATH"),
+        ("imagefolder:", 8, "dataset=imagefolder:: write imagefolder:PATH"),
+        ("digits", 32, "image_size=32: digits has 8"),
+        ("patches", 8, "image_size=8: patches has 16"),
+        ("imagefolder:/tmp", None, "--set image_size=32"),
+        ("imagefolder:/tmp", 2, "image_size=2: a whole number from 4 to 1024"),
+        ("imagefolder:/no/such/place", 8, "/no/such/place: no such folder"),
+    ],
+)
 def test_bad_requests_are_one_line(tmp_path, name, image_size, message):
     with pytest.raises(DataError, match=message) as caught:
         prepare(name, tmp_path, image_size=image_size)
@@ -101,12 +111,18 @@ def future(path: Path) -> None:
     path.write_text(json.dumps({**record, "format_version": 99}))
 
 
-@pytest.mark.parametrize("file, damage", [
-    ("store.json", truncate), ("store.json", Path.unlink), ("store.json", future),
-    ("store.json", lambda path: path.write_text("[]")),
-    ("train.npy", truncate), ("test.npy", Path.unlink),
-    ("train.npy", lambda path: path.write_bytes(b"x" * path.stat().st_size)),
-])
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("store.json", truncate),
+        ("store.json", Path.unlink),
+        ("store.json", future),
+        ("store.json", lambda path: path.write_text("[]")),
+        ("train.npy", truncate),
+        ("test.npy", Path.unlink),
+        ("train.npy", lambda path: path.write_bytes(b"x" * path.stat().st_size)),
+    ],
+)
 def test_a_damaged_store_is_set_aside_and_made_again(tmp_path, caplog, file, damage):
     first = prepare("digits", tmp_path)
     damage(first.directory / file)
@@ -143,8 +159,12 @@ def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
                     raise KeyboardInterrupt
                 yield "train" if i < 2 else "test", i % 2, np.full((1, 8, 8), i, np.uint8)
 
-        return Source(name="interrupted-for-test", store="interrupted", flip=False,
-                      build=lambda: Splits(shape=(1, 8, 8), n_train=2, n_test=1, images=images))
+        return Source(
+            name="interrupted-for-test",
+            store="interrupted",
+            flip=False,
+            build=lambda: Splits(shape=(1, 8, 8), n_train=2, n_test=1, images=images),
+        )
 
     with pytest.raises(KeyboardInterrupt):
         prepare("interrupted-for-test", tmp_path)
@@ -166,9 +186,10 @@ def _prepare_in_child(root: str, name: str, barrier, queue) -> None:
 def test_two_processes_at_once_both_end_up_with_the_store(tmp_path):
     context = multiprocessing.get_context("fork")
     barrier, queue = context.Barrier(2), context.Queue()
-    children = [context.Process(target=_prepare_in_child,
-                                args=(str(tmp_path), "digits", barrier, queue))
-                for _ in range(2)]
+    children = [
+        context.Process(target=_prepare_in_child, args=(str(tmp_path), "digits", barrier, queue))
+        for _ in range(2)
+    ]
     for child in children:
         child.start()
     fingerprints = {queue.get(timeout=60) for _ in children}

@@ -29,7 +29,7 @@ def statistics(images: np.ndarray, extractor: str) -> FeatureStatistics:
     return feature_statistics(extract_features(images, extractor))
 
 
-@pytest.mark.parametrize("name, size", [("digits", 8), ("patches", 16)])
+@pytest.mark.parametrize(("name", "size"), [("digits", 8), ("patches", 16)])
 def test_shipped_extractors_do_not_depend_on_the_batch(name, size):
     images = SETS[name]("test")[0][:70]
     extractor = default_extractor(name, images.shape[1])
@@ -44,15 +44,22 @@ def test_shipped_extractors_do_not_depend_on_the_batch(name, size):
 
 def test_digits_cnn_knows_unseen_digits():
     images, labels = digits_split("test")
-    network = torch_fidelity.utils.create_feature_extractor("digits-cnn", ["logits"], cuda=False,
-                                                            verbose=False)
+    network = torch_fidelity.utils.create_feature_extractor(
+        "digits-cnn", ["logits"], cuda=False, verbose=False
+    )
     (logits,) = network(torch.from_numpy(images))
     assert (logits.argmax(dim=1).numpy() == labels).mean() >= 0.97
 
 
-@pytest.mark.parametrize("extractor, shape", [
-    ("digits-cnn", (1, 28, 28)), ("digits-cnn", (1, 9, 8)), ("patches-cnn", (3, 32, 48)),
-    ("patches-cnn", (1, 8, 8))])
+@pytest.mark.parametrize(
+    ("extractor", "shape"),
+    [
+        ("digits-cnn", (1, 28, 28)),
+        ("digits-cnn", (1, 9, 8)),
+        ("patches-cnn", (3, 32, 48)),
+        ("patches-cnn", (1, 8, 8)),
+    ],
+)
 def test_other_sizes_are_taken(extractor, shape):
     features = extract_features(uniform_noise_samples(shape, 3, 0), extractor)
     assert features.shape == (3, 64) and np.isfinite(features).all()
@@ -60,22 +67,34 @@ def test_other_sizes_are_taken(extractor, shape):
 
 def test_grey_is_rgb_repeated():
     grey = uniform_noise_samples((1, 12, 12), 4, 0)
-    assert np.array_equal(extract_features(grey, "patches-cnn"),
-                          extract_features(grey.repeat(3, axis=1), "patches-cnn"))
+    assert np.array_equal(
+        extract_features(grey, "patches-cnn"),
+        extract_features(grey.repeat(3, axis=1), "patches-cnn"),
+    )
 
 
-@pytest.mark.parametrize("extractor, images, message", [
-    ("digits-cnn", np.zeros((2, 3, 8, 8), np.uint8), r"digits-cnn: .*grey \(1 channel\) images"),
-    ("digits-cnn", np.zeros((2, 1, 7, 8), np.uint8), "at least 8x8"),
-    ("patches-cnn", np.zeros((2, 4, 8, 8), np.uint8), "RGB or grey"),
-    ("patches-cnn", np.zeros((2, 3, 8, 8), np.float32), "float32 .* uint8"),
-    ("patches-cnn", np.zeros((0, 3, 8, 8), np.uint8), "non-empty"),
-    ("patches-cnn", np.zeros((3, 8, 8), np.uint8), r"\(N, C, H, W\) is right"),
-    ("resnet", np.zeros((2, 3, 8, 8), np.uint8), "resnet: unknown; known are digits-cnn, "),
-    ("inception-v3-compat", np.zeros((2, 3, 8, 8), np.uint8),
-     r"weights-inception-2015-12-05-6726825d\.pth with --inception-weights PATH"),
-    ("inception-v3-compat", np.zeros((2, 2, 8, 8), np.uint8), "2 channels"),
-])
+@pytest.mark.parametrize(
+    ("extractor", "images", "message"),
+    [
+        (
+            "digits-cnn",
+            np.zeros((2, 3, 8, 8), np.uint8),
+            r"digits-cnn: .*grey \(1 channel\) images",
+        ),
+        ("digits-cnn", np.zeros((2, 1, 7, 8), np.uint8), "at least 8x8"),
+        ("patches-cnn", np.zeros((2, 4, 8, 8), np.uint8), "RGB or grey"),
+        ("patches-cnn", np.zeros((2, 3, 8, 8), np.float32), "float32 .* uint8"),
+        ("patches-cnn", np.zeros((0, 3, 8, 8), np.uint8), "non-empty"),
+        ("patches-cnn", np.zeros((3, 8, 8), np.uint8), r"\(N, C, H, W\) is right"),
+        ("resnet", np.zeros((2, 3, 8, 8), np.uint8), "resnet: unknown; known are digits-cnn, "),
+        (
+            "inception-v3-compat",
+            np.zeros((2, 3, 8, 8), np.uint8),
+            r"weights-inception-2015-12-05-6726825d\.pth with --inception-weights PATH",
+        ),
+        ("inception-v3-compat", np.zeros((2, 2, 8, 8), np.uint8), "2 channels"),
+    ],
+)
 def test_bad_input_to_extractors_is_one_line(extractor, images, message):
     with pytest.raises(MetricError, match=message) as caught:
         extract_features(images, extractor)
@@ -92,8 +111,7 @@ def test_inception_weights_that_are_none(tmp_path, capsys, content):
     elif content is not None:
         path.write_bytes(content)
     with pytest.raises(MetricError, match=r"--inception-weights .*w\.pth: .*6726825d\.pth"):
-        extract_features(np.zeros((2, 3, 8, 8), np.uint8), "inception-v3-compat",
-                         weights_path=path)
+        extract_features(np.zeros((2, 3, 8, 8), np.uint8), "inception-v3-compat", weights_path=path)
     assert "unpickled" not in capsys.readouterr().out
 
 
@@ -116,8 +134,9 @@ def test_inception_features_through_torch_fidelity(tmp_path, monkeypatch):
     monkeypatch.undo()
     torch.save(network.state_dict(), tmp_path / "w.pth")
     images = uniform_noise_samples((3, 16, 16), 3, 0)
-    got = extract_features(images, "inception-v3-compat", weights_path=tmp_path / "w.pth",
-                           batch_size=2)
+    got = extract_features(
+        images, "inception-v3-compat", weights_path=tmp_path / "w.pth", batch_size=2
+    )
     with torch.no_grad():
         (expected,) = network(torch.from_numpy(images))
     assert got.shape == (3, 2048) and np.allclose(got, expected.numpy(), rtol=1e-3, atol=1e-5)
@@ -127,13 +146,23 @@ def test_inception_features_through_torch_fidelity(tmp_path, monkeypatch):
 
 def test_torch_fidelity_knows_our_extractors(tmp_path):
     images, _ = photo_patches("test")
-    first, second = (torch.utils.data.TensorDataset(torch.from_numpy(half))
-                     for half in (images[:200], images[200:400]))
+    first, second = (
+        torch.utils.data.TensorDataset(torch.from_numpy(half))
+        for half in (images[:200], images[200:400])
+    )
     theirs = torch_fidelity.calculate_metrics(
-        input1=Unwrapped(first), input2=Unwrapped(second), cuda=False, fid=True, verbose=False,
-        feature_extractor="patches-cnn", cache=False, save_cpu_ram=True)
-    ours = frechet_distance(statistics(images[:200], "patches-cnn"),
-                            statistics(images[200:400], "patches-cnn"))
+        input1=Unwrapped(first),
+        input2=Unwrapped(second),
+        cuda=False,
+        fid=True,
+        verbose=False,
+        feature_extractor="patches-cnn",
+        cache=False,
+        save_cpu_ram=True,
+    )
+    ours = frechet_distance(
+        statistics(images[:200], "patches-cnn"), statistics(images[200:400], "patches-cnn")
+    )
     assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
 
 
@@ -181,8 +210,9 @@ def test_weights_are_identified_small_and_checked(tmp_path):
         assert (extractors.WEIGHTS / f"{name}.safetensors").stat().st_size < 200_000
     (tmp_path / "w").write_bytes(b"junk")
     with pytest.raises(CorruptFile, match="no weights for digits-cnn"):
-        extract_features(np.zeros((1, 1, 8, 8), np.uint8), "digits-cnn",
-                         weights_path=tmp_path / "w")
+        extract_features(
+            np.zeros((1, 1, 8, 8), np.uint8), "digits-cnn", weights_path=tmp_path / "w"
+        )
 
 
 def test_training_is_deterministic(tmp_path, monkeypatch):
@@ -203,12 +233,15 @@ def test_better_samples_are_nearer(name):
     train, test = SETS[name]("train")[0], SETS[name]("test")[0]
     extractor = default_extractor(name, train.shape[1])
     reference = statistics(train, extractor)
-    halves = frechet_distance(statistics(train[::2], extractor),
-                              statistics(train[1::2], extractor))
+    halves = frechet_distance(statistics(train[::2], extractor), statistics(train[1::2], extractor))
     held_out, gaussian, uniform = (
         frechet_distance(reference, statistics(images, extractor))
-        for images in (test, pixel_gaussian_samples(train, 1500, 0),
-                       uniform_noise_samples(train.shape[1:], 1500, 0)))
+        for images in (
+            test,
+            pixel_gaussian_samples(train, 1500, 0),
+            uniform_noise_samples(train.shape[1:], 1500, 0),
+        )
+    )
     assert halves < 0.05 * gaussian
     assert halves < held_out < 0.5 * gaussian < gaussian < 0.5 * uniform
 
@@ -230,6 +263,7 @@ def test_stronger_corruption_is_farther(name, kind):
         return np.rint(changed.clip(0, 255)).astype(np.uint8)
 
     strengths = (0.02, 0.05, 0.1, 0.2, 0.4) if kind == "noise" else (0.4, 0.6, 0.8, 1.2, 2.0)
-    values = [0.0] + [frechet_distance(reference, statistics(corrupt(s), extractor))
-                      for s in strengths]
+    values = [0.0] + [
+        frechet_distance(reference, statistics(corrupt(s), extractor)) for s in strengths
+    ]
     assert all(np.diff(values) > 0), values

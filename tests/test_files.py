@@ -42,14 +42,19 @@ def test_atomic_write_replaces_and_respects_the_umask(tmp_path):
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text()
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text()
     | st.floats(allow_nan=False, allow_infinity=False),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
-    max_leaves=8)
+    max_leaves=8,
+)
 
 
-@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture],
-          deadline=None)
+@settings(
+    max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
 @given(json_values)
 def test_json_round_trip(tmp_path, value):
     write_json(tmp_path / "x.json", value)
@@ -64,7 +69,7 @@ def test_json_is_sorted_indented_and_ends_in_a_newline(tmp_path):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_json_has_no_nan_and_the_old_file_stays(tmp_path, value):
     write_json(tmp_path / "x.json", {"fid": None})
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="not JSON compliant"):
         write_json(tmp_path / "x.json", {"fid": value})
     assert json.loads((tmp_path / "x.json").read_text()) == {"fid": None}
 

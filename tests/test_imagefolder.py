@@ -56,8 +56,7 @@ def test_random_split_is_seeded_disjoint_and_complete(tmp_path):
     assert other.directory != one.directory
 
     def rows(dataset):
-        return sorted(image.tobytes() for split in (dataset.train, dataset.test)
-                      for image in split)
+        return sorted(image.tobytes() for split in (dataset.train, dataset.test) for image in split)
 
     assert rows(one) == rows(other) and len(set(rows(one))) == 25
 
@@ -100,9 +99,19 @@ def test_train_and_test_folders_are_the_splits_in_sorted_order(tmp_path, kind, t
     assert dataset.name == f"imagefolder:{path.name}"
 
 
-@pytest.mark.parametrize("extension, mode", [
-    ("jpg", "RGB"), ("jpeg", "L"), ("bmp", "RGB"), ("webp", "RGB"), ("gif", "P"), ("png", "RGBA"),
-    ("PNG", "1"), ("png", "LA")])
+@pytest.mark.parametrize(
+    ("extension", "mode"),
+    [
+        ("jpg", "RGB"),
+        ("jpeg", "L"),
+        ("bmp", "RGB"),
+        ("webp", "RGB"),
+        ("gif", "P"),
+        ("png", "RGBA"),
+        ("PNG", "1"),
+        ("png", "LA"),
+    ],
+)
 def test_formats_and_modes_become_rgb(tmp_path, extension, mode):
     (tmp_path / "in").mkdir()
     for i in range(3):
@@ -160,9 +169,14 @@ def test_sixteen_bit_images_are_refused(tmp_path):
         prepare(f"imagefolder:{path}", tmp_path / "out", image_size=8)
 
 
-@pytest.mark.parametrize("names, message", [
-    ([], "has 0 images"), (["a.png", "b.png"], "has 2 images; at least 2 to train"),
-    (["train/a.png", "test/b.png", "test/c.png"], "train/ has 1 image; at least 2")])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ([], "has 0 images"),
+        (["a.png", "b.png"], "has 2 images; at least 2 to train"),
+        (["train/a.png", "test/b.png", "test/c.png"], "train/ has 1 image; at least 2"),
+    ],
+)
 def test_too_few_images(tmp_path, names, message):
     (tmp_path / "in").mkdir()
     path = folder(tmp_path / "in", names)

@@ -17,9 +17,7 @@ def step(x, score, alpha, *, seed=0, first=0, t=5):
 
 def by_the_book(x, score, alpha, *, seed=0, first=0, t=5):
     index = torch.arange(first, first + len(x))
-    z = philox_normal(
-        philox_key(seed), index, torch.tensor(t), tuple(x.shape[1:]), Stream.LANGEVIN
-    )
+    z = philox_normal(philox_key(seed), index, torch.tensor(t), tuple(x.shape[1:]), Stream.LANGEVIN)
     alpha = float(torch.tensor(alpha, dtype=torch.float32))
     return x.double() + alpha * score.double() + (2 * alpha) ** 0.5 * z.double()
 
@@ -59,9 +57,7 @@ def test_a_score_of_any_precision_is_added_without_rounding_the_images(dtype, sc
     score = torch.randn(2, 3, 4, 4).to(score_dtype)
     result = step(x, score, 0.01)
     assert result.dtype == dtype
-    torch.testing.assert_close(
-        result, by_the_book(x, score, 0.01).to(dtype), rtol=1e-6, atol=1e-6
-    )
+    torch.testing.assert_close(result, by_the_book(x, score, 0.01).to(dtype), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("alpha", [1e-4, 0.3])

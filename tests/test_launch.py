@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from tiny_grid import ROOT, environment, launch, launch_command, write_grid
 
+from ablations.jobs import plan_jobs, selected_iterations
 from ablations.launch import main
 from ablations.manifest import load_manifest
-from ablations.work import plan_jobs, selected_iterations
 from scorekit.checkpoints import load_tensors
 
 
@@ -37,16 +37,6 @@ def results(out: Path) -> dict[str, bytes | dict]:
         if path.parent.parent.name == "distance" and path.name == "result.json":
             found[name] = json.loads(path.read_text())["result"]
     return found
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """An undisturbed run of the tiny grid in this process."""
-    folder = tmp_path_factory.mktemp("grid")
-    grid = write_grid(folder)
-    arguments = ["--grid", str(grid), "--out", str(folder / "out"), "--executor", "inline"]
-    assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
-    return folder
 
 
 def again(folder: Path, *flags: str) -> int:
@@ -149,9 +139,7 @@ def test_two_processes_at_a_time_give_the_same_bytes(finished, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
-def test_a_launcher_killed_at_any_instant_is_continued_to_the_same_result(
-    finished, tmp_path, seed
-):
+def test_a_launcher_killed_at_any_instant_is_continued_to_the_same_result(finished, tmp_path, seed):
     generator = random.Random(seed)
     flags = ("--executor", "inline", "--threads", "1")
     for _ in range(4):

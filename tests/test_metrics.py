@@ -29,8 +29,13 @@ def random_features(seed: int, n: int, d: int) -> np.ndarray:
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(*[st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 9),
-                            st.floats(0, 9)]), min_size=1, max_size=8))
+@given(
+    st.lists(
+        st.tuples(*[st.floats(-5, 5), st.floats(-5, 5), st.floats(0, 9), st.floats(0, 9)]),
+        min_size=1,
+        max_size=8,
+    )
+)
 def test_commuting_gaussians_in_closed_form(rows):
     m1, m2, v1, v2 = np.array(rows).T
     a = FeatureStatistics(mean=m1, covariance=np.diag(v1), n=9)
@@ -47,8 +52,12 @@ def test_two_dimensional_gaussians_in_closed_form(seed, scale):
     b = feature_statistics(scale * random_features(seed + 1, 50, 2))
     m = a.covariance @ b.covariance
     root_trace = np.sqrt(np.trace(m) + 2 * np.sqrt(np.linalg.det(m)))
-    closed = (((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance)
-              - 2 * root_trace)
+    closed = (
+        ((a.mean - b.mean) ** 2).sum()
+        + np.trace(a.covariance)
+        + np.trace(b.covariance)
+        - 2 * root_trace
+    )
     assert frechet_distance(a, b) == pytest.approx(closed, rel=1e-9, abs=1e-9)
 
 
@@ -56,9 +65,11 @@ def test_two_dimensional_gaussians_in_closed_form(seed, scale):
 @given(st.integers(0, 10**6), st.integers(2, 40))
 def test_agrees_with_torch_fidelity(seed, d):
     x, y = random_features(seed, 20 * d, d), random_features(seed + 1, 25 * d, d)
-    theirs = fid_statistics_to_metric(fid_features_to_statistics(torch.from_numpy(x)),
-                                      fid_features_to_statistics(torch.from_numpy(y)),
-                                      verbose=False)["frechet_inception_distance"]
+    theirs = fid_statistics_to_metric(
+        fid_features_to_statistics(torch.from_numpy(x)),
+        fid_features_to_statistics(torch.from_numpy(y)),
+        verbose=False,
+    )["frechet_inception_distance"]
     ours = frechet_distance(feature_statistics(x), feature_statistics(y))
     assert ours == pytest.approx(theirs, rel=1e-6)
 
@@ -73,8 +84,9 @@ def test_symmetric_and_invariant_under_rotation_and_shift(seed, d):
     a, b = feature_statistics(x), feature_statistics(y)
     value = frechet_distance(a, b)
     assert frechet_distance(b, a) == pytest.approx(value, rel=1e-9)
-    turned = frechet_distance(feature_statistics(x @ rotation + shift),
-                              feature_statistics(y @ rotation + shift))
+    turned = frechet_distance(
+        feature_statistics(x @ rotation + shift), feature_statistics(y @ rotation + shift)
+    )
     assert turned == pytest.approx(value, rel=1e-9)
 
 
@@ -114,9 +126,14 @@ def test_too_few_samples_are_warned_about_with_the_numbers(caplog):
     assert "n=8 samples for d=8 dimensions" in caplog.text
 
 
-@pytest.mark.parametrize("features, message", [
-    (np.zeros((1, 4)), r"\(1, 4\) given"), (np.zeros(4), r"\(4,\) given"),
-    (np.array([[1.0], [np.nan], [np.inf]]), "2 of 3 rows are not finite")])
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.zeros((1, 4)), r"\(1, 4\) given"),
+        (np.zeros(4), r"\(4,\) given"),
+        (np.array([[1.0], [np.nan], [np.inf]]), "2 of 3 rows are not finite"),
+    ],
+)
 def test_features_that_have_no_statistics(features, message):
     with pytest.raises(MetricError, match=message):
         feature_statistics(features)
@@ -140,8 +157,15 @@ def test_pixel_gaussian_has_the_mean_and_covariance_of_the_pixels():
 
 def test_pixel_gaussian_of_large_images_is_the_same_gaussian():
     rng = np.random.Generator(np.random.Philox(1))
-    images = np.rint(128 + 20 * rng.standard_normal((50, 1, 1, 1))
-                     + 10 * rng.standard_normal((50, 3, 40, 40))).clip(0, 255).astype(np.uint8)
+    images = (
+        np.rint(
+            128
+            + 20 * rng.standard_normal((50, 1, 1, 1))
+            + 10 * rng.standard_normal((50, 3, 40, 40))
+        )
+        .clip(0, 255)
+        .astype(np.uint8)
+    )
     samples = pixel_gaussian_samples(images, 2000, 0)
     assert samples.shape == (2000, 3, 40, 40)
     assert np.abs(samples.mean(0) - images.mean(0)).max() < 3
@@ -156,8 +180,10 @@ def test_pixel_gaussian_of_large_images_is_the_same_gaussian():
 def test_reference_samples_are_functions_of_the_seed(seed, n, other):
     assume(seed != other)
     images = uniform_noise_samples((1, 4, 4), 30, 1)
-    for draw in (lambda s: pixel_gaussian_samples(images, n, s),
-                 lambda s: uniform_noise_samples((1, 4, 4), n, s)):
+    for draw in (
+        lambda s: pixel_gaussian_samples(images, n, s),
+        lambda s: uniform_noise_samples((1, 4, 4), n, s),
+    ):
         assert np.array_equal(draw(seed), draw(seed)) and draw(seed).shape == (n, 1, 4, 4)
         assert not np.array_equal(draw(seed), draw(other))
 

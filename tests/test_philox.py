@@ -71,9 +71,7 @@ def test_words_equal_unbounded_integer_arithmetic(counter, key):
     assert words(counter, key) == philox_by_the_book(counter, key)
 
 
-@given(
-    st.integers(0, 2**64 - 1), WORD, WORD, st.integers(1, 23), st.sampled_from(list(Stream))
-)
+@given(st.integers(0, 2**64 - 1), WORD, WORD, st.integers(1, 23), st.sampled_from(list(Stream)))
 @settings(max_examples=50, deadline=None)
 def test_normals_are_the_documented_function_of_seed_sample_step_and_pixel(
     seed, sample, step, size, stream
@@ -202,9 +200,7 @@ def test_uniforms_are_uniform_and_never_zero():
 @given(st.integers(1, 10_000), st.integers(0, 2**64 - 1))
 @settings(max_examples=30, deadline=None)
 def test_integers_lie_in_range(high, seed):
-    drawn = philox_integers(
-        philox_key(seed), torch.arange(500), STEP, high, Stream.NOISE_LEVEL
-    )
+    drawn = philox_integers(philox_key(seed), torch.arange(500), STEP, high, Stream.NOISE_LEVEL)
     assert drawn.dtype == torch.int64
     assert drawn.shape == (500,)
     assert int(drawn.min()) >= 0
@@ -213,9 +209,7 @@ def test_integers_lie_in_range(high, seed):
 
 @pytest.mark.parametrize("high", [2, 10, 232, 2311])
 def test_integers_are_uniform(high):
-    drawn = philox_integers(
-        philox_key(4), torch.arange(200_000), STEP, high, Stream.NOISE_LEVEL
-    )
+    drawn = philox_integers(philox_key(4), torch.arange(200_000), STEP, high, Stream.NOISE_LEVEL)
     counts = np.bincount(drawn.numpy(), minlength=high)
     assert stats.chisquare(counts).pvalue > 1e-3
 

@@ -45,10 +45,7 @@ def test_responsibilities_are_posterior_probabilities():
     centres = torch.rand(6, 3, dtype=torch.float64, generator=generator)
     x = torch.rand(10, 3, dtype=torch.float64, generator=generator)
     densities = torch.tensor(
-        [
-            [stats.multivariate_normal.pdf(p, c, 0.3**2) for c in centres.numpy()]
-            for p in x.numpy()
-        ]
+        [[stats.multivariate_normal.pdf(p, c, 0.3**2) for c in centres.numpy()] for p in x.numpy()]
     )
     expected = densities / densities.sum(1, keepdim=True)
     result = mixture_responsibilities(x, centres, 0.3)

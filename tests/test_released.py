@@ -284,9 +284,7 @@ def test_truncated_files_are_refused_by_name(released, legacy, fraction):
     network = make_network("32-64")
     whole = released.with_name(f"whole-{legacy}.pth")
     if not whole.exists():
-        torch.save(
-            as_released(network, network), whole, _use_new_zipfile_serialization=not legacy
-        )
+        torch.save(as_released(network, network), whole, _use_new_zipfile_serialization=not legacy)
     path = released.with_name("truncated.pth")
     data = whole.read_bytes()
     path.write_bytes(data[: int(fraction * len(data))])

@@ -99,9 +99,7 @@ def test_the_trajectory_is_algorithm_1():
     sigmas, n_steps_each, step_size = geometric_sigmas(2, 0.1, 4), 3, 1e-3
     score = Mixture(sigmas)
     index, key = torch.tensor([3, 17]), philox_key(5)
-    drawer = sampler(
-        score, sigmas=sigmas, n_steps_each=n_steps_each, step_size=step_size, seed=5
-    )
+    drawer = sampler(score, sigmas=sigmas, n_steps_each=n_steps_each, step_size=step_size, seed=5)
     samples = drawer.sample(index, SHAPE)
     x, step = drawer.initial(index, SHAPE).double(), 0
     score.centres = score.centres.double()
@@ -172,9 +170,7 @@ def test_the_final_variance_on_one_data_point_is_that_of_proposition_3(n_steps_e
     )
     assert float(error.mean()) == pytest.approx(0, abs=4 * ratio**0.5 / error.numel() ** 0.5)
     # On one data point the denoising step removes all the noise.
-    torch.testing.assert_close(
-        samples.denoised, torch.full_like(first, centre), rtol=0, atol=1e-5
-    )
+    torch.testing.assert_close(samples.denoised, torch.full_like(first, centre), rtol=0, atol=1e-5)
 
 
 def test_the_initial_noise_is_uniform_and_belongs_to_the_sample():

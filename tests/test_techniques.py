@@ -298,9 +298,7 @@ def test_variance_ratio_equals_simulated_langevin_dynamics(epsilon, gamma, n_ste
     assert np.mean(x**2) / sigma_i**2 == pytest.approx(expected, rel=4 * math.sqrt(2 / n))
 
 
-@given(
-    gamma=st.floats(1.001, 3), sigma_end=st.floats(1e-3, 1), n_steps=st.integers(1, 200)
-)
+@given(gamma=st.floats(1.001, 3), sigma_end=st.floats(1e-3, 1), n_steps=st.integers(1, 200))
 @settings(max_examples=100, deadline=None)
 def test_step_size_is_a_minimiser(gamma, sigma_end, n_steps):
     def objective(epsilon):

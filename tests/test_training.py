@@ -293,9 +293,7 @@ def test_the_loss_goes_down(digits, tmp_path):
     assert np.mean(trainer.losses[-20:]) < 0.9 * np.mean(trainer.losses[:20])
 
 
-def test_ema_weights_are_the_average_of_the_weights_after_each_step(
-    digits, tmp_path, monkeypatch
-):
+def test_ema_weights_are_the_average_of_the_weights_after_each_step(digits, tmp_path, monkeypatch):
     seen = []
 
     def spy(averaged, parameters, momentum):

@@ -1,0 +1,176 @@
+"""Jobs: the stages of a grid bundled into what one process runs, and where each of them stands."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ablations.cells import Cell, DataFacts
+from ablations.stages import StageStore
+from scorekit.data import Dataset
+from scorekit.files import CorruptFile
+from scorekit.networks import forward_flops
+from scorekit.store import open_store
+
+#: How much slower than sampling a training step does its operations, in small batches on a CPU
+#: (measured under the quick budget); weighs jobs against one another for order and progress.
+_TRAINING_EFFORT = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and how jobs run: nothing here can change a result beyond rounding."""
+
+    out: Path
+    data_root: Path
+    device: str
+    threads: int
+    compile: bool
+    sampling_batch: int
+    inception_weights: Path | None = None
+
+    @property
+    def store(self) -> StageStore:
+        return StageStore(self.out / "stages")
+
+    def dataset(self, facts: DataFacts) -> Dataset:
+        """Open a prepared dataset; raises CorruptFile where it is not the one that was planned."""
+        directory = self.data_root / facts.store
+        dataset = open_store(directory)
+        if dataset.fingerprint != facts.fingerprint:
+            raise CorruptFile(directory, "its images changed since the grid was planned")
+        return dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """Stages that one process runs in a row: ``kind`` is "train", "evaluate" or "baseline"."""
+
+    kind: str
+    cell: Cell  # for training, the first of the cells that share it
+    needs: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """A file name, unique in the grid."""
+        if self.kind == "train":
+            return f"train-{self.cell.train_stage().digest}"
+        if self.kind == "baseline":
+            return f"baseline-{self.cell.baseline_stage().digest}"
+        return "evaluate-" + self.cell.name.replace("/", "-").replace(":", "-")
+
+    @property
+    def title(self) -> str:
+        """What a person reads in the log."""
+        if self.kind == "train":
+            network = "conditional" if self.cell.train.conditional else "unconditional"
+            ladder = f"L={self.cell.train.n_levels}"
+            return f"train {self.cell.data.name} {network} {ladder} seed {self.cell.seed}"
+        if self.kind == "baseline":
+            return f"reference rows of {self.cell.data.name}"
+        return f"evaluate {self.cell.data.name} {self.cell.variant.name} seed {self.cell.seed}"
+
+    @property
+    def flops(self) -> float:
+        """Estimated work; a training step counts as three forward passes."""
+        if self.kind == "baseline":
+            return 0.0
+        per_image = cell_forward_flops(self.cell)
+        train = self.cell.train
+        if self.kind == "train":
+            return 3.0 * per_image * train.batch_size * train.iterations
+        return float(per_image) * self.cell.score_evaluations * self.n_sampled
+
+    @property
+    def effort(self) -> float:
+        """FLOPs weighed by how fast they go."""
+        return self.flops * (_TRAINING_EFFORT if self.kind == "train" else 1.0)
+
+    @property
+    def n_sampled(self) -> int:
+        """Trajectories of an evaluation, if both denoise settings choose the same snapshot."""
+        snapshots = len(self.cell.train.snapshot_iterations)
+        return snapshots * self.cell.n_selection + self.cell.n_final - self.cell.n_selection
+
+
+def cell_forward_flops(cell: Cell) -> int:
+    """Return the FLOPs of one score evaluation of one image."""
+    train = cell.train
+    key = (train.architecture, train.width, cell.data.channels, cell.data.image_size)
+    if key not in _FLOPS:
+        settings = dict(
+            architecture=train.architecture,
+            sigmas=torch.ones(2),
+            channels=cell.data.channels,
+            width=train.width,
+        )
+        _FLOPS[key] = forward_flops(settings, cell.data.image_size)
+    return _FLOPS[key]
+
+
+_FLOPS: dict[tuple[str, int, int, int], int] = {}
+
+
+def plan_jobs(cells: list[Cell]) -> list[Job]:
+    """Return the jobs of a grid, in an order that respects their needs.
+
+    One training job for all cells that share it, one evaluation per cell, one set of reference rows
+    per dataset and feature space.
+    """
+    jobs: dict[str, Job] = {}
+    for cell in cells:
+        job = Job(kind="train", cell=cell)
+        jobs.setdefault(job.name, job)
+    for cell in cells:
+        train = Job(kind="train", cell=cell).name
+        job = Job(kind="evaluate", cell=cell, needs=(train,))
+        jobs[job.name] = job
+    for cell in cells:
+        job = Job(kind="baseline", cell=cell)
+        jobs.setdefault(job.name, job)
+    return list(jobs.values())
+
+
+def progress_path(out: Path, job_name: str) -> Path:
+    """Return the file with a job's progress."""
+    return out / "jobs" / f"{job_name}.progress.json"
+
+
+def failure_path(out: Path, job_name: str) -> Path:
+    """Return the file that a failed job leaves: kind "failed" or "diverged", message, traceback."""
+    return out / "jobs" / f"{job_name}.failure.json"
+
+
+def job_is_done(job: Job, store: StageStore) -> bool:
+    """Return whether all of a job's results are there and intact."""
+    if job.kind == "train":
+        return store.result(job.cell.train_stage()) is not None
+    if job.kind == "baseline":
+        return store.result(job.cell.baseline_stage()) is not None
+    chosen = selected_iterations(job.cell, store)
+    return len(chosen) == 2 and all(
+        store.result(job.cell.distance_stage(iteration, denoise=denoise, final=True)) is not None
+        for denoise, iteration in chosen.items()
+    )
+
+
+def selected_iterations(cell: Cell, store: StageStore) -> dict[bool, int]:
+    """Return the snapshot of the smallest selection distance, for each denoise setting.
+
+    A setting is absent while one of its snapshots has no distance yet. The earlier wins a tie.
+    """
+    chosen = {}
+    for denoise in (False, True):
+        results = {
+            iteration: store.result(cell.distance_stage(iteration, denoise=denoise, final=False))
+            for iteration in cell.train.snapshot_iterations
+        }
+        if all(result is not None for result in results.values()):
+            distances = {i: r["distance"] for i, r in results.items() if r is not None}
+            chosen[denoise] = min(distances, key=lambda i: (distances[i], i))
+    return chosen
+
+
+def sample_file(denoise: bool) -> str:
+    """Return the file of a sample stage: uint8 (N, C, H, W)."""
+    return "denoised.npy" if denoise else "last.npy"

@@ -1,0 +1,19 @@
+"""What several test files share."""
+
+import pytest
+import torch
+from tiny_grid import write_grid
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """The folder of an undisturbed run of the tiny grid in this process, results in ``out``."""
+    from ablations.launch import main
+
+    folder = tmp_path_factory.mktemp("grid")
+    grid = write_grid(folder)
+    arguments = ["--grid", str(grid), "--out", str(folder / "out"), "--executor", "inline"]
+    threads = torch.get_num_threads()
+    assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
+    torch.set_num_threads(threads)
+    return folder

@@ -1,0 +1,94 @@
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from ablations.collect import collect, published_hyperparameters
+from ablations.report import main
+
+
+def test_distances_are_those_of_the_stages_files(finished):
+    results = collect(finished / "out")
+    stored = [
+        json.loads(path.read_text())["result"]["distance"]
+        for path in (finished / "out" / "stages" / "distance").glob("*/result.json")
+    ]
+    assert sorted(set(results.distances["distance"])) == sorted(set(stored))
+    final = results.distances[results.distances["purpose"] == "final"]
+    assert len(final) == 3 * 2
+    assert set(final["n"]) == {6}
+    assert set(final["n_reference"]) == {1500}
+    assert set(final["label"]) == {"FD[digits-cnn]"}
+    assert results.run["complete"] is True
+
+
+def test_the_chosen_snapshot_has_the_smallest_selection_distance(finished):
+    distances = collect(finished / "out").distances
+    for _, group in distances.groupby(["variant", "denoise"]):
+        selection = group[group["purpose"] == "selection"]
+        best = selection.loc[selection["distance"].idxmin(), "iteration"]
+        assert group[group["purpose"] == "final"]["iteration"].tolist() == [best]
+
+
+def test_losses_times_and_samples(finished):
+    results = collect(finished / "out")
+    train = results.losses[results.losses["split"] == "train"]
+    assert sorted(set(train["iteration"])) == [1, 2, 3, 4, 5, 6]
+    assert set(results.losses["variants"]) == {"NCSN_1,2,4, NCSN_1,2,4,5", "NCSNv2"}
+    assert (results.timings["training_s"] > 0).all()
+    assert set(results.timings["score_evaluations_per_sample"]) == {3 * 2 + 1}
+    assert (results.timings["peak_memory_bytes"] > 2**20).all()
+    for sample in results.samples:
+        images = np.load(sample.path)
+        assert (images.shape, images.dtype) == ((4, 1, 8, 8), np.uint8)
+    assert np.load(results.real["digits"]).shape == (1500, 1, 8, 8)
+
+
+def test_reference_rows_are_ordered_as_they_must_be(finished):
+    rows = collect(finished / "out").references.set_index("name")["distance"]
+    assert rows["held-out real images"] < rows["Gaussian fitted to the pixels"]
+    assert rows["Gaussian fitted to the pixels"] < rows["uniform noise"]
+
+
+def test_an_unfinished_grid_has_a_row_for_every_cell(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    for kind in ("distance", "sample", "features"):
+        shutil.rmtree(out / "stages" / kind)
+    shutil.rmtree(out / "jobs")
+    results = collect(out)
+    assert len(results.cells) == 3
+    assert set(results.cells["status"]) == {"planned"}
+    assert len(results.losses) > 0
+    assert results.run["complete"] is False
+    assert main([str(out)]) == 0
+    assert "planned" in (out / "report" / "tables" / "ablation.csv").read_text()
+
+
+def test_a_failed_job_is_a_row_that_says_so(finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    shutil.rmtree(out / "stages" / "distance")
+    failure = {"kind": "failed", "message": "it broke", "when": 0.0}
+    (out / "jobs" / "evaluate-digits-ncsnv2-seed0.failure.json").write_text(json.dumps(failure))
+    cells = collect(out).cells.set_index("variant")
+    assert cells.loc["NCSNv2", "status"] == "failed"
+    assert cells.loc["NCSNv2", "message"] == "it broke"
+
+
+def test_a_folder_without_a_grid_is_one_clear_line(tmp_path, capsys):
+    with pytest.raises(ValueError, match="holds no grid"):
+        collect(tmp_path)
+    assert main([str(tmp_path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_the_hyperparameter_table_shows_ours_the_papers_and_why_they_differ():
+    rows = list(published_hyperparameters())
+    paper = [row for row in rows if row["source"] == "paper (Table 4)"]
+    computed = [row for row in rows if row["source"].startswith("computed")]
+    assert len(paper) == 9
+    assert [row["L"] for row in computed] == [219, 472, 745, 1026, 2182]
+    notes = {row["dataset"].split()[0]: row["note"] for row in paper if row["note"]}
+    assert set(notes) == {"church_outdoor", "ffhq"}

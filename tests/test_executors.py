@@ -1,0 +1,90 @@
+import dataclasses
+import json
+
+import pytest
+
+from ablations.executors import Outcome, critical_path, local_slots, read_failure, run_inline
+from ablations.jobs import Context, plan_jobs
+from ablations.manifest import load_manifest
+
+
+class Recorder:
+    def __init__(self):
+        self.events = []
+
+    def started(self, job):
+        self.events.append(("started", job.name))
+
+    def finished(self, job):
+        self.events.append(("finished", job.name))
+
+    def failed(self, job, message):
+        self.events.append(("failed", job.name, message))
+
+    def tick(self):
+        pass
+
+
+@pytest.fixture
+def jobs(finished):
+    return plan_jobs(load_manifest(finished / "out").cells)
+
+
+def context(out, data_root):
+    return Context(
+        out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=4
+    )
+
+
+def test_training_comes_before_what_needs_it(jobs):
+    names = [job.name for job in jobs]
+    assert len(names) == len(set(names))
+    for job in jobs:
+        assert all(names.index(need) < names.index(job.name) for need in job.needs)
+    assert sorted(job.kind for job in jobs) == ["baseline"] + ["evaluate"] * 3 + ["train"] * 2
+
+
+def test_the_critical_path_adds_the_longest_chain(jobs):
+    length = critical_path(jobs)
+    for job in jobs:
+        waiting = [j.effort for j in jobs if job.name in j.needs]
+        assert length[job.name] == job.effort + max(waiting, default=0.0)
+
+
+def test_a_failed_job_blocks_what_needs_it_and_nothing_else(jobs, finished, tmp_path):
+    broken = jobs[0]
+    data_root = finished / "out" / "data"
+    # The first training cannot find its images; the other jobs can.
+    facts = dataclasses.replace(broken.cell.data, store="absent")
+    cell = dataclasses.replace(broken.cell, data=facts)
+    jobs = [dataclasses.replace(broken, cell=cell), *jobs[1:]]
+    outcome, recorder = Outcome(), Recorder()
+    run_inline(jobs, context(tmp_path, data_root), recorder, outcome)
+    blocked = {job.name for job in jobs if broken.name in job.needs}
+    assert len(blocked) == 2
+    assert set(outcome.failed) == {broken.name} | blocked
+    assert outcome.done == {job.name for job in jobs} - set(outcome.failed)
+    assert all("which failed" in outcome.failed[name] for name in blocked)
+    record = read_failure(broken, context(tmp_path, data_root))
+    assert record["kind"] == "failed"
+    assert "absent" in record["message"]
+    assert "Traceback" in record["traceback"]
+
+
+def test_a_jobs_success_removes_its_failure(jobs, finished, tmp_path):
+    where = context(tmp_path, finished / "out" / "data")
+    job = next(j for j in jobs if j.kind == "baseline")
+    path = tmp_path / "jobs" / f"{job.name}.failure.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps({"kind": "failed", "message": "before"}))
+    outcome = Outcome()
+    run_inline([job], where, Recorder(), outcome)
+    assert outcome.done == {job.name}
+    assert read_failure(job, where) is None
+
+
+def test_local_slots_share_out_gpus_and_never_time_out_in_minutes():
+    slots = local_slots(3, gpus=[0, 1])
+    assert [slot["local_visible_gpus"] for slot in slots] == [(0,), (1,), (0,)]
+    assert all(slot["timeout_min"] > 60 * 24 for slot in local_slots(2))
+    assert all("gpus_per_node" not in slot for slot in local_slots(2))

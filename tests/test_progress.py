@@ -1,0 +1,30 @@
+import time
+
+from ablations.jobs import Context, plan_jobs, progress_path
+from ablations.manifest import load_manifest
+from ablations.progress import ProgressReporter
+from scorekit.files import write_json
+
+
+def test_lines_say_what_starts_ends_and_fails(finished, tmp_path, capsys):
+    jobs = plan_jobs(load_manifest(finished / "out").cells)
+    context = Context(
+        out=tmp_path, data_root=tmp_path, device="cpu", threads=1, compile=False, sampling_batch=4
+    )
+    with ProgressReporter(jobs, context, terminal=False) as reporter:
+        reporter.started(jobs[0])
+        path = progress_path(tmp_path, jobs[0].name)
+        path.parent.mkdir()
+        write_json(path, {"fraction": 0.5, "text": "half way", "updated": time.time()})
+        reporter.tick()
+        reporter.finished(jobs[0])
+        reporter.started(jobs[1])
+        reporter.failed(jobs[1], "no luck")
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split("] ")[1].split(":")[0] for line in lines] == [
+        "started",
+        "done",
+        "started",
+        "FAILED",
+    ]
+    assert lines[-1].endswith("no luck")
