@@ -55,7 +55,9 @@ def load_manifest(out: Path) -> Manifest | None:
         return None
     except CorruptFile as error:
         raise ValueError(f"{error}; remove it, and the same command writes it again") from error
-    versions = [record.get("format"), record.get("results_version")] if record else None
+    if not isinstance(record, dict):
+        record = {}
+    versions = [record.get("format"), record.get("results_version")]
     if versions != [_FORMAT, RESULTS_VERSION]:
         raise ValueError(
             f"{out} was written by an incompatible version (format, results) = {versions}; this "
