@@ -53,7 +53,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="auto (default): local processes on a CPU or several GPUs, inline on one GPU",
     )
     add("--workers", type=int, metavar="N", help="jobs at a time (default: one per core or GPU)")
-    add("--threads", type=int, default=1, help="CPU threads of a job (default: 1)")
+    add("--threads", type=int, help="CPU threads of a job (default: 1; inline: all cores)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--only", metavar="PATTERN", help="cells to run: comma-separated names or globs")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
@@ -135,7 +135,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             there = ", ".join(sorted(known))
             raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
-    workers = args.workers or (n_gpus or max(1, _usable_cores() // args.threads))
+    workers = args.workers or (n_gpus or max(1, _usable_cores() // (args.threads or 1)))
     executor = args.executor
     if executor == "auto":
         executor = "local" if workers > 1 else "inline"
@@ -143,7 +143,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         out=out,
         data_root=data_root,
         device=device,
-        threads=args.threads if executor != "inline" else max(args.threads, _usable_cores()),
+        threads=args.threads or (_usable_cores() if executor == "inline" else 1),
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
         inception_weights=None if weights is None else weights.resolve(),

@@ -4,6 +4,8 @@ import shutil
 import time
 from collections.abc import Callable
 
+import torch
+
 from ablations.cells import Cell
 from ablations.executors import read_failure
 from ablations.jobs import Context, Job, job_is_done, progress_path
@@ -87,7 +89,8 @@ def disk_bytes(cells: list[Cell], jobs: list[Job]) -> int:
     for job in jobs:
         cell = job.cell
         if job.kind == "train":
-            parameters = 4 * build_network(cell.train, cell.data.channels).n_parameters()
+            with torch.device("meta"):
+                parameters = 4 * build_network(cell.train, cell.data.channels).n_parameters()
             snapshots = len(cell.train.snapshot_iterations)
             # A checkpoint holds weights, average and Adam's two moments; three are kept, a fourth
             # is there while it replaces one.

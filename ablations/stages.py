@@ -11,7 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,11 +75,10 @@ class StageStore:
             return None
         except CorruptFile as error:
             for damaged in {error.path, path}:
-                try:
-                    aside = set_aside(damaged)
-                except FileNotFoundError:
-                    continue
-                _log.warning("%s; set aside as %s, its stage runs again", error, aside.name)
+                # The damage may be that the file is not there, or another process was faster.
+                with suppress(FileNotFoundError):
+                    set_aside(damaged)
+            _log.warning("%s; set aside as *.corrupt-<n>, and its stage runs again", error)
             return None
         return record["result"]
 

@@ -75,10 +75,17 @@ class CheckpointStore:
                 if old != best:
                     old.unlink()
 
-    def load_last(self, map_location: str = "cpu") -> dict[str, Any] | None:
-        """Return the newest checkpoint that is intact, or None; damaged ones are set aside."""
+    def load_last(
+        self, map_location: str = "cpu", *, at_most: int | None = None
+    ) -> dict[str, Any] | None:
+        """Return the newest intact checkpoint, not after iteration ``at_most``, or None.
+
+        Damaged ones are set aside.
+        """
         candidates = self._files("checkpoint") + self._files("best")
-        for _, path in sorted(candidates, reverse=True):
+        for iteration, path in sorted(candidates, reverse=True):
+            if at_most is not None and iteration > at_most:
+                continue
             try:
                 return load_tensors(path, map_location)
             except CorruptFile as error:

@@ -28,6 +28,7 @@ from scorekit.compilation import (
 )
 from scorekit.data import Dataset
 from scorekit.ema import check_momentum, ema_update
+from scorekit.files import CorruptFile, set_aside
 from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
 from scorekit.objectives import augment, dsm_loss
 from scorekit.techniques import geometric_sigmas
@@ -270,10 +271,7 @@ class Trainer:
             if not bool(value.isfinite().all()):
                 what = f"the weights {name} are not finite"
                 raise Diverged(iteration, what, self._checkpoints.last_iteration())
-        save_tensors(
-            snapshot_path(self.directory, iteration),
-            {"raw": self.network.state_dict(), "ema": averaged},
-        )
+        self._save_snapshot(iteration, self.network.state_dict(), averaged)
         current = self.test_losses[-1][1] if self.test_losses else float("inf")
         is_best = current < self.best_test_loss
         self.best_test_loss = min(current, self.best_test_loss)
@@ -292,10 +290,29 @@ class Trainer:
             is_best=is_best,
         )
 
+    def _save_snapshot(self, iteration: int, raw: dict[str, Any], ema: dict[str, Any]) -> None:
+        save_tensors(snapshot_path(self.directory, iteration), {"raw": raw, "ema": ema})
+
+    def _first_missing_snapshot(self) -> int | None:
+        """Return the first iteration whose snapshot is absent or damaged, which is set aside."""
+        for iteration in self.settings.snapshot_iterations:
+            path = snapshot_path(self.directory, iteration)
+            try:
+                load_tensors(path)
+            except FileNotFoundError:
+                return iteration
+            except CorruptFile as error:
+                _log.warning("%s; set aside as %s", error, set_aside(path).name)
+                return iteration
+        return None
+
     def _resume(self) -> None:
-        state: dict[str, Any] | None = self._checkpoints.load_last(self.device)
+        missing = self._first_missing_snapshot()
+        state = self._checkpoints.load_last(self.device, at_most=missing)
         if state is None:
             return
+        if state["iteration"] == missing:
+            self._save_snapshot(state["iteration"], state["raw"], state["ema"])
         self.network.load_state_dict(state["raw"])
         self.ema_network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

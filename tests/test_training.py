@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.precision import float32_precision
 from scorekit import training
 from scorekit.checkpoints import load_tensors
 from scorekit.data import prepare
@@ -422,9 +423,9 @@ def test_precision_holds_for_the_backward_pass_too(digits, tmp_path, monkeypatch
 
     original = training.dsm_loss
     monkeypatch.setattr(training, "dsm_loss", spy)
-    monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "tf32")
     settings = replace(SETTINGS, iterations=1, test_interval=2)
-    Trainer(settings, digits, tmp_path, compile=False).run()
+    with float32_precision("tf32"):
+        Trainer(settings, digits, tmp_path, compile=False).run()
     assert seen == {"forward": "ieee", "backward": "ieee"}
 
 
@@ -474,3 +475,24 @@ def test_images_that_do_not_fit_are_refused_before_anything_is_written(digits, t
     with pytest.raises(ValueError, match="architecture = '512' is unknown"):
         Trainer(replace(SETTINGS, architecture="512"), digits, tmp_path / "odd")
     assert not (tmp_path / "odd").exists()
+
+
+@pytest.mark.parametrize("which", ["first", "last", "all"])
+@pytest.mark.parametrize("damage", ["gone", "flipped"])
+def test_a_lost_snapshot_is_made_again_to_the_bit(digits, tmp_path, which, damage):
+    settings = replace(SETTINGS, iterations=6, snapshot_interval=2)
+    Trainer(settings, digits, tmp_path, compile=False).run()
+    paths = [snapshot_path(tmp_path, i) for i in settings.snapshot_iterations]
+    before = [load_tensors(path) for path in paths]
+    for path in {"first": paths[:1], "last": paths[-1:], "all": paths}[which]:
+        data = bytearray(path.read_bytes())
+        data[100] ^= 1
+        path.unlink()
+        if damage == "flipped":
+            path.write_bytes(data)
+    Trainer(settings, digits, tmp_path, compile=False).run()
+    for path, states in zip(paths, before, strict=True):
+        again = load_tensors(path)
+        for weights in ("raw", "ema"):
+            for name, value in states[weights].items():
+                assert torch.equal(again[weights][name], value)
