@@ -20,6 +20,11 @@ def dump_name(cell: Cell, *, denoise: bool) -> str:
     return f"{dataset}-{cell.variant.slug}-seed{cell.seed}-{suffix}"
 
 
+def dump_exists(directory: Path, cell: Cell, *, denoise: bool) -> bool:
+    """Return whether a cell's dump is there; it appears whole, so its manifest tells."""
+    return (directory / dump_name(cell, denoise=denoise) / "manifest.json").exists()
+
+
 def encode_png(image: np.ndarray) -> bytes:
     """Return a uint8 image (C, H, W) with 1 or 3 channels as PNG bytes."""
     pixels = image[0] if image.shape[0] == 1 else np.moveaxis(image, 0, -1)

@@ -152,7 +152,7 @@ def _settle(
     reporter: Reporter,
     outcome: Outcome,
 ) -> None:
-    if job_is_done(job, context.store):
+    if job_is_done(job, context):
         outcome.done.add(job.name)
         reporter.finished(job)
         return

@@ -1,11 +1,13 @@
 """Jobs: the stages of a grid bundled into what one process runs, and where each of them stands."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from ablations.cells import Cell, DataFacts
+from ablations.dumps import dump_exists
 from ablations.stages import StageStore
 from scorekit.data import Dataset
 from scorekit.files import CorruptFile
@@ -29,9 +31,14 @@ class Context:
     sampling_batch: int
     inception_weights: Path | None = None
 
-    @property
+    @cached_property  # it remembers which files it has checked
     def store(self) -> StageStore:
         return StageStore(self.out / "stages")
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the sample dumps."""
+        return self.out / "samples"
 
     def dataset(self, facts: DataFacts) -> Dataset:
         """Open a prepared dataset; raises CorruptFile where it is not the one that was planned."""
@@ -141,8 +148,9 @@ def failure_path(out: Path, job_name: str) -> Path:
     return out / "jobs" / f"{job_name}.failure.json"
 
 
-def job_is_done(job: Job, store: StageStore) -> bool:
+def job_is_done(job: Job, context: Context) -> bool:
     """Return whether all of a job's results are there and intact."""
+    store = context.store
     if job.kind == "train":
         return store.result(job.cell.train_stage()) is not None
     if job.kind == "baseline":
@@ -150,6 +158,7 @@ def job_is_done(job: Job, store: StageStore) -> bool:
     chosen = selected_iterations(job.cell, store)
     return len(chosen) == 2 and all(
         store.result(job.cell.distance_stage(iteration, denoise=denoise, final=True)) is not None
+        and dump_exists(context.samples, job.cell, denoise=denoise)
         for denoise, iteration in chosen.items()
     )
 

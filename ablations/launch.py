@@ -44,7 +44,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--datasets", help="comma-separated: digits, patches, imagefolder:PATH")
     add("--data-root", type=Path, help="where prepared images are kept (default: OUT/data)")
-    add("--out", type=Path, default=Path("runs/paper"), help="default: runs/paper")
+    add("--out", type=Path, help="default: runs/<grid>")
     add("--seeds", type=int, metavar="N", help="number of seeds (default: 1)")
     add(
         "--executor",
@@ -103,7 +103,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             f"--inception-weights {weights}: no such file; torch-fidelity's "
             "weights-inception-2015-12-05-6726825d.pth is expected"
         )
-    out = args.out.resolve()
+    out = (args.out or Path("runs") / grid.name).resolve()
     data_root = (args.data_root or out / "data").resolve()
     specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
     existing = load_manifest(out)
@@ -192,7 +192,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     todo = []
     for job in plan.jobs:
         failure = read_failure(job, context)
-        if job_is_done(job, context.store):
+        if job_is_done(job, context):
             outcome.done.add(job.name)
         elif failure is not None and not retry_failed:
             outcome.failed[job.name] = f"{failure['message']} (--retry-failed runs it again)"

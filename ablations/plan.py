@@ -63,7 +63,7 @@ def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: 
     passes = sum(
         3 * j.cell.train.iterations * j.cell.train.batch_size for j in jobs if j.kind == "train"
     )
-    pending = [job for job in jobs if not job_is_done(job, store)]
+    pending = [job for job in jobs if not job_is_done(job, context)]
     lines += [
         "",
         f"work: {evaluations:.3g} score evaluations in sampling, {passes:.3g} in training (a step "
@@ -117,7 +117,7 @@ def describe_warnings(cells: list[Cell]) -> list[str]:
 
 def check_disk(cells: list[Cell], jobs: list[Job], context: Context) -> None:
     """Raise ValueError where the disk is too full for what is still to be written."""
-    pending = [job for job in jobs if not job_is_done(job, context.store)]
+    pending = [job for job in jobs if not job_is_done(job, context)]
     needed = disk_bytes(cells, pending)
     folder = context.out
     while not folder.exists():
@@ -132,7 +132,7 @@ def check_disk(cells: list[Cell], jobs: list[Job], context: Context) -> None:
 
 def job_state(job: Job, context: Context) -> tuple[str, str]:
     """Return (done | failed | diverged | running | planned, detail) of a job, from its files."""
-    if job_is_done(job, context.store):
+    if job_is_done(job, context):
         return "done", ""
     if (failure := read_failure(job, context)) is not None:
         return str(failure["kind"]), str(failure["message"])

@@ -85,9 +85,9 @@ BUDGETS = {
         ),
         Budget(
             name="quick",
-            description="minutes on two CPU cores: small networks, few iterations, few samples; "
-            "good for a first look and for comparing variants with one another, "
-            "not with the paper's numbers",
+            description="minutes on two CPU cores: small networks, few samples, few iterations, "
+            "and a learning rate and EMA momentum that suit so few; good for a first look and for "
+            "comparing variants with one another, not with the paper's numbers",
             settings=Settings(
                 # Over so few iterations the paper's momentum would keep a tenth of the initial
                 # weights, and its learning rate for Technique 3 would learn little.

@@ -32,8 +32,9 @@ from scorekit.checkpoints import load_tensors, save_tensors
 from scorekit.compilation import autocast, compiled, precision_context
 from scorekit.data import to_uint8
 from scorekit.files import CorruptFile, atomic_write, set_aside, write_json
+from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin
-from scorekit.training import Diverged, Trainer, load_snapshot, snapshot_path
+from scorekit.training import Diverged, Trainer, build_network, snapshot_path
 
 _log = logging.getLogger("scorekit")
 
@@ -81,10 +82,12 @@ def run_job(job: Job, context: Context, on_update: Callable[[], None] = lambda: 
 class _Worker:
     context: Context
     progress: Progress
-    store: StageStore = field(init=False)
+    _sampler: AnnealedLangevin | None = None
+    _network: ScoreNetwork = field(init=False)
 
-    def __post_init__(self) -> None:
-        self.store = self.context.store
+    @property
+    def store(self) -> StageStore:
+        return self.context.store
 
     def run(self, job: Job) -> None:
         if job.kind == "train":
@@ -143,9 +146,9 @@ class _Worker:
                 denoise=denoise,
                 checkpoint=self.checkpoint_digest(cell, iteration),
                 iteration=iteration,
-                fake=self.samples(cell, iteration, denoise=denoise, limit=cell.n_dump),
+                fake=self.samples(job, iteration, denoise=denoise)[: cell.n_dump],
                 real=self.context.dataset(cell.data).train,
-                directory=self.context.out / "samples",
+                directory=self.context.samples,
             )
 
     def checkpoint_digest(self, cell: Cell, iteration: int) -> str:
@@ -153,12 +156,13 @@ class _Worker:
         path = snapshot_path(directory, iteration)
         return self.store.checksum(cell.train_stage(), path.name)
 
-    def samples(self, cell: Cell, iteration: int, *, denoise: bool, limit: int) -> np.ndarray:
-        parts = [
-            np.load(self.store.directory(stage) / sample_file(denoise), mmap_mode="r")
-            for stage in cell.sample_stages(iteration, final=True)
-        ]
-        return np.concatenate(parts)[:limit]
+    def samples(self, job: Job, iteration: int, *, denoise: bool) -> np.ndarray:
+        parts = []
+        for stage in job.cell.sample_stages(iteration, final=True):
+            self.sample(job, stage, job.n_sampled)
+            path = self.store.directory(stage) / sample_file(denoise)
+            parts.append(np.load(path, mmap_mode="r"))
+        return np.concatenate(parts)
 
     def sample(self, job: Job, stage: Stage, before: int) -> None:
         cell = job.cell
@@ -174,17 +178,8 @@ class _Worker:
     ) -> tuple[dict[str, Any], list[Path]]:
         cell, settings, device = job.cell, stage.settings, self.context.device
         path = snapshot_path(self.store.directory(cell.train_stage()), settings["iteration"])
-        network = load_snapshot(path, cell.train, cell.data.channels, settings["weights"])
-        network = network.to(device).requires_grad_(False)
+        sampler = self.sampler(cell, path)
         size = self.context.sampling_batch
-        sampler = AnnealedLangevin(
-            network,
-            network.sigmas,
-            step_size=cell.step_size,
-            n_steps_each=cell.n_steps_each,
-            seed=cell.seed,
-            transform=lambda f: compiled(f, enable=self.context.compile, device=device),
-        )
         start, stop = settings["start"], settings["stop"]
         batches = []
         for first in range(start, stop, size):
@@ -225,6 +220,26 @@ class _Worker:
             "conditions": self.conditions(),
         }
         return result, files
+
+    def sampler(self, cell: Cell, snapshot: Path) -> AnnealedLangevin:
+        """Return the cell's sampler with the weights of a snapshot.
+
+        All snapshots of a job are loaded into one network, which is compiled once.
+        """
+        if self._sampler is None:
+            device = self.context.device
+            network = build_network(cell.train, cell.data.channels).eval().requires_grad_(False)
+            self._network = network.to(device).to(memory_format=torch.channels_last)
+            self._sampler = AnnealedLangevin(
+                self._network,
+                self._network.sigmas,
+                step_size=cell.step_size,
+                n_steps_each=cell.n_steps_each,
+                seed=cell.seed,
+                transform=lambda f: compiled(f, enable=self.context.compile, device=device),
+            )
+        self._network.load_state_dict(load_tensors(snapshot)[cell.variant.weights])
+        return self._sampler
 
     def features(self, job: Job, stage: Stage, before: int) -> np.ndarray:
         (sample,) = stage.needs

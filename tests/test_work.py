@@ -1,0 +1,110 @@
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from ablations import work
+from ablations.jobs import Context, job_is_done, plan_jobs
+from ablations.manifest import load_manifest
+
+
+def context(out, data_root, **changes):
+    plain = Context(
+        out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=4
+    )
+    return dataclasses.replace(plain, **changes)
+
+
+@pytest.fixture
+def copy(finished, tmp_path):
+    """A finished grid of which one evaluation is to be done again."""
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    job = next(
+        job
+        for job in plan_jobs(load_manifest(out).cells)
+        if job.kind == "evaluate" and job.cell.variant.name == "NCSNv2"
+    )
+    return out, job
+
+
+def sample_bytes(out):
+    return {
+        str(path.relative_to(out)): path.read_bytes()
+        for path in sorted((out / "stages" / "sample").rglob("*.npy"))
+    }
+
+
+def test_a_job_without_its_dumps_is_not_done(copy):
+    out, job = copy
+    where = context(out, out / "data")
+    assert job_is_done(job, where)
+    shutil.rmtree(out / "samples")
+    assert not job_is_done(job, where)
+    work.run_job(job, where)
+    assert job_is_done(job, where)
+    assert len(list((out / "samples").iterdir())) == 2
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_the_sampling_batch_changes_no_sample_beyond_rounding(copy, batch):
+    out, job = copy
+    before = sample_bytes(out)
+    shutil.rmtree(out / "stages" / "distance")
+    shutil.rmtree(out / "stages" / "features")
+    shutil.rmtree(out / "stages" / "sample")
+    work.run_job(job, context(out, out / "data", sampling_batch=batch))
+    after = sample_bytes(out)
+    assert after
+    for name, data in after.items():
+        old, new = (np.frombuffer(d[128:], np.uint8).astype(int) for d in (before[name], data))
+        assert np.abs(old - new).max() <= 1
+
+
+def test_a_whole_job_compiles_each_step_once(copy, monkeypatch):
+    out, job = copy
+    shutil.rmtree(out / "stages" / "distance")
+    shutil.rmtree(out / "stages" / "features")
+    shutil.rmtree(out / "stages" / "sample")
+    counted = CompileCounter()
+    torch._dynamo.reset()
+
+    def compiled(function, *, enable, device):
+        return torch.compile(function, backend=counted, fullgraph=True, dynamic=False)
+
+    monkeypatch.setattr(work, "compiled", compiled)
+    work.run_job(job, context(out, out / "data"))
+    # The Langevin step and the denoising step, over two snapshots and two blocks of samples.
+    assert counted.frame_count == 2
+    torch._dynamo.reset()
+
+
+def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatch):
+    out, job = copy
+    before = sample_bytes(out)
+    for kind in ("distance", "features", "sample"):
+        shutil.rmtree(out / "stages" / kind)
+    drawn = []
+    original = work.AnnealedLangevin.sample
+
+    def counting(self, index, *arguments, **keywords):
+        if len(drawn) == 1:
+            drawn.append("interrupted")
+            raise KeyboardInterrupt
+        drawn.append(index.tolist())
+        return original(self, index, *arguments, **keywords)
+
+    monkeypatch.setattr(work.AnnealedLangevin, "sample", counting)
+    where = context(out, out / "data", sampling_batch=2)
+    with pytest.raises(KeyboardInterrupt):
+        work.run_job(job, where)
+    assert len(list((out / "stages" / "sample").rglob("chunk-0-2.pt"))) == 1
+    work.run_job(job, where)
+    assert drawn[2] == [2, 3]  # the first two were not drawn again
+    assert not list((out / "stages" / "sample").rglob("chunk-*"))
+    for name, data in sample_bytes(out).items():
+        old, new = (np.frombuffer(d[128:], np.uint8).astype(int) for d in (before[name], data))
+        assert np.abs(old - new).max() <= 1
