@@ -21,7 +21,8 @@ from ablations.presentation import (
 )
 from ablations.results import Results, SampleSet
 
-_GAP_PX = 2
+_GAP_PX = 6
+_OVERVIEW_SIDE = 5  # images along a side of a panel
 _MARGIN_PX, _TITLE_PX, _NOTE_PX = 16, 66, 34
 _COLUMNS = 5
 _EMPTY = np.uint8(244)
@@ -31,17 +32,19 @@ def sample_overview(results: Results, *, denoise: bool) -> Picture:
     """All variants side by side, real images first, one block per data set (Figs. 13, 14)."""
     panels: list[list[_Panel]] = []
     for dataset in dataset_order(results):
-        block = [_real_panel(results, dataset, side=4, target_px=300, named=True)]
+        size = {"side": _OVERVIEW_SIDE, "target_px": 300}
+        block = [_real_panel(results, dataset, **size, named=True)]
         for variant in _variants(results, dataset):
-            block.append(_sample_panel(results, dataset, variant, denoise, side=4, target_px=300))
+            block.append(_sample_panel(results, dataset, variant, denoise, **size))
         panels += [block[i : i + _COLUMNS] for i in range(0, len(block), _COLUMNS)]
     how = "with" if denoise else "without"
     return Picture(
         name=f"samples_{'denoised' if denoise else 'not_denoised'}",
         title=f"Samples, {how} the denoising step",
         caption=(
-            f"Uncurated samples {how} the denoising step, the first 16 of each variant: the same "
-            f"place holds the same sample index. Small images are enlarged by repeating pixels. "
+            f"Uncurated samples {how} the denoising step, the first {_OVERVIEW_SIDE**2} of each "
+            "variant: the same place holds the same sample index. Small images are enlarged by "
+            "repeating pixels. "
             f"{conditions(results)}"
         ),
         alt=f"Grids of generated images per variant, {how} denoising, beside real images",
