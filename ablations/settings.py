@@ -92,12 +92,12 @@ BUDGETS = {
                 # Over so few iterations the paper's momentum would keep a tenth of the initial
                 # weights, and its learning rate for Technique 3 would learn little.
                 width=16,
-                iterations=1950,
+                iterations=1800,
                 batch_size=32,
                 learning_rate=1e-3,
                 ema_momentum=0.997,
                 n_steps_each=10,
-                snapshot_interval=650,
+                snapshot_interval=600,
                 test_interval=50,
                 n_selection=72,
                 n_final=144,

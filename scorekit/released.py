@@ -37,8 +37,8 @@ def load_released(
     path = Path(path)
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise  # names the file itself
+    except (FileNotFoundError, IsADirectoryError, PermissionError):
+        raise  # says what is wrong by itself, and names the file
     except Exception as error:  # unpickling damaged or hostile bytes can raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReleasedCheckpointError(f"{path} was refused: {reason}") from error
