@@ -197,13 +197,17 @@ class _Worker:
             if batch is None:
                 began = time.monotonic()
                 precision = settings["precision"]
-                with precision_context(precision), autocast(precision, device):
+                with (
+                    torch.inference_mode(),  # a tenth faster than no_grad for small networks
+                    precision_context(precision),
+                    autocast(precision, device),
+                ):
                     drawn = sampler.sample(index, tuple(settings["shape"]), progress=report)
-                batch = {
-                    "last": to_uint8(drawn.last[: last - first].cpu()),
-                    "denoised": to_uint8(drawn.denoised[: last - first].cpu()),
-                    "seconds": time.monotonic() - began,
-                }
+                    batch = {
+                        "last": to_uint8(drawn.last[: last - first].cpu()),
+                        "denoised": to_uint8(drawn.denoised[: last - first].cpu()),
+                        "seconds": time.monotonic() - began,
+                    }
                 save_tensors(chunk, batch)
             batches.append((chunk, batch))
         files = []
