@@ -1,4 +1,4 @@
-"""From the files of an output folder to the numbers of its report; reads, and computes nothing."""
+"""From the files of an output folder to the numbers of its report; nothing is computed anew."""
 
 import platform
 from collections import defaultdict

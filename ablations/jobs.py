@@ -31,8 +31,9 @@ class Context:
     sampling_batch: int
     inception_weights: Path | None = None
 
-    @cached_property  # it remembers which files it has checked
+    @cached_property
     def store(self) -> StageStore:
+        """The stages' folders; kept, because it remembers which files it has checked."""
         return StageStore(self.out / "stages")
 
     @property

@@ -22,7 +22,13 @@ from ablations.jobs import Context, Job, failure_path, job_is_done, plan_jobs
 from ablations.manifest import Manifest, load_manifest, save_manifest
 from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
 from ablations.progress import make_reporter
-from ablations.settings import BUDGETS, Budget, Settings, apply_overrides, parse_overrides
+from ablations.settings import (
+    BUDGETS,
+    EXECUTION_SETTINGS,
+    Budget,
+    apply_overrides,
+    parse_overrides,
+)
 
 #: There while results are newer than the report: it survives whatever kills the launcher.
 _REPORT_PENDING = "report.pending"
@@ -121,12 +127,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
     manifest = Manifest(
         grid=grid.name,
         budget=budget.name,
-        overrides=_result_overrides(settings, overrides),
+        # What changes no result may differ from one command to the next.
+        overrides={k: v for k, v in overrides.items() if k not in EXECUTION_SETTINGS},
         data_root=os.path.relpath(data_root, out),
         cells=build_cells(grid, settings, facts, seeds),
     )
+    known = {cell.name for cell in manifest.cells}
     manifest = manifest if existing is None else existing.merged(manifest, out)
-    known = {cell.name for cell in build_cells(grid, settings, facts, seeds)}
     cells = [cell for cell in manifest.cells if cell.name in known]
     if args.only is not None:
         patterns = _split(args.only)
@@ -280,11 +287,6 @@ def _launcher_lock(out: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
-
-
-def _result_overrides(settings: Settings, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Leave out what changes no result, so that it may differ from one command to the next."""
-    return {k: v for k, v in overrides.items() if k not in ("compile", "sampling_batch")}
 
 
 def _matches(cell: Cell, pattern: str) -> bool:

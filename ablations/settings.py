@@ -8,6 +8,9 @@ from typing import Any, Literal
 
 from scorekit.compilation import Precision
 
+#: How, not what: these change speed, memory and rounding, and belong to no digest.
+EXECUTION_SETTINGS = ("compile", "sampling_batch")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -48,7 +51,7 @@ class Settings:
     reference: Literal["train", "test"] = "train"
     # Data.
     image_size: int | None = None
-    # How, not what: these change speed, memory and rounding, and belong to no digest.
+    # EXECUTION_SETTINGS.
     compile: bool = True
     sampling_batch: int = 256
 

@@ -172,6 +172,9 @@ class _Worker:
             return self._sample(job, stage, directory, before)
 
         self.store.run(stage, execute)
+        # Only now: a kill before the result was written would have lost them.
+        for chunk in self.store.directory(stage).glob("chunk-*.pt"):
+            chunk.unlink(missing_ok=True)
 
     def _sample(
         self, job: Job, stage: Stage, directory: Path, before: int
@@ -209,16 +212,14 @@ class _Worker:
                         "seconds": time.monotonic() - began,
                     }
                 save_tensors(chunk, batch)
-            batches.append((chunk, batch))
+            batches.append(batch)
         files = []
         for denoise in (False, True):
             files.append(directory / sample_file(denoise))
             key = "denoised" if denoise else "last"
-            _save_array(files[-1], torch.cat([batch[key] for _, batch in batches]).numpy())
-        for chunk, _ in batches:
-            chunk.unlink()
+            _save_array(files[-1], torch.cat([batch[key] for batch in batches]).numpy())
         result = {
-            "sampling_s": sum(b["seconds"] for _, b in batches),
+            "sampling_s": sum(batch["seconds"] for batch in batches),
             "n": stop - start,
             "score_evaluations_per_sample": sampler.score_evaluations,
             "conditions": self.conditions(),
