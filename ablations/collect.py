@@ -24,7 +24,6 @@ from ablations.results import (
     SampleSet,
     make_frame,
 )
-from ablations.settings import BUDGETS
 from ablations.stages import StageStore
 from ablations.work import cpu_name
 from scorekit.metrics import distance_label
@@ -71,7 +70,6 @@ class _Collector:
         run = {
             "grid": grid,
             "budget": budget,
-            "budget_note": BUDGETS[budget].description if budget in BUDGETS else "",
             "n_seeds": len({cell.seed for cell in self.cells}),
             "datasets": [name for name in dict.fromkeys(c.data.name for c in self.cells)],
             "complete": n_done == len(cells),

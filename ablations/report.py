@@ -19,20 +19,13 @@ from ablations.pictures import Picture, save_picture
 from ablations.presentation import joined, write_file
 from ablations.results import Results
 from ablations.sample_figures import grid_keys, sample_grid, sample_overview
+from ablations.settings import BUDGETS
 from ablations.table_files import markdown, save_table
 from ablations.tables import Table, ablation_table
 
-BUDGETS = {
-    "paper": "The paper's training iterations, sample counts and network widths.",
-    "quick": (
-        "Shortened training, small networks and few samples, so that the whole grid runs in "
-        "little time. These numbers compare the variants under these conditions; they are not "
-        "the paper's numbers and do not stand for them."
-    ),
-}
-OTHER_BUDGET = (
-    "A budget of its own: iterations, sample counts and widths are not the paper's, and neither "
-    "are the numbers."
+NOT_THE_PAPERS = (
+    "These numbers compare the variants under these conditions; they are not the paper's numbers "
+    "and do not stand for them."
 )
 QUOTED = "Quoted from the paper"
 _VARIANT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
@@ -159,9 +152,12 @@ def _embed(picture: Picture, directory: Path) -> dict[str, Any]:
 
 
 def _budget_note(results: Results) -> str:
-    return str(
-        results.run.get("budget_note") or BUDGETS.get(str(results.run["budget"]), OTHER_BUDGET)
-    )
+    name = str(results.run["budget"])
+    if name not in BUDGETS:
+        return NOT_THE_PAPERS
+    description = BUDGETS[name].description
+    note = f"{description[0].upper()}{description[1:]}."
+    return note if name == "paper" else f"{note} {NOT_THE_PAPERS}"
 
 
 def _state(results: Results) -> dict[str, Any]:

@@ -128,7 +128,7 @@ class SampleSet:
 class Results:
     """Everything the report shows, as collected from the files of a finished or running grid.
 
-    `run` has the keys RUN_KEYS (and may have `budget_note`, a sentence on what the budget means).
+    `run` has the keys RUN_KEYS.
     Each frame has the columns of its constant above, is cast to their types, and may have no rows.
     `samples` and `real` name .npy files of uint8 images, shape (N, C, H, W). Raises ValueError when
     a key or column is missing, a value has not its column's type, or a word is not one agreed on.
