@@ -1,8 +1,14 @@
 """What several test files share."""
 
+import os
+
 import pytest
 import torch
 from tiny_grid import write_grid
+
+if not torch.cuda.is_available():
+    # Read when the kernels are defined, hence before any of them is imported.
+    os.environ["TRITON_INTERPRET"] = "1"
 
 
 @pytest.fixture(scope="session")

@@ -9,16 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from kernels.dispatch import jit, tl, unavailable_reason
 from kernels.philox import (
     Stream,
     philox_4x32,
+    philox_4x32_block,
     philox_integers,
     philox_key,
     philox_normal,
+    philox_triton,
     philox_uniform,
+    sample_strides,
     word_to_uniform,
     words_to_normals,
+    words_to_normals_block,
 )
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+NO_KERNEL = unavailable_reason(DEVICE)
+needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=str(NO_KERNEL))
 
 WORD = st.integers(0, 2**32 - 1)
 STEP = torch.tensor(3)
@@ -39,6 +48,41 @@ def words(counter: list[int], key: list[int]) -> list[int]:
     return [int(w) for w in philox_4x32(entries, torch.tensor(key))]
 
 
+@jit
+def _words_kernel(out_ptr, in_ptr, n, BLOCK: tl.constexpr):
+    """in_ptr holds (6, n) words, four of counters and two of keys; out_ptr (4, n)."""
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < n
+    c0 = tl.load(in_ptr + at, mask=mask).to(tl.uint32)
+    c1 = tl.load(in_ptr + n + at, mask=mask).to(tl.uint32)
+    c2 = tl.load(in_ptr + 2 * n + at, mask=mask).to(tl.uint32)
+    c3 = tl.load(in_ptr + 3 * n + at, mask=mask).to(tl.uint32)
+    k0 = tl.load(in_ptr + 4 * n + at, mask=mask).to(tl.uint32)
+    k1 = tl.load(in_ptr + 5 * n + at, mask=mask).to(tl.uint32)
+    words = philox_4x32_block(c0, c1, c2, c3, k0, k1)
+    for j in tl.static_range(4):
+        tl.store(out_ptr + j * n + at, words[j].to(tl.int64), mask=mask)
+
+
+@jit
+def _normals_kernel(out_ptr, in_ptr, n, BLOCK: tl.constexpr):
+    at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    mask = at < n
+    first = tl.load(in_ptr + at, mask=mask).to(tl.uint32)
+    second = tl.load(in_ptr + n + at, mask=mask).to(tl.uint32)
+    z = words_to_normals_block(first, second)
+    for j in tl.static_range(2):
+        tl.store(out_ptr + j * n + at, z[j], mask=mask)
+
+
+def words_in_a_kernel(rows: list[list[int]]) -> list[list[int]]:
+    """Output words of rows (c0, c1, c2, c3, k0, k1)."""
+    inputs = torch.tensor(rows, device=DEVICE).T.contiguous()
+    out = torch.empty((4, len(rows)), dtype=torch.int64, device=DEVICE)
+    _words_kernel[(-(-len(rows) // 16),)](out, inputs, len(rows), BLOCK=16)
+    return out.T.tolist()
+
+
 def normals(
     n: int, size: int, *, seed: int = 0, first: int = 0, step: int = 3, stream=Stream.LANGEVIN
 ) -> torch.Tensor:
@@ -46,23 +90,153 @@ def normals(
     return philox_normal(philox_key(seed), index, torch.tensor(step), (size,), stream)
 
 
+def parse(text: str) -> list[int]:
+    return [int(word, 16) for word in text.split()]
+
+
+RANDOM123 = [
+    ("00000000 " * 4, "00000000 " * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
+    ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
+    (
+        "243f6a88 85a308d3 13198a2e 03707344",
+        "a4093822 299f31d0",
+        "d16cfe09 94fdcceb 5001e420 24126ea1",
+    ),
+]
+
+
+@pytest.mark.parametrize(("counter", "key", "expected"), RANDOM123)
+def test_known_answers_of_random123(counter, key, expected):
+    assert words(parse(counter), parse(key)) == parse(expected)
+
+
+@needs_kernel
+def test_known_answers_of_random123_in_a_kernel():
+    rows = [parse(counter) + parse(key) for counter, key, _ in RANDOM123]
+    assert words_in_a_kernel(rows) == [parse(expected) for *_, expected in RANDOM123]
+
+
+@needs_kernel
+@given(st.lists(st.lists(WORD, min_size=6, max_size=6), min_size=1, max_size=40))
+@settings(max_examples=25, deadline=None)
+def test_words_in_a_kernel_equal_unbounded_integer_arithmetic(rows):
+    assert words_in_a_kernel(rows) == [philox_by_the_book(row[:4], row[4:]) for row in rows]
+
+
+@needs_kernel
+def test_normals_in_a_kernel_equal_torchs_for_extreme_and_ordinary_words():
+    extremes = [0, 1, 255, 256, 2**31 - 1, 2**31, 2**32 - 2**8, 2**32 - 1]
+    # A multiplicative generator's words, over all of [0, 2**32).
+    inputs = torch.cat([torch.tensor(extremes), torch.arange(500) * 2654435761 % 2**32])
+    first, second = (
+        m.flatten().contiguous() for m in torch.meshgrid(inputs, inputs[::9], indexing="ij")
+    )
+    out = torch.full((2, len(first)), math.nan, device=DEVICE)
+    stacked = torch.stack([first, second]).to(DEVICE)
+    _normals_kernel[(-(-len(first) // 1024),)](out, stacked, len(first), BLOCK=1024)
+    expected = torch.stack(words_to_normals(first, second))
+    assert out.isfinite().all()
+    assert float((out.cpu() - expected).abs().max()) < 2e-6
+
+
+@needs_kernel
+@given(
+    st.integers(0, 2**64 - 1),
+    st.lists(WORD, min_size=0, max_size=4),
+    WORD,
+    st.sampled_from([(1,), (2,), (3,), (5,), (63,), (64,), (3, 5, 7), (2, 0), (1025,), (2048,)]),
+    st.sampled_from(list(Stream)),
+)
+@settings(max_examples=40, deadline=None)
+def test_the_kernels_noise_is_torchs(seed, indices, step, shape, stream):
+    index = torch.tensor(indices, dtype=torch.int64, device=DEVICE)
+    arguments = (philox_key(seed, DEVICE), index, torch.tensor(step, device=DEVICE), shape, stream)
+    uniform = philox_uniform(*arguments, impl="triton")
+    assert torch.equal(uniform, philox_uniform(*arguments, impl="torch"))
+    normal = philox_normal(*arguments, impl="triton")
+    assert normal.shape == (len(indices), *shape) and normal.dtype == torch.float32
+    torch.testing.assert_close(normal, philox_normal(*arguments, impl="torch"), rtol=0, atol=2e-6)
+
+
+@needs_kernel
+@pytest.mark.parametrize("normal", [False, True])
+@pytest.mark.parametrize("size", [1, 63, 64, 1027])
+def test_the_kernel_writes_every_element_and_nothing_else(size, normal):
+    room = torch.full((3 * size + 64,), math.nan, device=DEVICE)
+    index, step = torch.arange(3, device=DEVICE), STEP.to(DEVICE)
+    out = room[32 : 32 + 3 * size].view(3, size)
+    arguments = (philox_key(4, DEVICE), index, step, (size,), Stream.LANGEVIN)
+    philox_triton(*arguments, normal=normal, out=out)
+    reference = philox_normal if normal else philox_uniform
+    torch.testing.assert_close(out, reference(*arguments, impl="torch"), rtol=0, atol=2e-6)
+    assert room[:32].isnan().all() and room[32 + 3 * size :].isnan().all()
+
+
+@needs_kernel
+def test_torch_sees_through_the_operation():
+    arguments = (philox_key(4, DEVICE), torch.arange(3, device=DEVICE), STEP.to(DEVICE), (2, 5))
+    torch.library.opcheck(torch.ops.scorekit.philox.default, (*arguments, 1, True))
+
+    def noise(*arguments):
+        normal = philox_normal(*arguments, (2, 5), Stream.INITIAL, impl="triton")
+        return normal + philox_uniform(*arguments, (2, 5), Stream.INITIAL, impl="triton")
+
+    compiled = torch.compile(noise, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*arguments[:3]), noise(*arguments[:3]))
+
+
 @pytest.mark.parametrize(
-    ("counter", "key", "expected"),
+    ("name", "change", "message"),
     [
-        ("00000000 " * 4, "00000000 " * 2, "6627e8d5 e169c58d bc57ac4c 9b00dbd8"),
-        ("ffffffff " * 4, "ffffffff " * 2, "408f276d 41c83b0e a20bc7c6 6d5451fd"),
-        (
-            "243f6a88 85a308d3 13198a2e 03707344",
-            "a4093822 299f31d0",
-            "d16cfe09 94fdcceb 5001e420 24126ea1",
-        ),
+        ("key", torch.zeros(3, dtype=torch.int64), r"key has shape \(3,\); \(2,\)"),
+        ("sample_index", torch.tensor(0), r"sample_index has shape \(\); \(B,\)"),
+        ("step", torch.zeros(2, dtype=torch.int64), r"step has shape \(2,\); a scalar"),
     ],
 )
-def test_known_answers_of_random123(counter, key, expected):
-    def parse(text):
-        return [int(word, 16) for word in text.split()]
+@pytest.mark.parametrize("function", [philox_normal, philox_uniform])
+def test_wrong_shapes_are_refused(function, name, change, message):
+    arguments = {"key": philox_key(0), "sample_index": torch.arange(2), "step": STEP, name: change}
+    with pytest.raises(ValueError, match=message):
+        function(**arguments, shape=(4,), stream=Stream.LANGEVIN)
 
-    assert words(parse(counter), parse(key)) == parse(expected)
+
+def test_samples_beyond_the_kernels_reach_go_to_plain_torch():
+    arguments = (philox_key(0), torch.arange(0), STEP, (2**31,), Stream.LANGEVIN)
+    with pytest.raises(
+        ValueError, match=r"not possible for philox_normal: .*(2147483648|triton|on)"
+    ):
+        philox_normal(*arguments, impl="triton")
+
+
+@pytest.mark.parametrize(
+    ("x", "strides"),
+    [
+        (torch.empty(2, 3, 4, 5), (60, 0, 0)),
+        (torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last), (60, 1, 3)),
+        (torch.empty(2, 3, 4, 6)[:, :, :, ::2], (72, 24, 2)),
+        (torch.empty(2, 3, 4, 5)[:, :, :, 1:], None),
+        (torch.empty(2, 3, 5, 4).transpose(2, 3), None),
+        (torch.empty(2, 3, 4, 5)[:, :2], (60, 0, 0)),
+        (torch.empty(2, 3, 4, 5)[:, ::2], (60, 40, 1)),
+        (torch.empty(1, 3, 4, 5).expand(2, 3, 4, 5), (0, 0, 0)),
+        (torch.empty(2, 1, 1, 5), (5, 0, 0)),
+        (torch.empty(2, 6), (6, 0, 0)),
+        (torch.empty(2, 6)[:, ::2], (6, 2, 1)),
+        (torch.empty(6, 2).T, (1, 2, 1)),
+        (torch.empty(4), (1, 0, 0)),
+    ],
+)
+def test_strides_by_which_kernels_walk_through_samples(x, strides):
+    assert sample_strides(x) == strides
+    if strides is None:
+        return
+    batch, channel, pixel = strides
+    n_pixels = math.prod(x.shape[2:])
+    memory = torch.arange(1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)))
+    values = memory.as_strided(x.shape, x.stride()).flatten(1) if x.ndim > 1 else memory[:, None]
+    p = torch.arange(values.shape[1])
+    offsets = p if strides[1:] == (0, 0) else p // n_pixels * channel + p % n_pixels * pixel
+    assert torch.equal(values, batch * torch.arange(len(x))[:, None] + offsets)
 
 
 @given(st.lists(WORD, min_size=4, max_size=4), st.lists(WORD, min_size=2, max_size=2))
@@ -119,12 +293,29 @@ def test_normals_pass_kolmogorov_smirnov_and_have_the_moments(seed):
         assert abs((z**power).mean() - expected) < 4 * spread / n**0.5
 
 
-def test_tails_are_as_heavy_as_they_should_be():
-    z = normals(256, 16384, seed=5).flatten().numpy()
-    for threshold in (3.0, 4.0, 4.5):
-        for tail in ((z > threshold).sum(), (z < -threshold).sum()):
-            expected = len(z) * stats.norm.sf(threshold)
-            assert abs(tail - expected) < 4.5 * expected**0.5
+def test_tails_are_as_heavy_as_they_should_be_up_to_5_sigma():
+    n, size, thresholds = 2**26, 2**14, (3.0, 4.0, 5.0)
+    counts = np.zeros((len(thresholds), 2), dtype=int)
+    for first in range(0, n // size, 32):
+        z = normals(32, size, seed=5, first=first)
+        for i, threshold in enumerate(thresholds):
+            counts[i] += int((z > threshold).sum()), int((z < -threshold).sum())
+    for threshold, tails in zip(thresholds, counts, strict=True):
+        low, high = stats.binom.interval(1 - 1e-4, n, stats.norm.sf(threshold))
+        assert ((tails >= low) & (tails <= high)).all(), (threshold, tails, low, high)
+
+
+@pytest.mark.parametrize("size", [3072, 12288])
+@pytest.mark.parametrize("power", [1, 2])
+def test_pixels_of_an_image_are_uncorrelated_at_every_kind_of_lag(size, power):
+    n = 256
+    z = normals(n, size, seed=21).double().numpy() ** power
+    z = (z - z.mean()) / z.std()
+    # Neighbours, rows of 32 and 64, channels, and words of one counter (multiples of size / 4).
+    lags = {1, 2, 3, 4, 5, 32, 64, 1024, 4096, *(j * size // 4 for j in (1, 2, 3))}
+    for lag in sorted(lag for lag in lags if lag < size):
+        products = z[:, :-lag] * z[:, lag:]
+        assert abs(products.mean()) < 4.5 / products.size**0.5, lag
 
 
 @pytest.mark.parametrize("axis", ["sample", "step", "pixel", "stream", "seed"])
