@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 from ablations.settings import Settings
@@ -69,8 +70,12 @@ class Cell:
 
     def train_stage(self) -> Stage:
         """Training: shared by the cells that differ in Technique 5 only."""
-        settings = dataclasses.asdict(self.train)
-        return Stage("train", settings | {"data": self.data.fingerprint})
+        return self._train_stage
+
+    @cached_property
+    def _train_stage(self) -> Stage:
+        # Kept with its digest, which every job and every later stage of the cell asks for.
+        return Stage("train", _values(self.train) | {"data": self.data.fingerprint})
 
     def sample_stages(self, iteration: int, *, final: bool) -> list[Stage]:
         """Trajectories from a snapshot: the selection's samples and, for the full number, the rest.
@@ -106,24 +111,46 @@ class Cell:
 
     def reference_stage(self) -> Stage:
         """Feature statistics of the real images."""
-        return Stage(
-            "reference",
-            {
-                "data": self.data.fingerprint,
-                "split": self.reference,
-                "extractor": self.data.extractor,
-                "extractor_fingerprint": self.data.extractor_fingerprint,
-            },
-        )
+        return _reference_stage(self.data, self.reference)
 
     def baseline_stage(self) -> Stage:
         """Distances of noise, of a Gaussian fitted to the pixels and of held-out real images."""
-        settings = {"data": self.data.fingerprint, "n": self.n_final}
-        return Stage("baseline", settings, (self.reference_stage(),))
+        return _baseline_stage(self.data, self.reference, self.n_final)
+
+    def with_seed(self, seed: int) -> "Cell":
+        """Return the same cell with another seed."""
+        train = dataclasses.replace(self.train, seed=seed)
+        return dataclasses.replace(self, seed=seed, train=train)
 
     def to_json(self) -> dict[str, Any]:
         """Return the cell as JSON values; :func:`cell_from_json` reads them back."""
-        return dataclasses.asdict(self)
+        parts = {name: _values(getattr(self, name)) for name in ("data", "variant", "train")}
+        return _values(self) | parts
+
+
+def _values(record: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as they are: ``asdict`` copies deeply, at ten times the price."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+# Stages of a dataset and feature space, few in any grid, however many cells share them.
+@lru_cache(maxsize=64)
+def _reference_stage(data: DataFacts, split: str) -> Stage:
+    return Stage(
+        "reference",
+        {
+            "data": data.fingerprint,
+            "split": split,
+            "extractor": data.extractor,
+            "extractor_fingerprint": data.extractor_fingerprint,
+        },
+    )
+
+
+@lru_cache(maxsize=64)
+def _baseline_stage(data: DataFacts, split: str, n: int) -> Stage:
+    settings = {"data": data.fingerprint, "n": n}
+    return Stage("baseline", settings, (_reference_stage(data, split),))
 
 
 def cell_from_json(record: dict[str, Any]) -> Cell:

@@ -212,6 +212,7 @@ class _Collector:
         peaks, devices = [], set()
         if (training := self.store.result(cell.train_stage())) is not None:
             row["training_s"] = training["training_s"]
+            row["compile_s"] = training["compile_s"]
             peaks.append(training["conditions"]["peak_memory_bytes"])
             devices.add(training["conditions"]["device"])
         stages = {
@@ -222,6 +223,7 @@ class _Collector:
         done = [r for r in map(self.store.result, stages) if r is not None]
         if done:
             row["sampling_s"] = sum(result["sampling_s"] for result in done)
+            row["compile_s"] = row.get("compile_s", 0) + sum(r["compile_s"] for r in done)
             row["n_sampled"] = sum(result["n"] for result in done)
             row["images_per_s"] = row["n_sampled"] / row["sampling_s"]
             peaks += [result["conditions"]["peak_memory_bytes"] for result in done]

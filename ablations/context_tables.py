@@ -77,6 +77,7 @@ def timing_table(results: Results) -> Table:
             "Device": [text_or_empty(value) or "—" for value in raw["device"]],
             "Training": [duration(value) for value in raw["training_s"]],
             "Sampling (images)": sampled,
+            "Compiling": [duration(value) for value in raw["compile_s"]],
             "Score evaluations per image": [
                 number(value) for value in raw["score_evaluations_per_sample"]
             ],
@@ -91,7 +92,8 @@ def timing_table(results: Results) -> Table:
         title="Time and memory",
         caption=(
             "Variants that differ only by technique 5 share one training run, and both denoising "
-            "settings share one trajectory. Rows marked “paper” are quoted from Song & Ermon 2020 "
+            "settings share one trajectory. Compiling is counted apart. Rows marked “paper” are "
+            "quoted from Song & Ermon 2020 "
             "(full-size networks; the number of images sampled is not stated there). "
             f"{conditions(results)}"
         ),

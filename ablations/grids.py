@@ -124,8 +124,9 @@ def data_facts(
 def build_cells(grid: Grid, settings: Settings, facts: list[DataFacts], seeds: int) -> list[Cell]:
     """Return every cell of a grid: dataset by dataset, variant by variant, seed by seed."""
     return [
-        resolve(settings, variant, data, seed)
+        cell.with_seed(seed)
         for data in facts
         for variant in grid.variants
+        for cell in [resolve(settings, variant, data, seed=0)]
         for seed in range(seeds)
     ]

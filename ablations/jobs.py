@@ -1,7 +1,7 @@
 """Jobs: the stages of a grid bundled into what one process runs, and where each of them stands."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import torch
@@ -11,7 +11,7 @@ from ablations.dumps import dump_exists
 from ablations.stages import StageStore
 from scorekit.data import Dataset
 from scorekit.files import CorruptFile
-from scorekit.networks import forward_flops
+from scorekit.networks import forward_flops, parameter_count
 from scorekit.store import open_store
 
 #: How much slower than sampling a training step does its operations, in small batches on a CPU
@@ -58,7 +58,7 @@ class Job:
     cell: Cell  # for training, the first of the cells that share it
     needs: tuple[str, ...] = ()
 
-    @property
+    @cached_property
     def name(self) -> str:
         """A file name, unique in the grid."""
         if self.kind == "train":
@@ -104,19 +104,34 @@ class Job:
 def cell_forward_flops(cell: Cell) -> int:
     """Return the FLOPs of one score evaluation of one image."""
     train = cell.train
-    key = (train.architecture, train.width, cell.data.channels, cell.data.image_size)
-    if key not in _FLOPS:
-        settings = dict(
-            architecture=train.architecture,
-            sigmas=torch.ones(2),
-            channels=cell.data.channels,
-            width=train.width,
+    return _forward_flops(train.architecture, train.width, cell.data.channels, cell.data.image_size)
+
+
+def cell_parameters(cell: Cell) -> int:
+    """Return the number of trainable parameters of a cell's network."""
+    train = cell.train
+    n_classes = train.n_levels if train.conditional else None
+    return _parameters(train.architecture, train.width, cell.data.channels, n_classes)
+
+
+# A network's counts take tens of milliseconds, and the cells of a grid share a few networks.
+@lru_cache(maxsize=64)
+def _forward_flops(architecture: str, width: int, channels: int, image_size: int) -> int:
+    settings = dict(architecture=architecture, sigmas=torch.ones(2), channels=channels, width=width)
+    return forward_flops(settings, image_size)
+
+
+@lru_cache(maxsize=64)
+def _parameters(architecture: str, width: int, channels: int, n_classes: int | None) -> int:
+    return parameter_count(
+        dict(
+            architecture=architecture,
+            sigmas=torch.ones(n_classes or 1),
+            conditional=n_classes is not None,
+            channels=channels,
+            width=width,
         )
-        _FLOPS[key] = forward_flops(settings, cell.data.image_size)
-    return _FLOPS[key]
-
-
-_FLOPS: dict[tuple[str, int, int, int], int] = {}
+    )
 
 
 def plan_jobs(cells: list[Cell]) -> list[Job]:
@@ -125,18 +140,17 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
     One training job for all cells that share it, one evaluation per cell, one set of reference rows
     per dataset and feature space.
     """
-    jobs: dict[str, Job] = {}
+    trainings: dict[str, Job] = {}
+    evaluations: dict[str, Job] = {}
+    baselines: dict[str, Job] = {}
     for cell in cells:
-        job = Job(kind="train", cell=cell)
-        jobs.setdefault(job.name, job)
-    for cell in cells:
-        train = Job(kind="train", cell=cell).name
-        job = Job(kind="evaluate", cell=cell, needs=(train,))
-        jobs[job.name] = job
-    for cell in cells:
-        job = Job(kind="baseline", cell=cell)
-        jobs.setdefault(job.name, job)
-    return list(jobs.values())
+        train = Job(kind="train", cell=cell)
+        evaluate = Job(kind="evaluate", cell=cell, needs=(train.name,))
+        baseline = Job(kind="baseline", cell=cell)
+        trainings.setdefault(train.name, train)
+        evaluations[evaluate.name] = evaluate
+        baselines.setdefault(baseline.name, baseline)
+    return [*trainings.values(), *evaluations.values(), *baselines.values()]
 
 
 def progress_path(out: Path, job_name: str) -> Path:
@@ -156,10 +170,12 @@ def job_is_done(job: Job, context: Context) -> bool:
         return store.result(job.cell.train_stage()) is not None
     if job.kind == "baseline":
         return store.result(job.cell.baseline_stage()) is not None
+    # Looked for first, because they are written last and found without a digest.
+    if not all(dump_exists(context.samples, job.cell, denoise=d) for d in (False, True)):
+        return False
     chosen = selected_iterations(job.cell, store)
     return len(chosen) == 2 and all(
         store.result(job.cell.distance_stage(iteration, denoise=denoise, final=True)) is not None
-        and dump_exists(context.samples, job.cell, denoise=denoise)
         for denoise, iteration in chosen.items()
     )
 
@@ -179,6 +195,17 @@ def selected_iterations(cell: Cell, store: StageStore) -> dict[bool, int]:
             distances = {i: r["distance"] for i, r in results.items() if r is not None}
             chosen[denoise] = min(distances, key=lambda i: (distances[i], i))
     return chosen
+
+
+def seconds_spent(cells: list[Cell], store: StageStore) -> tuple[float, float]:
+    """Return the seconds of training and sampling in the finished stages, and of compiling."""
+    stages = {cell.train_stage() for cell in cells}
+    for cell in cells:
+        for iteration in cell.train.snapshot_iterations:
+            stages.update(cell.sample_stages(iteration, final=True))
+    results = [result for stage in stages if (result := store.result(stage)) is not None]
+    working = sum(r.get("training_s", 0) + r.get("sampling_s", 0) for r in results)
+    return working, sum(r["compile_s"] for r in results)
 
 
 def sample_file(denoise: bool) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from ablations.cells import Cell
 from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
-from ablations.jobs import Context, Job, failure_path, job_is_done, plan_jobs
+from ablations.jobs import Context, Job, failure_path, job_is_done, plan_jobs, seconds_spent
 from ablations.manifest import Manifest, load_manifest, save_manifest
 from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
 from ablations.progress import make_reporter
@@ -235,6 +235,10 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
                 )
     else:
         print("nothing to do: every job is settled")
+    working, compiling = seconds_spent(plan.cells, context.store)
+    if working:
+        share = compiling / (working + compiling)
+        print(f"training and sampling: {working:.0f} s; compiling: {compiling:.0f} s ({share:.0%})")
     page = _report(context.out)
     print(f"report: {os.path.relpath(page)}")
     if outcome.failed:

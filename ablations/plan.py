@@ -4,16 +4,13 @@ import shutil
 import time
 from collections.abc import Callable
 
-import torch
-
 from ablations.cells import Cell
 from ablations.executors import read_failure
-from ablations.jobs import Context, Job, job_is_done, progress_path
+from ablations.jobs import Context, Job, cell_parameters, job_is_done, progress_path
 from ablations.settings import Budget
 from ablations.stages import Stage
 from scorekit.files import CorruptFile, read_json
 from scorekit.metrics import feature_dimension
-from scorekit.training import build_network
 
 _STALE_S = 120
 
@@ -36,12 +33,12 @@ def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: 
             f"weights={cell.variant.weights}"
         )
     lines += ["", "stages (digest: cells that share it)"]
-    for stage, users in _shared(cells, lambda c: [c.train_stage()]).items():
+    for stage, users in _shared(cells, Cell.train_stage).items():
         state = "done" if store.result(stage) is not None else "to do"
-        cell = next(c for c in cells if c.train_stage() == stage)
+        train = users[0].train
         lines.append(
-            f"  train     {stage.digest}  {state:<6} {cell.train.iterations} iterations of "
-            f"{cell.train.batch_size}: {', '.join(users)}"
+            f"  train     {stage.digest}  {state:<6} {train.iterations} iterations of "
+            f"{train.batch_size}: {', '.join(cell.name for cell in users)}"
         )
     for cell in cells:
         snapshots = cell.train.snapshot_iterations
@@ -53,8 +50,8 @@ def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: 
             f"then {cell.n_final} in all from the best"
         )
     for kind, pick in (
-        ("reference", lambda c: [c.reference_stage()]),
-        ("baseline", lambda c: [c.baseline_stage()]),
+        ("reference", Cell.reference_stage),
+        ("baseline", Cell.baseline_stage),
     ):
         for stage, users in _shared(cells, pick).items():
             state = "done" if store.result(stage) is not None else "to do"
@@ -75,11 +72,11 @@ def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: 
     return "\n".join(lines)
 
 
-def _shared(cells: list[Cell], pick: Callable[[Cell], list[Stage]]) -> dict[Stage, list[str]]:
-    found: dict[Stage, list[str]] = {}
+def _shared(cells: list[Cell], pick: Callable[[Cell], Stage]) -> dict[Stage, list[Cell]]:
+    """Return the stages that ``pick`` gives, each with the cells that share it."""
+    found: dict[Stage, list[Cell]] = {}
     for cell in cells:
-        for stage in pick(cell):
-            found.setdefault(stage, []).append(cell.name)
+        found.setdefault(pick(cell), []).append(cell)
     return found
 
 
@@ -89,12 +86,11 @@ def disk_bytes(cells: list[Cell], jobs: list[Job]) -> int:
     for job in jobs:
         cell = job.cell
         if job.kind == "train":
-            with torch.device("meta"):
-                parameters = 4 * build_network(cell.train, cell.data.channels).n_parameters()
+            weights = 4 * cell_parameters(cell)
             snapshots = len(cell.train.snapshot_iterations)
             # A checkpoint holds weights, average and Adam's two moments; three are kept, a fourth
             # is there while it replaces one.
-            total += parameters * (2 * snapshots + 4 * 4)
+            total += weights * (2 * snapshots + 4 * 4)
         elif job.kind == "evaluate":
             total += job.n_sampled * cell.data.dim * 2 + 4 * cell.n_dump * (cell.data.dim + 512)
     return total

@@ -59,6 +59,7 @@ def speed_rows() -> list[dict[str, object]]:
             "device": device,
             "training_s": training_s,
             "sampling_s": sampling_s,
+            "compile_s": math.nan,
             "images_per_s": math.nan,
         }
         for dataset, device, sampling_s, training_s in SPEED

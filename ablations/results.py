@@ -76,6 +76,7 @@ TIMING_COLUMNS: dict[str, str] = {
     "device": "string",
     "training_s": "float64",
     "sampling_s": "float64",
+    "compile_s": "float64",
     "n_sampled": "Int64",
     "score_evaluations_per_sample": "Int64",
     "images_per_s": "float64",

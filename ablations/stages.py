@@ -24,6 +24,8 @@ _log = logging.getLogger("scorekit")
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
 RESULTS_VERSION = 1
 
+_CANONICAL_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -37,8 +39,7 @@ class Stage:
     def digest(self) -> str:
         """16 hexadecimal digits over kind, settings, inputs and the version of results."""
         identity = [RESULTS_VERSION, self.kind, self.settings, [s.digest for s in self.needs]]
-        text = json.dumps(identity, sort_keys=True, allow_nan=False)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return hashlib.sha256(_CANONICAL_JSON.encode(identity).encode()).hexdigest()[:16]
 
     def __hash__(self) -> int:
         return hash(self.digest)

@@ -29,7 +29,7 @@ from ablations.jobs import (
 from ablations.stages import Stage, StageStore
 from scorekit import metrics
 from scorekit.checkpoints import load_tensors, save_tensors
-from scorekit.compilation import autocast, compiled, precision_context
+from scorekit.compilation import autocast, compile_seconds, precision_context
 from scorekit.data import to_uint8
 from scorekit.files import CorruptFile, atomic_write, set_aside, write_json
 from scorekit.networks import ScoreNetwork
@@ -125,6 +125,7 @@ class _Worker:
             snapshots = [snapshot_path(directory, i) for i in cell.train.snapshot_iterations]
             result = {
                 "training_s": trainer.elapsed_s,
+                "compile_s": trainer.compile_s,
                 "n_parameters": trainer.network.n_parameters(),
                 "conditions": self.conditions(),
             }
@@ -198,7 +199,7 @@ class _Worker:
 
             batch = _read_chunk(chunk)
             if batch is None:
-                began = time.monotonic()
+                began, compiled_before = time.monotonic(), compile_seconds()
                 precision = settings["precision"]
                 with (
                     torch.inference_mode(),  # a tenth faster than no_grad for small networks
@@ -209,8 +210,12 @@ class _Worker:
                     batch = {
                         "last": to_uint8(drawn.last[: last - first].cpu()),
                         "denoised": to_uint8(drawn.denoised[: last - first].cpu()),
-                        "seconds": time.monotonic() - began,
                     }
+                compiling = compile_seconds() - compiled_before
+                batch |= {
+                    "seconds": time.monotonic() - began - compiling,
+                    "compile_s": compiling,
+                }
                 save_tensors(chunk, batch)
             batches.append(batch)
         files = []
@@ -220,6 +225,7 @@ class _Worker:
             _save_array(files[-1], torch.cat([batch[key] for batch in batches]).numpy())
         result = {
             "sampling_s": sum(batch["seconds"] for batch in batches),
+            "compile_s": sum(batch["compile_s"] for batch in batches),
             "n": stop - start,
             "score_evaluations_per_sample": sampler.score_evaluations,
             "conditions": self.conditions(),
@@ -236,12 +242,13 @@ class _Worker:
             network = build_network(cell.train, cell.data.channels).eval().requires_grad_(False)
             self._network = network.to(device).to(memory_format=torch.channels_last)
             self._sampler = AnnealedLangevin(
-                self._network,
+                self._network if self._network.conditional else self._network.features,
                 self._network.sigmas,
                 step_size=cell.step_size,
                 n_steps_each=cell.n_steps_each,
                 seed=cell.seed,
-                transform=lambda f: compiled(f, enable=self.context.compile, device=device),
+                times_sigma=not self._network.conditional,
+                compile=self.context.compile,
             )
         self._network.load_state_dict(load_tensors(snapshot)[cell.variant.weights])
         return self._sampler

@@ -2,45 +2,15 @@
 
 InstanceNorm++ is from Song & Ermon (2019), App. A; the blocks from RefineNet (Lin et al. 2017) as
 modified in Song & Ermon (2020), App. B.1. Every ``forward`` takes images (B, C, H, W) and the noise
-indices (B,), which unconditional layers ignore. ``n_classes`` is L for conditional layers or None.
+indices (B,), which unconditional layers ignore; that of a normalisation applies ``activation`` to
+its result as well. ``n_classes`` is L for conditional layers or None.
 """
-
-import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, interpolate, layer_norm, max_pool2d, relu
+from torch.nn.functional import avg_pool2d, interpolate, max_pool2d
 
-_EPS = 1e-5
-
-
-def elu(x: Tensor) -> Tensor:
-    """Return ELU(x) = max(x, 0) + exp(min(x, 0)) - 1 (Clevert et al. 2015)."""
-    if x.is_cuda:
-        return torch.nn.functional.elu(x)
-    # On the CPU expm1 is not vectorised, in eager mode as under Inductor, and takes most of a small
-    # network's time. exp - 1 costs an absolute error of one rounding near 0.
-    positive = relu(x)
-    return positive + torch.exp(x - positive) - 1
-
-
-def _instance_norm_plus(x: Tensor, gamma: Tensor, alpha: Tensor, beta: Tensor) -> Tensor:
-    """Normalise each channel over space; put its mean, normalised over channels, back in.
-
-    ``gamma``, ``alpha`` and ``beta`` are (C,) or (B, C).
-    """
-    channels = x.shape[1]
-    mean = x.mean(dim=(2, 3), keepdim=True)
-    centred = x - mean
-    # Plain passes: on the CPU var_mean and group_norm over space take three times as long.
-    variance = (centred * centred).mean(dim=(2, 3))
-    # The variance over channels is unbiased, the one over space is not, as the released networks
-    # were trained; layer_norm has the biased one, v (C - 1) / C, hence the factor.
-    unbiased = (channels - 1) / channels
-    means = layer_norm(mean.flatten(1), (channels,), eps=_EPS * unbiased)
-    shift = torch.addcmul(beta, gamma * alpha, means, value=math.sqrt(unbiased))
-    scale = gamma * torch.rsqrt(variance + _EPS)
-    return centred * scale[:, :, None, None] + shift[:, :, None, None]
+from kernels.instance_norm_plus import Activation, elu, instance_norm_plus
 
 
 class InstanceNormPlus(nn.Module):
@@ -52,8 +22,10 @@ class InstanceNormPlus(nn.Module):
         self.gamma = nn.Parameter(torch.empty(channels).normal_(1, 0.02))
         self.beta = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, noise_index: Tensor | None) -> Tensor:
-        return _instance_norm_plus(x, self.gamma, self.alpha, self.beta)
+    def forward(
+        self, x: Tensor, noise_index: Tensor | None, activation: Activation = "none"
+    ) -> Tensor:
+        return instance_norm_plus(x, self.gamma, self.alpha, self.beta, activation=activation)
 
 
 class CondInstanceNormPlus(nn.Module):
@@ -66,9 +38,11 @@ class CondInstanceNormPlus(nn.Module):
             self.embed.weight[:, : 2 * channels].normal_(1, 0.02)
             self.embed.weight[:, 2 * channels :].zero_()
 
-    def forward(self, x: Tensor, noise_index: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, noise_index: Tensor | None, activation: Activation = "none"
+    ) -> Tensor:
         gamma, alpha, beta = self.embed(noise_index).chunk(3, dim=-1)
-        return _instance_norm_plus(x, gamma, alpha, beta)
+        return instance_norm_plus(x, gamma, alpha, beta, activation=activation)
 
 
 def normalisation(channels: int, n_classes: int | None) -> nn.Module:
@@ -113,8 +87,8 @@ class ResBlock(nn.Module):
             self.shortcut = conv(inputs, outputs) if resample else nn.Identity()
 
     def forward(self, x: Tensor, noise_index: Tensor | None) -> Tensor:
-        h = self.conv1(elu(self.normalize1(x, noise_index)))
-        h = self.conv2(elu(self.normalize2(h, noise_index)))
+        h = self.conv1(self.normalize1(x, noise_index, "elu"))
+        h = self.conv2(self.normalize2(h, noise_index, "elu"))
         return self.shortcut(x) + h
 
 
@@ -140,8 +114,10 @@ class _ResidualConvUnit(nn.Module):
             h = x
             for stage in (1, 2):
                 if self.conditional:
-                    h = self.get_submodule(f"{block}_{stage}_norm")(h, noise_index)
-                h = self.get_submodule(f"{block}_{stage}_conv")(elu(h))
+                    h = self.get_submodule(f"{block}_{stage}_norm")(h, noise_index, "elu")
+                else:
+                    h = elu(h)
+                h = self.get_submodule(f"{block}_{stage}_conv")(h)
             x = x + h
         return x
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from scorekit.layers import RefineBlock, ResBlock, elu, normalisation
+from scorekit.layers import RefineBlock, ResBlock, normalisation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +181,7 @@ class ScoreNetwork(nn.Module):
             inputs = [lateral] if path is None else [lateral, path]
             path = self.get_submodule(name)(inputs, noise_index)
         assert path is not None
-        return self.end_conv(elu(self.normalizer(path, noise_index)))
+        return self.end_conv(self.normalizer(path, noise_index, "elu"))
 
     def forward(self, x: Tensor, noise_index: Tensor) -> Tensor:
         """Return the score (B, channels, H, W) at noise scales ``noise_index`` (B,), 0 largest."""
@@ -202,6 +202,12 @@ class ScoreNetwork(nn.Module):
     def n_parameters(self) -> int:
         """Return the number of trainable parameters."""
         return sum(p.numel() for p in self.parameters())
+
+
+def parameter_count(network_settings: dict) -> int:
+    """Return the number of trainable parameters, without making them; arguments as below."""
+    with torch.device("meta"):
+        return ScoreNetwork(**network_settings).n_parameters()
 
 
 def forward_flops(network_settings: dict, image_size: int) -> int:

@@ -19,14 +19,6 @@ def mixture_responsibilities(x: Tensor, centres: Tensor, sigma: float) -> Tensor
     return torch.softmax(-squared / (2 * sigma**2), dim=1)
 
 
-def mixture_score(x: Tensor, centres: Tensor, sigma: float) -> Tensor:
-    """Return the score of that mixture, sum_i r^(i)(x) (centre_i - x) / sigma^2 (Prop. 1).
-
-    Shapes as in :func:`mixture_responsibilities`; the result is (B, D).
-    """
-    return (mixture_responsibilities(x, centres, sigma) @ centres - x) / sigma**2
-
-
 def responsibility_bound(distance: float, sigma: float) -> float:
     """Return the bound of Eq. (3) on E[r^(j)(x)] under p^(i): exp(-d^2 / (8 sigma^2)) / 2."""
     return 0.5 * math.exp(-(distance**2) / (8 * sigma**2))

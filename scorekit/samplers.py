@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.langevin_step import langevin_step
 from kernels.philox import Stream, philox_key, philox_uniform
+from scorekit.compilation import compiled, cuda_graph
 from scorekit.techniques import check_step_size
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -22,14 +23,29 @@ class Samples:
     levels: dict[int, Tensor] = field(default_factory=dict)  # x after the noise scales asked for
 
 
+@dataclass(frozen=True)
+class State:
+    """A batch on its way, changed in place, and the function that takes it one step further."""
+
+    x: Tensor
+    sample_index: Tensor
+    step: Tensor  # int64 scalar: how many steps were taken
+    advance: Callable[[], None]
+
+
 class AnnealedLangevin:
     """Sampler of a score network along a ladder of noise scales.
 
-    ``score(x, noise_index)`` maps images (B, C, H, W) and int64 (B,) to scores. ``sigmas`` (L,) is
-    the descending ladder, ``step_size`` is epsilon of Algorithm 1 and ``n_steps_each`` its T. The
-    noise of a sample is a function of ``seed`` and the sample's index, so a sample does not depend
-    on the batch it was drawn in beyond floating-point rounding. ``transform`` may compile one step:
-    noise scales and step sizes are tensors, so one graph serves the whole trajectory.
+    ``score(x, noise_index)`` maps images (B, C, H, W) and int64 (B,) to scores; with
+    ``times_sigma`` it gives sigma * s(x, sigma) instead, as the output of an unconditional network
+    before Technique 3's division, which is then part of the update. ``sigmas`` (L,) is the
+    descending ladder, ``step_size`` is epsilon of Algorithm 1 and ``n_steps_each`` its T. The noise
+    of a sample is a function of ``seed`` and the sample's index, so a sample does not depend on the
+    batch it was drawn in beyond floating-point rounding.
+
+    Noise scale and step size follow from a step counter on the device. One graph, compiled where
+    ``compile`` is set, and captured as a CUDA graph on a GPU, therefore serves a whole trajectory,
+    which never waits for the device. Batches of equal size share it.
     """
 
     def __init__(
@@ -40,35 +56,67 @@ class AnnealedLangevin:
         step_size: float,
         n_steps_each: int,
         seed: int = 0,
-        transform: Callable[[Callable[..., Tensor]], Callable[..., Tensor]] = lambda f: f,
+        times_sigma: bool = False,
+        compile: bool = False,
     ) -> None:
         if n_steps_each < 1:
             raise ValueError(f"n_steps_each = {n_steps_each} must be at least 1")
         check_step_size(step_size, float(sigmas[-1]))
-        device = sigmas.device
         self._score = score
+        self._times_sigma = times_sigma
+        self._sigmas = sigmas.to(torch.float32)
         self._n_levels = len(sigmas)
         self._n_steps_each = n_steps_each
-        self._alphas = step_size * (sigmas.double() / sigmas[-1].double()).square()
-        self._alphas = self._alphas.to(torch.float32)
-        self._final_variance = sigmas[-1].square()
-        self._key = philox_key(seed, device)
-        self._step = transform(self._one_step)
-        self._denoise = transform(self._denoising_step)
+        alphas = step_size * (sigmas.double() / sigmas[-1].double()).square()
+        self._alphas = alphas.to(torch.float32)
+        self._key = philox_key(seed, sigmas.device)
+        self._last_level = torch.tensor(self._n_levels - 1, device=sigmas.device)
+        device = str(sigmas.device)
+        self._step = compiled(self._one_step, enable=compile, device=device)
+        self._denoise = compiled(self._denoising_step, enable=compile, device=device)
+        self._graphed = compile and sigmas.is_cuda
+        self._states: dict[tuple[int, ...], State] = {}  # of CUDA graphs, by shape
 
-    def _one_step(
-        self, x: Tensor, alpha: Tensor, level: Tensor, step: Tensor, key: Tensor, index: Tensor
-    ) -> Tensor:
+    def _one_step(self, x: Tensor, step: Tensor, sample_index: Tensor) -> None:
+        # torch.take, since indexing with a scalar tensor would read it on the host.
+        level = step // self._n_steps_each
         score = self._score(x, level.expand(x.shape[0]))
-        return langevin_step(x, score, alpha, key, index, step)
+        alpha = torch.take(self._alphas, level)
+        sigma = torch.take(self._sigmas, level) if self._times_sigma else None
+        langevin_step(x, score, alpha, self._key, sample_index, step, sigma=sigma, out=x)
+        step.add_(1)
 
-    def _denoising_step(self, x: Tensor, level: Tensor, variance: Tensor) -> Tensor:
-        return x + variance * self._score(x, level.expand(x.shape[0])).to(x.dtype)
+    def _denoising_step(self, x: Tensor) -> Tensor:
+        score = self._score(x, self._last_level.expand(x.shape[0])).to(x.dtype)
+        sigma = self._sigmas[-1]
+        return x + (sigma if self._times_sigma else sigma.square()) * score
 
     def initial(self, sample_index: Tensor, image_shape: tuple[int, ...]) -> Tensor:
         """Return x_0 ~ U[0, 1]^D of samples ``sample_index`` (B,), float32 (B, *image_shape)."""
         zero = torch.zeros((), dtype=torch.int64, device=sample_index.device)
         return philox_uniform(self._key, sample_index, zero, image_shape, Stream.INITIAL)
+
+    def start(self, x: Tensor, sample_index: Tensor) -> State:
+        """Return the state of a batch at x_0; batches of one shape share that of a CUDA graph."""
+        if self._graphed and (state := self._states.get(tuple(x.shape))) is not None:
+            state.x.copy_(x)
+            state.sample_index.copy_(sample_index)
+            state.step.zero_()
+            return state
+        # Ordinary tensors even in inference mode: a later call may come from outside of it.
+        with torch.inference_mode(False):
+            start, index = torch.empty_like(x), torch.empty_like(sample_index)
+            step = torch.zeros((), dtype=torch.int64, device=x.device)
+        start.copy_(x)
+        index.copy_(sample_index)
+
+        def advance() -> None:
+            self._step(start, step, index)
+
+        if not self._graphed:
+            return State(start, index, step, advance)
+        self._states[tuple(x.shape)] = State(start, index, step, cuda_graph(advance, x.device))
+        return self.start(x, sample_index)
 
     @torch.no_grad()
     def sample(
@@ -90,19 +138,16 @@ class AnnealedLangevin:
             raise ValueError(
                 f"keep_levels holds {unknown[0]}: noise indices lie in [0, {self._n_levels})"
             )
-        x = self.initial(sample_index, image_shape) if initial is None else initial.clone()
-        levels = torch.arange(self._n_levels, device=x.device)
-        steps = torch.arange(self._n_levels * self._n_steps_each, device=x.device)
+        first = self.initial(sample_index, image_shape) if initial is None else initial
+        state = self.start(first, sample_index)
         kept = {}
-        for i in range(self._n_levels):
-            for t in range(self._n_steps_each):
-                at = steps[i * self._n_steps_each + t]
-                x = self._step(x, self._alphas[i], levels[i], at, self._key, sample_index)
-            if i in keep_levels:
-                kept[i] = x.cpu()
-            progress(i)
-        denoised = self._denoise(x, levels[-1], self._final_variance)
-        return Samples(last=x, denoised=denoised, levels=kept)
+        for level in range(self._n_levels):
+            for _ in range(self._n_steps_each):
+                state.advance()
+            if level in keep_levels:
+                kept[level] = state.x.to("cpu", copy=True)
+            progress(level)
+        return Samples(last=state.x.clone(), denoised=self._denoise(state.x), levels=kept)
 
     @property
     def score_evaluations(self) -> int:

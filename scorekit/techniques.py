@@ -6,6 +6,7 @@ is :mod:`scorekit.ema`. Standard deviations are in units of pixels in [0, 1].
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -98,7 +99,12 @@ def geometric_sigmas(sigma_begin: float, sigma_end: float, n_levels: int) -> Ten
     _check_sigmas(sigma_begin, sigma_end)
     if n_levels < 2:
         raise ValueError(f"n_levels = {n_levels} must be at least 2")
-    return torch.from_numpy(np.geomspace(sigma_begin, sigma_end, n_levels)).to(torch.float32)
+    return torch.from_numpy(_geomspace(sigma_begin, sigma_end, n_levels)).to(torch.float32)
+
+
+@lru_cache(maxsize=64)  # the cells of a large grid have few ladders between them
+def _geomspace(start: float, stop: float, n: int) -> np.ndarray:
+    return np.geomspace(start, stop, n)
 
 
 def ladder_ratio(sigmas: Sequence[float] | Tensor) -> float:

@@ -17,12 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.philox import Stream, philox_integers, philox_key, philox_normal, philox_uniform
+from kernels.philox import Stream, philox_integers, philox_key, philox_uniform
 from scorekit.checkpoints import CheckpointStore, load_tensors, save_tensors
 from scorekit.compilation import (
     PRECISIONS,
     Precision,
     autocast,
+    compile_seconds,
     compiled,
     precision_context,
 )
@@ -30,7 +31,7 @@ from scorekit.data import Dataset
 from scorekit.ema import check_momentum, ema_update
 from scorekit.files import CorruptFile, set_aside
 from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
-from scorekit.objectives import augment, dsm_loss
+from scorekit.objectives import augment, keyed_dsm_loss
 from scorekit.techniques import geometric_sigmas
 
 _log = logging.getLogger("scorekit")
@@ -105,6 +106,21 @@ class Diverged(RuntimeError):
         return type(self), (self.iteration, self.what, self.last_good)
 
 
+class _Stopwatch:
+    """Adds the time since its start to a trainer's, compiling apart from everything else."""
+
+    def __init__(self, trainer: "Trainer") -> None:
+        self._trainer = trainer
+        self._before = trainer.elapsed_s, trainer.compile_s
+        self._began = time.monotonic(), compile_seconds()
+
+    def read(self) -> None:
+        compiling = compile_seconds() - self._began[1]
+        self._trainer.compile_s = self._before[1] + compiling
+        passed = time.monotonic() - self._began[0]
+        self._trainer.elapsed_s = self._before[0] + passed - compiling
+
+
 def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
     """Return the freshly initialised network of a run, a function of its seed."""
     with torch.random.fork_rng(devices=[]):
@@ -166,13 +182,14 @@ class Trainer:
             fused=True,
         )
         self.iteration = 0
-        self.elapsed_s = 0.0
+        self.elapsed_s = 0.0  # without compile_s
+        self.compile_s = 0.0
         self.losses: list[float] = []  # one per iteration
         self.test_losses: list[tuple[int, float]] = []  # (iteration, loss) with EMA weights
         self.best_test_loss = float("inf")  # among those at checkpoints
         self._key = philox_key(settings.seed, device)
         self._sigmas = settings.sigmas.to(device)
-        self._loss = compiled(self._batch_loss, enable=compile, device=device)
+        self._loss = compiled(self._batch_loss, enable=compile, device=device, cuda_graphs=True)
         self._checkpoints = CheckpointStore(directory)
         self._permutation = lru_cache(maxsize=2)(self._epoch_order)
 
@@ -183,11 +200,11 @@ class Trainer:
         """
         settings = self.settings
         self._resume()
-        started = time.monotonic() - self.elapsed_s
+        clock = _Stopwatch(self)
         pending: list[Tensor] = []
         stops = set(settings.snapshot_iterations)
         for iteration in range(self.iteration, settings.iterations):
-            pending.append(self._train_step(iteration))
+            pending.append(self.step(iteration))
             done = iteration + 1
             if done % settings.test_interval and done not in stops:
                 continue
@@ -198,7 +215,7 @@ class Trainer:
                 self.test_losses.append((done, self._test_loss()))
             progress(done, self.losses[-1])
             if done in stops:
-                self.elapsed_s = time.monotonic() - started
+                clock.read()
                 self._save(done)
 
     def _accept(self, losses: list[float]) -> None:
@@ -209,17 +226,20 @@ class Trainer:
             self.losses.append(loss)
             self.iteration += 1
 
-    def _train_step(self, iteration: int) -> Tensor:
+    def step(self, iteration: int) -> Tensor:
+        """Take one optimiser step on the batch of ``iteration``; return its loss, on the device."""
         images = self._batch(iteration)
         step = torch.tensor(iteration, device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
+        if self._sigmas.is_cuda:
+            torch.compiler.cudagraph_mark_step_begin()
         with precision_context(self.settings.precision):
             with autocast(self.settings.precision, self.device):
                 loss = self._loss(images, step, self._key)
             loss.backward()
         self.optimizer.step()
         ema_update(self.ema_network.parameters(), self._parameters, self.settings.ema_momentum)
-        return loss.detach()
+        return loss.detach().clone()  # what a CUDA graph returns is overwritten by the next step
 
     def _batch_loss(self, images: Tensor, step: Tensor, key: Tensor) -> Tensor:
         return self._loss_of(self.network, images, step, key, augmented=True).mean()
@@ -236,8 +256,7 @@ class Trainer:
             noise = philox_uniform(key, index, step, shape, Stream.DEQUANTISATION)
         x = augment(images, flip=flip, dequantisation=noise)
         level = philox_integers(key, index, step, len(self._sigmas), Stream.NOISE_LEVEL)
-        z = philox_normal(key, index, step, shape, Stream.PERTURBATION)
-        return dsm_loss(network, x, self._sigmas, level, z)
+        return keyed_dsm_loss(network, x, self._sigmas, level, key, index, step)
 
     @torch.no_grad()
     def _test_loss(self) -> float:
@@ -280,6 +299,7 @@ class Trainer:
             {
                 "iteration": iteration,
                 "elapsed_s": self.elapsed_s,
+                "compile_s": self.compile_s,
                 "best_test_loss": self.best_test_loss,
                 "raw": self.network.state_dict(),
                 "ema": averaged,
@@ -316,7 +336,8 @@ class Trainer:
         self.network.load_state_dict(state["raw"])
         self.ema_network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.iteration, self.elapsed_s = state["iteration"], state["elapsed_s"]
+        self.iteration = state["iteration"]
+        self.elapsed_s, self.compile_s = state["elapsed_s"], state["compile_s"]
         self.best_test_loss = state["best_test_loss"]
         self.losses = state["losses"].tolist()
         self.test_losses = [(int(i), loss) for i, loss in state["test_losses"].tolist()]

@@ -210,6 +210,7 @@ def _timing(cell: dict[str, Any]) -> dict[str, Any]:
         "device": "CPU, 2 cores",
         "training_s": 754.0,
         "sampling_s": 42.5,
+        "compile_s": 3.5,
         "n_sampled": 1000,
         "score_evaluations_per_sample": 1001,
         "images_per_s": 23.5,

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import pickle
 
 import pytest
 
@@ -141,6 +142,45 @@ def test_a_value_out_of_range_is_named(overrides, message):
 def test_an_image_size_that_the_network_cannot_take():
     with pytest.raises(ValueError, match="image_size = 33 does not fit architecture '32-64'"):
         cell(data=facts(image_size=33))
+
+
+@pytest.mark.parametrize("variant", ALL_VARIANTS, ids=lambda v: v.slug)
+def test_another_seed_changes_nothing_else(variant):
+    one = cell(variant.slug, seed=0)
+    one.train_stage()  # what a cell has computed must not follow into its copy
+    assert one.with_seed(7) == cell(variant.slug, seed=7)
+    assert one.with_seed(7).train_stage() == cell(variant.slug, seed=7).train_stage()
+    with pytest.raises(ValueError, match="seed = -1 must lie in"):
+        one.with_seed(-1)
+
+
+def test_json_and_stages_hold_every_field():
+    c = cell()
+    c.train_stage()
+    assert c.to_json() == dataclasses.asdict(c)
+    assert c.train_stage().settings == dataclasses.asdict(c.train) | {"data": c.data.fingerprint}
+    revived = pickle.loads(pickle.dumps(c))
+    assert revived == c
+    assert revived.train_stage() == c.train_stage()
+
+
+@pytest.mark.parametrize(
+    ("change", "same"),
+    [
+        ({"name": "elsewhere"}, True),
+        ({"max_distance": 60.0}, True),
+        ({"fingerprint": "0" * 64}, False),
+        ({"extractor": "inception"}, False),
+        ({"extractor_fingerprint": "0" * 64}, False),
+    ],
+)
+def test_reference_rows_are_named_by_images_and_feature_space(change, same):
+    one, other = cell(seed=0), cell(seed=1, data=facts(**change))
+    assert (one.reference_stage() == other.reference_stage()) is same
+    assert (one.baseline_stage() == other.baseline_stage()) is same
+    assert cell(reference="test").reference_stage() != one.reference_stage()
+    assert cell(n_final=5000).reference_stage() == one.reference_stage()
+    assert cell(n_final=5000).baseline_stage() != one.baseline_stage()
 
 
 def test_cells_are_values():

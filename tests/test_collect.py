@@ -37,6 +37,7 @@ def test_losses_times_and_samples(finished):
     assert sorted(set(train["iteration"])) == [1, 2, 3, 4, 5, 6]
     assert set(results.losses["variants"]) == {"NCSN_1,2,4, NCSN_1,2,4,5", "NCSNv2"}
     assert (results.timings["training_s"] > 0).all()
+    assert (results.timings["compile_s"] == 0).all()  # the quick budget does not compile
     assert set(results.timings["score_evaluations_per_sample"]) == {3 * 2 + 1}
     assert (results.timings["peak_memory_bytes"] > 2**20).all()
     for sample in results.samples:

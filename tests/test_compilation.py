@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from scorekit.compilation import PRECISIONS, autocast, compiled, precision_context
+from scorekit.compilation import (
+    PRECISIONS,
+    autocast,
+    compile_seconds,
+    compile_unavailable_reason,
+    compiled,
+    precision_context,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -67,6 +74,76 @@ def test_switched_off_compilation_gives_the_function_itself():
 
     assert compiled(function, enable=False, device="cpu") is function
     assert compiled(function, enable=False, device="cuda") is function
+
+
+works = pytest.mark.skipif(
+    compile_unavailable_reason() is not None, reason="torch.compile does not work"
+)
+
+
+@works
+def test_many_functions_of_one_code_are_compiled_each_for_itself():
+    """torch.compile's limit on recompilations counts by code; networks of a grid share theirs."""
+
+    class Scale:
+        def __init__(self, factor: int) -> None:
+            self.factor = factor
+
+        def times(self, x):
+            return x * self.factor
+
+    torch._dynamo.reset()
+    x = torch.ones(3)
+    for factor in range(torch._dynamo.config.recompile_limit + 2):
+        function = compiled(Scale(factor).times, enable=True, device="cpu")
+        assert function(x).tolist() == [factor] * 3
+
+
+@works
+def test_compiling_is_timed_and_happens_once_for_one_shape():
+    torch._dynamo.reset()
+    function = compiled(lambda x: torch.sin(x) + 1, enable=True, device="cpu")
+    before = compile_seconds()
+    function(torch.ones(5))
+    first = compile_seconds()
+    assert first > before
+    function(torch.zeros(5))
+    assert compile_seconds() == first
+    function(torch.zeros(6))
+    assert compile_seconds() > first
+
+
+COMPILE = """
+    import torch
+    from scorekit.compilation import compiled
+    counters = torch._dynamo.utils.counters
+    compiled(lambda x: torch.sin(x) * 5 + 1, enable=True, device="cpu")(torch.ones(100))
+    print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])
+"""
+
+
+@works
+@pytest.mark.slow
+def test_compiled_code_is_kept_between_processes(tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("TORCHINDUCTOR_CACHE_DIR", None)
+
+    def hits_and_misses() -> list[int]:
+        done = subprocess.run(
+            [sys.executable, "-c", textwrap.dedent(COMPILE)],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return [int(n) for n in done.stdout.split()]
+
+    first_hits, first_misses = hits_and_misses()
+    assert first_misses > 0
+    hits, misses = hits_and_misses()
+    assert hits == first_hits + first_misses
+    assert misses == 0
+    assert (tmp_path / "scorekit" / "torchinductor").is_dir()
 
 
 @pytest.fixture

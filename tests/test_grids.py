@@ -1,5 +1,6 @@
 import pytest
 
+from ablations.cells import resolve
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.settings import BUDGETS
 
@@ -60,3 +61,8 @@ def test_facts_of_the_digits_and_cells_of_a_grid(tmp_path):
     assert data == data_facts("digits", tmp_path, image_size=None, inception_weights=None)
     cells = build_cells(GRIDS["paper"], BUDGETS["quick"].settings, [data], seeds=2)
     assert len(cells) == len({cell.name for cell in cells}) == 8
+    assert cells == [
+        resolve(BUDGETS["quick"].settings, variant, data, seed)
+        for variant in GRIDS["paper"].variants
+        for seed in range(2)
+    ]

@@ -13,6 +13,7 @@ from scorekit.networks import (
     architecture_for,
     check_image_size,
     forward_flops,
+    parameter_count,
 )
 from scorekit.techniques import geometric_sigmas
 
@@ -56,11 +57,27 @@ def images(batch: int, channels: int, size: int, seed: int = 0) -> torch.Tensor:
     ],
 )
 def test_parameter_counts(architecture, n_levels, conditional, expected):
-    sigmas = geometric_sigmas(50, 0.01, n_levels)
-    with torch.device("meta"):
-        network = ScoreNetwork(architecture, sigmas, conditional=conditional)
-    assert network.n_parameters() == expected
-    assert network.n_levels == n_levels
+    network_settings = {
+        "architecture": architecture,
+        "sigmas": geometric_sigmas(50, 0.01, n_levels),
+        "conditional": conditional,
+    }
+    assert parameter_count(network_settings) == expected
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_parameters_are_counted_as_the_network_has_them(architecture, conditional):
+    network = small(architecture, conditional=conditional, channels=1, n_levels=7)
+    assert network.n_levels == 7
+    network_settings = {
+        "architecture": architecture,
+        "sigmas": network.sigmas,
+        "conditional": conditional,
+        "channels": 1,
+        "width": 4,
+    }
+    assert parameter_count(network_settings) == network.n_parameters()
 
 
 @pytest.mark.parametrize(

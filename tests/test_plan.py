@@ -1,10 +1,16 @@
 import dataclasses
+import json
+from collections import Counter
 
 import pytest
 
+from ablations import cells, jobs
+from ablations.grids import GRIDS, build_cells
 from ablations.jobs import Context, plan_jobs
 from ablations.manifest import load_manifest
-from ablations.plan import check_disk, describe_warnings, disk_bytes, job_state
+from ablations.plan import check_disk, describe_plan, describe_warnings, disk_bytes, job_state
+from ablations.settings import BUDGETS
+from scorekit.networks import parameter_count
 
 
 def context(out):
@@ -35,6 +41,67 @@ def test_a_full_disk_is_found_before_work_starts(finished, tmp_path, monkeypatch
         check_disk(cells, plan_jobs(cells), context(tmp_path))
     # Where all is done nothing is needed.
     check_disk(cells, plan_jobs(cells), context(finished / "out"))
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """What planning does, counted: digests, looks at training stages, networks built."""
+    counts = Counter()
+
+    class Encoder(json.JSONEncoder):
+        def encode(self, value):
+            counts["digests"] += 1
+            return super().encode(value)
+
+    def build(settings):
+        counts["networks"] += 1
+        return parameter_count(settings)
+
+    def train_stage(cell):
+        counts["stages"] += 1
+        return cell._train_stage
+
+    encoder = Encoder(sort_keys=True, allow_nan=False)
+    monkeypatch.setattr("ablations.stages._CANONICAL_JSON", encoder)
+    monkeypatch.setattr("ablations.jobs.parameter_count", build)
+    monkeypatch.setattr(cells.Cell, "train_stage", train_stage)
+    jobs._parameters.cache_clear()
+    cells._reference_stage.cache_clear()
+    cells._baseline_stage.cache_clear()
+    return counts
+
+
+def factorial(finished, n_seeds):
+    data = load_manifest(finished / "out").cells[0].data
+    settings = dataclasses.replace(BUDGETS["quick"].settings, width=2)
+    return build_cells(GRIDS["factorial"], settings, [data], n_seeds)
+
+
+def test_a_launch_digests_each_training_once_and_builds_each_network_once(
+    finished, tmp_path, counted
+):
+    planned = factorial(finished, n_seeds=20)
+    check_disk(planned, plan_jobs(planned), context(tmp_path))
+    # One per cell, and those of the dataset's reference statistics and rows.
+    assert counted["digests"] == 8 * 20 + 2
+    # Conditional or not, with NCSN's noise scales or computed ones; the latter two differ only
+    # where each noise scale has parameters.
+    assert counted["networks"] == 3
+
+
+def test_describing_a_plan_takes_work_in_proportion_to_its_cells(finished, tmp_path, counted):
+    def work(n_seeds):
+        counted.clear()
+        planned = factorial(finished, n_seeds)
+        text = describe_plan(planned, plan_jobs(planned), context(tmp_path), BUDGETS["quick"])
+        assert text.count("\ncell digits/") == 8 * n_seeds
+        assert text.count("\n  train ") == 4 * n_seeds
+        assert "digits/ncsn/seed1, digits/ncsn_5/seed1\n" in text
+        return counted
+
+    once, twice = dict(work(n_seeds=10)), dict(work(n_seeds=20))
+    assert twice["digests"] <= 2 * once["digests"]
+    assert twice["stages"] <= 2 * once["stages"]
 
 
 def test_too_few_samples_for_a_covariance_are_a_warning_with_the_numbers(finished):

@@ -5,39 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from scorekit.propositions import (
     mixture_responsibilities,
-    mixture_score,
     radius_log_density,
     responsibility_bound,
 )
-
-
-def log_density(x: torch.Tensor, centres: torch.Tensor, sigma: float) -> torch.Tensor:
-    squared = (x[:, None, :] - centres[None, :, :]).square().sum(2)
-    return torch.logsumexp(-squared / (2 * sigma**2), dim=1) - math.log(len(centres))
-
-
-@given(
-    n=st.integers(1, 8),
-    dim=st.integers(1, 12),
-    batch=st.integers(1, 5),
-    sigma=st.floats(0.05, 50),
-    seed=st.integers(0, 2**32 - 1),
-)
-@settings(max_examples=60, deadline=None)
-def test_mixture_score_is_the_gradient_of_the_log_density(n, dim, batch, sigma, seed):
-    generator = torch.Generator().manual_seed(seed)
-    centres = torch.rand(n, dim, dtype=torch.float64, generator=generator)
-    x = 3 * torch.randn(batch, dim, dtype=torch.float64, generator=generator)
-    x.requires_grad_()
-    (expected,) = torch.autograd.grad(log_density(x, centres, sigma).sum(), x)
-    score = mixture_score(x.detach(), centres, sigma)
-    torch.testing.assert_close(score, expected, rtol=1e-9, atol=1e-9 / sigma**2)
 
 
 def test_responsibilities_are_posterior_probabilities():

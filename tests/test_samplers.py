@@ -5,11 +5,13 @@ import math
 import pytest
 import torch
 from scipy import stats
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels.mixture_score import mixture_score
 from kernels.philox import Stream, philox_key, philox_normal
+from scorekit.compilation import compile_unavailable_reason
 from scorekit.layers import InstanceNormPlus
 from scorekit.networks import ScoreNetwork
-from scorekit.propositions import mixture_score
 from scorekit.samplers import AnnealedLangevin
 from scorekit.techniques import (
     geometric_sigmas,
@@ -261,9 +263,60 @@ def test_a_noise_scale_that_is_not_there_is_refused(level):
         sampler().sample(torch.arange(2), SHAPE, keep_levels=[level])
 
 
-@pytest.mark.slow
+def test_a_score_times_sigma_gives_the_same_samples():
+    net = network()
+    index, shape = torch.arange(4), (1, 8, 8)
+    divided = sampler(net).sample(index, shape)
+    folded = sampler(net.features, times_sigma=True).sample(index, shape)
+    torch.testing.assert_close(folded.last, divided.last, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(folded.denoised, divided.denoised, rtol=1e-4, atol=1e-4)
+
+
+class HostReads(TorchDispatchMode):
+    """Counts the operations that make the host wait for a device's value."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        waiting = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique")
+        self.count += any(name in str(function) for name in waiting)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_loop_never_waits_for_the_device(conditional):
+    score = network(conditional=conditional)
+    drawer, index = sampler(score), torch.arange(3)
+    with HostReads() as reads:
+        drawer.sample(index, (1, 8, 8))
+    assert reads.count == 0
+    with HostReads() as reads:
+        float(index[0])
+    assert reads.count == 1
+
+
+def compare_compiled(score, sigmas: torch.Tensor, shape, **options) -> None:
+    """Compiled and eager samples agree, and two graphs serve all noise scales and batches."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    batches = [torch.tensor([0, 1, 2]), torch.tensor([3, 4, 4])]  # a short last batch is filled up
+    drawer = sampler(score, sigmas=sigmas, compile=True, **options)
+    fast = [drawer.sample(index, shape) for index in batches]
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 2  # a step and the denoising step
+    assert not counters["graph_break"]
+    eager = sampler(score, sigmas=sigmas, **options)
+    for index, ours in zip(batches, fast, strict=True):
+        theirs = eager.sample(index, shape)
+        for a, b in ((ours.last, theirs.last), (ours.denoised, theirs.denoised)):
+            assert float((a.clamp(0, 1) - b.clamp(0, 1)).abs().max()) < 1e-4
+
+
+@pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
 def test_a_compiled_sampler_gives_the_eager_ones_samples():
-    sigmas, graphs = geometric_sigmas(5, 0.05, 8), []
+    sigmas = geometric_sigmas(5, 0.05, 8)
     norm = InstanceNormPlus(2)
     convs = [torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 1, 3, padding=1)]
 
@@ -271,18 +324,15 @@ def test_a_compiled_sampler_gives_the_eager_ones_samples():
         h = torch.nn.functional.elu(norm(convs[0](2 * x - 1), noise_index))
         return convs[1](h) / sigmas[noise_index].reshape(-1, 1, 1, 1)
 
-    def transform(function):
-        graphs.append(torch.compile(function, dynamic=False, fullgraph=True))
-        return graphs[-1]
+    compare_compiled(net, sigmas, (1, 8, 8))
 
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
-    index, shape = torch.arange(3), (1, 8, 8)
-    fast = sampler(net, transform=transform).sample(index, shape)
-    n_graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    eager = sampler(net).sample(index, shape)
-    for ours, theirs in ((fast.last, eager.last), (fast.denoised, eager.denoised)):
-        assert float((ours.clamp(0, 1) - theirs.clamp(0, 1)).abs().max()) < 1e-4
-    # One graph for a step and one for the denoising step serve every noise scale.
-    assert len(graphs) == 2
-    assert n_graphs == 2
+
+@pytest.mark.slow
+@pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_compiled_network_gives_the_eager_ones_samples(conditional):
+    sigmas = geometric_sigmas(1, 0.1, 4)
+    net = network(conditional=conditional, sigmas=sigmas)
+    score = net if conditional else net.features
+    options = {"n_steps_each": 2, "times_sigma": not conditional}
+    compare_compiled(score, sigmas, (1, 8, 8), **options)

@@ -1,3 +1,4 @@
+import hashlib
 import json
 import logging
 import multiprocessing
@@ -5,7 +6,7 @@ import time
 
 import pytest
 
-from ablations.stages import Stage, StageStore
+from ablations.stages import RESULTS_VERSION, Stage, StageStore
 
 STAGE = Stage("train", {"width": 2, "name": "x"})
 
@@ -33,6 +34,17 @@ def test_digests_depend_on_content_and_inputs_not_on_order():
     assert Stage("train", {"width": 3, "name": "x"}) != STAGE
     assert Stage("sample", {"width": 2, "name": "x"}) != STAGE
     assert Stage("sample", {}, (STAGE,)) != Stage("sample", {}, (Stage("train", {}),))
+
+
+def test_a_digest_is_the_hash_of_canonical_json():
+    stage = Stage("sample", {"b": 1e-4, "a": [None, True, "é"]}, (STAGE,))
+    text = (
+        f'[{RESULTS_VERSION}, "sample", {{"a": [null, true, "\\u00e9"], "b": 0.0001}}, '
+        f'["{STAGE.digest}"]]'
+    )
+    assert stage.digest == hashlib.sha256(text.encode()).hexdigest()[:16]
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        _ = Stage("train", {"loss": float("nan")}).digest
 
 
 def test_a_stage_that_raises_is_not_done(tmp_path):

@@ -207,6 +207,13 @@ def test_the_ladder_is_geometric_and_descends_between_its_ends(sigma_begin, n_le
     assert ladder_ratio(sigmas) == pytest.approx(float(ratios.log().mean().exp()), rel=1e-6)
 
 
+def test_a_ladder_is_its_callers_to_change():
+    sigmas = geometric_sigmas(50, 0.01, 10)
+    expected = sigmas.clone()
+    sigmas.zero_()
+    assert torch.equal(geometric_sigmas(50, 0.01, 10), expected)
+
+
 @pytest.mark.parametrize(
     ("begin", "end"), [(0.01, 0.01), (0.01, 1), (1, 0), (1, -1), (math.inf, 1), (math.nan, 1)]
 )

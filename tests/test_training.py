@@ -17,6 +17,7 @@ import torch
 from kernels.precision import float32_precision
 from scorekit import training
 from scorekit.checkpoints import load_tensors
+from scorekit.compilation import compile_unavailable_reason
 from scorekit.data import prepare
 from scorekit.ema import ema_update
 from scorekit.files import CorruptFile
@@ -399,6 +400,27 @@ def test_an_absurd_learning_rate_diverges_with_an_error(digits, tmp_path):
     with pytest.raises(Diverged, match=r"training diverged: .* at iteration \d+"):
         Trainer(settings, digits, tmp_path, compile=False).run()
     assert list(tmp_path.glob("checkpoint-*.pt")) == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
+def test_a_compiled_run_is_one_graph_and_agrees_with_the_eager_one(digits, undisturbed, tmp_path):
+    # Batches of 8 run across the end of a tiny epoch, which therefore has no short one.
+    few = replace(digits, train=digits.train[:20])
+    eager = Trainer(SETTINGS, few, tmp_path / "eager", compile=False)
+    eager.run()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    trainer = Trainer(SETTINGS, few, tmp_path / "compiled")
+    trainer.run()
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+    assert trainer.compile_s > 0
+    assert trainer.elapsed_s > 0
+    assert eager.compile_s == 0
+    assert trainer.losses == pytest.approx(eager.losses, rel=1e-3)
+    assert trainer.losses != undisturbed.losses
 
 
 def test_divergence_survives_a_process_boundary():
