@@ -46,11 +46,14 @@ def device() -> torch.device:
 def measured(
     request: pytest.FixtureRequest, device: torch.device
 ) -> Iterator[dict[str, Measurement]]:
-    """Where a case leaves its measurement; the machine is measured when the last one has."""
+    """Where a case leaves its measurement; the machine is measured before and after them all."""
     collected = request.config.stash[_COLLECTED]
+    before = measure_peaks(device)
     yield collected.cases
     collected.session = Session(
-        conditions=conditions(device), peaks=measure_peaks(device), cases=collected.cases
+        conditions=conditions(device),
+        peaks=before | measure_peaks(device),
+        cases=collected.cases,
     )
 
 

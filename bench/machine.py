@@ -82,6 +82,11 @@ class Peaks:
     fp32: float
     bf16: float
 
+    def __or__(self, other: "Peaks") -> "Peaks":
+        """Return the higher of each: a neighbour's load may have lowered one measurement."""
+        copy = {size: max(rate, other.copy[size]) for size, rate in self.copy.items()}
+        return Peaks(copy=copy, fp32=max(self.fp32, other.fp32), bf16=max(self.bf16, other.bf16))
+
     def bandwidth(self, n_bytes: int) -> float:
         """Return bytes per second of a copy of this size, or the next larger one measured."""
         sizes = sorted(self.copy)

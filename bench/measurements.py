@@ -100,8 +100,8 @@ def measure_case(case: Case, device: torch.device) -> Measurement:
 def measure_session(cases: Iterable[Case], device: torch.device | None = None) -> Session:
     """Measure cases one after another, and the machine."""
     device = device or default_device()
+    before = measure_peaks(device)
+    measured = {case.name: measure_case(case, device) for case in cases}
     return Session(
-        conditions=conditions(device),
-        peaks=measure_peaks(device),
-        cases={case.name: measure_case(case, device) for case in cases},
+        conditions=conditions(device), peaks=before | measure_peaks(device), cases=measured
     )

@@ -142,6 +142,8 @@ def test_the_roofline_is_the_slower_of_copying_and_computing():
     assert peaks.bound_s(100, 16, "fp32") == 4.0
     assert peaks.bound_s(100, 16, "bf16") == 2.0
     assert peaks.bound_s(None, None, "fp32") is None
+    other = Peaks(copy={100: 60.0, 1000: 9.0}, fp32=5.0, bf16=7.0)
+    assert peaks | other == Peaks(copy={100: 60.0, 1000: 10.0}, fp32=5.0, bf16=8.0)
 
 
 def test_peaks_are_measured(monkeypatch):

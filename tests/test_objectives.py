@@ -6,7 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.objectives import augment, dsm_loss
+from kernels.dispatch import IMPL_VARIABLE, unavailable_reason
+from kernels.philox import Stream, philox_key, philox_normal
+from scorekit.objectives import augment, dsm_loss, keyed_dsm_loss
 from scorekit.techniques import geometric_sigmas
 
 
@@ -38,6 +40,38 @@ def test_loss_is_equation_2(seed, shape):
     loss = dsm_loss(score, images, sigmas, index, noise)
     assert loss.shape == shape[:1]
     assert loss.tolist() == pytest.approx(expected, rel=1e-9)
+
+
+IMPLS = [
+    "torch",
+    pytest.param(
+        "triton",
+        marks=pytest.mark.skipif(
+            unavailable_reason("cpu") is not None, reason=str(unavailable_reason("cpu"))
+        ),
+    ),
+]
+
+
+@pytest.mark.parametrize("impl", IMPLS)
+def test_the_loss_of_a_key_is_that_of_its_noise(impl, monkeypatch):
+    images, sigmas, level, _ = draw(3, (4, 3, 5, 5))
+    images, sigmas = images.float(), sigmas.float()
+    key, index, step = philox_key(9), torch.tensor([5, 0, 2**31, 7]), torch.tensor(12)
+    noise = philox_normal(key, index, step, (3, 5, 5), Stream.PERTURBATION, impl="torch")
+    weight = torch.tensor(0.3, requires_grad=True)
+
+    def score(x, noise_index):
+        return torch.tanh(weight * x) - noise_index.reshape(-1, 1, 1, 1)
+
+    expected = dsm_loss(score, images, sigmas, level, noise)
+    (slope,) = torch.autograd.grad(expected.sum(), weight)
+    monkeypatch.setenv(IMPL_VARIABLE, impl)
+    loss = keyed_dsm_loss(score, images, sigmas, level, key, index, step)
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        torch.autograd.grad(loss.sum(), weight)[0], slope, rtol=1e-4, atol=1e-4
+    )
 
 
 def test_the_authors_form_of_the_loss_is_the_same():

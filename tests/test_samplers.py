@@ -7,6 +7,7 @@ import torch
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from kernels.dispatch import IMPL_VARIABLE, unavailable_reason
 from kernels.mixture_score import mixture_score
 from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.compilation import compile_unavailable_reason
@@ -264,10 +265,11 @@ def test_a_noise_scale_that_is_not_there_is_refused(level):
 
 
 def test_a_score_times_sigma_gives_the_same_samples():
-    net = network()
+    sigmas = geometric_sigmas(1, 0.1, 4)
+    net, options = network(sigmas=sigmas), {"sigmas": sigmas, "n_steps_each": 2}
     index, shape = torch.arange(4), (1, 8, 8)
-    divided = sampler(net).sample(index, shape)
-    folded = sampler(net.features, times_sigma=True).sample(index, shape)
+    divided = sampler(net, **options).sample(index, shape)
+    folded = sampler(net.features, times_sigma=True, **options).sample(index, shape)
     torch.testing.assert_close(folded.last, divided.last, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(folded.denoised, divided.denoised, rtol=1e-4, atol=1e-4)
 
@@ -287,8 +289,9 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("conditional", [False, True])
 def test_the_loop_never_waits_for_the_device(conditional):
-    score = network(conditional=conditional)
-    drawer, index = sampler(score), torch.arange(3)
+    sigmas = geometric_sigmas(1, 0.1, 3)
+    score = network(conditional=conditional, sigmas=sigmas)
+    drawer, index = sampler(score, sigmas=sigmas, n_steps_each=2), torch.arange(3)
     with HostReads() as reads:
         drawer.sample(index, (1, 8, 8))
     assert reads.count == 0
@@ -336,3 +339,25 @@ def test_a_compiled_network_gives_the_eager_ones_samples(conditional):
     score = net if conditional else net.features
     options = {"n_steps_each": 2, "times_sigma": not conditional}
     compare_compiled(score, sigmas, (1, 8, 8), **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    unavailable_reason("cpu") is not None, reason=f"no kernels here: {unavailable_reason('cpu')}"
+)
+@pytest.mark.parametrize("conditional", [False, True])
+def test_kernels_and_plain_torch_give_the_same_samples(conditional, monkeypatch):
+    sigmas = geometric_sigmas(1, 0.5, 2)
+    net = network(conditional=conditional, sigmas=sigmas)
+    score = net if conditional else net.features
+    options = {"sigmas": sigmas, "n_steps_each": 1, "times_sigma": not conditional}
+    index, shape = torch.tensor([3, 2**31]), (1, 8, 8)
+    results = {}
+    for impl in ("torch", "triton"):
+        monkeypatch.setenv(IMPL_VARIABLE, impl)
+        results[impl] = sampler(score, **options).sample(index, shape)
+    # Not equal to the bit: it really was another implementation.
+    assert not torch.equal(results["triton"].last, results["torch"].last)
+    torch.testing.assert_close(
+        results["triton"].denoised, results["torch"].denoised, rtol=1e-4, atol=1e-4
+    )
