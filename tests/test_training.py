@@ -376,14 +376,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     digits, tmp_path, monkeypatch
 ):
     calls = []
-    original = training.dsm_loss
+    original = training.keyed_dsm_loss
 
     def failing(*arguments):
         calls.append(None)
         loss = original(*arguments)
         return loss * float("nan") if len(calls) == 15 else loss
 
-    monkeypatch.setattr(training, "dsm_loss", failing)
+    monkeypatch.setattr(training, "keyed_dsm_loss", failing)
     settings = replace(SETTINGS, test_interval=100)
     with pytest.raises(Diverged, match=r"the loss is nan at iteration 15; .* iteration 12") as e:
         Trainer(settings, digits, tmp_path, compile=False).run()
@@ -443,8 +443,8 @@ def test_precision_holds_for_the_backward_pass_too(digits, tmp_path, monkeypatch
         loss.register_hook(lambda g: seen.update(backward=conv.fp32_precision))
         return loss
 
-    original = training.dsm_loss
-    monkeypatch.setattr(training, "dsm_loss", spy)
+    original = training.keyed_dsm_loss
+    monkeypatch.setattr(training, "keyed_dsm_loss", spy)
     settings = replace(SETTINGS, iterations=1, test_interval=2)
     with float32_precision("tf32"):
         Trainer(settings, digits, tmp_path, compile=False).run()

@@ -9,6 +9,7 @@ from torch._dynamo.testing import CompileCounter
 from ablations import work
 from ablations.jobs import Context, job_is_done, plan_jobs
 from ablations.manifest import load_manifest
+from scorekit import samplers
 
 
 def context(out, data_root, **changes):
@@ -75,7 +76,7 @@ def test_a_whole_job_compiles_each_step_once(copy, monkeypatch):
     def compiled(function, *, enable, device):
         return torch.compile(function, backend=counted, fullgraph=True, dynamic=False)
 
-    monkeypatch.setattr(work, "compiled", compiled)
+    monkeypatch.setattr(samplers, "compiled", compiled)
     work.run_job(job, context(out, out / "data"))
     # The Langevin step and the denoising step, over two snapshots and two blocks of samples.
     assert counted.frame_count == 2
