@@ -19,10 +19,9 @@ from kernels.philox import (
     noise_launch,
     normals_at,
     philox_normal_reference,
-    sample_offset,
-    sample_strides,
     too_large,
 )
+from kernels.sample_layout import sample_offset, walkable
 
 if TYPE_CHECKING:
     from kernels.offline import KernelCase
@@ -140,15 +139,6 @@ def _dsm_residual_grad_kernel(
         tl.store(out_ptr + out_at, gradient, mask=mask)
 
 
-def _walkable(x: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
-    """Return x, or a contiguous copy where the kernels cannot step through it, and its strides."""
-    strides = sample_strides(x)
-    if strides is None:
-        x = x.contiguous()
-        strides = (x.stride(0), 0, 0)
-    return x, strides
-
-
 def _per_sample(sigma: Tensor, key: Tensor, sample_index: Tensor, step: Tensor) -> tuple[Any, ...]:
     return sigma.contiguous(), key.contiguous(), sample_index.contiguous(), step
 
@@ -159,7 +149,7 @@ def perturb_triton(
     """Launch the kernel of :func:`perturb`; the result has the memory format of ``x``."""
     out = torch.empty_like(x)
     if out.numel():
-        (x, strides), (target, target_strides) = _walkable(x), _walkable(out)
+        (x, strides), (target, target_strides) = walkable(x), walkable(out)
         size = math.prod(x.shape[1:])
         n_counters, n_blocks, meta = noise_launch(size)
         with torch.cuda.device_of(x):
@@ -182,7 +172,7 @@ def dsm_residual_loss_triton(
     """Launch the kernel of :func:`dsm_residual_loss`."""
     if score.numel() == 0:
         return score.new_zeros(score.shape[0], dtype=torch.float32)
-    score, strides = _walkable(score)
+    score, strides = walkable(score)
     size = math.prod(score.shape[1:])
     n_counters, n_blocks, meta = noise_launch(size, score.element_size())
     partial = score.new_empty((score.shape[0], n_blocks), dtype=torch.float32)
@@ -203,7 +193,7 @@ def dsm_residual_grad_triton(
     """Launch the kernel of the gradient of :func:`dsm_residual_loss`, given that of its result."""
     out = torch.empty_like(score)
     if out.numel():
-        (score, strides), (target, target_strides) = _walkable(score), _walkable(out)
+        (score, strides), (target, target_strides) = walkable(score), walkable(out)
         size, n_bytes = math.prod(score.shape[1:]), score.element_size()
         n_counters, n_blocks, meta = noise_launch(size, n_bytes)
         with torch.cuda.device_of(score):
@@ -220,11 +210,7 @@ def dsm_residual_grad_triton(
     return out
 
 
-@torch.library.custom_op("scorekit::perturb", mutates_args=())
-def _perturb_op(
-    x: Tensor, sigma: Tensor, key: Tensor, sample_index: Tensor, step: Tensor
-) -> Tensor:
-    return perturb_triton(x, sigma, key, sample_index, step)
+_perturb_op = torch.library.custom_op("scorekit::perturb", perturb_triton, mutates_args=())
 
 
 @_perturb_op.register_fake
@@ -235,11 +221,9 @@ def _(x, sigma, key, sample_index, step):
 _perturb_op.register_autograd(lambda ctx, grad: (grad, None, None, None, None))
 
 
-@torch.library.custom_op("scorekit::dsm_residual_loss", mutates_args=())
-def _dsm_residual_loss_op(
-    score: Tensor, sigma: Tensor, key: Tensor, sample_index: Tensor, step: Tensor
-) -> Tensor:
-    return dsm_residual_loss_triton(score, sigma, key, sample_index, step)
+_dsm_residual_loss_op = torch.library.custom_op(
+    "scorekit::dsm_residual_loss", dsm_residual_loss_triton, mutates_args=()
+)
 
 
 @_dsm_residual_loss_op.register_fake
@@ -247,11 +231,9 @@ def _(score, sigma, key, sample_index, step):
     return score.new_empty(score.shape[0], dtype=torch.float32)
 
 
-@torch.library.custom_op("scorekit::dsm_residual_grad", mutates_args=())
-def _dsm_residual_grad_op(
-    grad: Tensor, score: Tensor, sigma: Tensor, key: Tensor, sample_index: Tensor, step: Tensor
-) -> Tensor:
-    return dsm_residual_grad_triton(grad, score, sigma, key, sample_index, step)
+_dsm_residual_grad_op = torch.library.custom_op(
+    "scorekit::dsm_residual_grad", dsm_residual_grad_triton, mutates_args=()
+)
 
 
 @_dsm_residual_grad_op.register_fake

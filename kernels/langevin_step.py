@@ -14,10 +14,9 @@ from kernels.philox import (
     noise_launch,
     normals_at,
     philox_normal_reference,
-    sample_offset,
-    sample_strides,
     too_large,
 )
+from kernels.sample_layout import sample_offset, walkable
 
 if TYPE_CHECKING:
     from kernels.offline import KernelCase
@@ -107,18 +106,9 @@ def langevin_step_triton(
     """
     if out.numel() == 0:
         return
-    source = out if x is None else x
-    source_strides, score_strides = sample_strides(source), sample_strides(score)
-    if source_strides is None:
-        source = source.contiguous()
-        source_strides = (source.stride(0), 0, 0)
-    if score_strides is None:
-        score = score.contiguous()
-        score_strides = (score.stride(0), 0, 0)
-    target, target_strides = out, sample_strides(out)
-    if target_strides is None:
-        target = torch.empty_like(out, memory_format=torch.contiguous_format)
-        target_strides = (target.stride(0), 0, 0)
+    source, source_strides = walkable(out if x is None else x)
+    score, score_strides = walkable(score)
+    target, target_strides = walkable(out)
     if mix_weights is not None:
         mix_weights = mix_weights.expand(out.shape[0], 2)
     size = math.prod(out.shape[1:])
@@ -140,20 +130,9 @@ def langevin_step_triton(
         out.copy_(target)
 
 
-@torch.library.custom_op("scorekit::langevin_step", mutates_args={"out"})
-def _langevin_step_op(
-    out: Tensor,
-    x: Tensor | None,
-    score: Tensor,
-    alpha: Tensor,
-    sigma: Tensor | None,
-    key: Tensor,
-    sample_index: Tensor,
-    step: Tensor,
-    mix_key: Tensor | None,
-    mix_weights: Tensor | None,
-) -> None:
-    langevin_step_triton(out, x, score, alpha, sigma, key, sample_index, step, mix_key, mix_weights)
+_langevin_step_op = torch.library.custom_op(
+    "scorekit::langevin_step", langevin_step_triton, mutates_args={"out"}
+)
 
 
 @_langevin_step_op.register_fake

@@ -236,39 +236,6 @@ def _philox_kernel(
         tl.store(out_ptr + p, values[j], mask=(q < n_counters) & (p < size))
 
 
-def sample_strides(x: Tensor) -> tuple[int, int, int] | None:
-    """Return the strides of (B, C, ...) between samples, channels and pixels, or None.
-
-    Element p of a sample is then at channel p // P and pixel p % P, P the pixels of a channel, in
-    any memory format. (.., 0, 0) says that element p is p after the first. None means that no one
-    stride leads through the pixels of a channel.
-    """
-    pixel, expected = 1, None
-    for size, stride in zip(reversed(x.shape[2:]), reversed(x.stride()[2:]), strict=True):
-        if size == 1:
-            continue
-        if expected is None:
-            pixel = stride
-        elif stride != expected:
-            return None
-        expected = size * stride
-    channels, channel = (x.shape[1], x.stride(1)) if x.ndim > 1 else (1, 1)
-    flat = pixel == 1 and (channels == 1 or channel == math.prod(x.shape[2:]))
-    return (x.stride(0), 0, 0) if flat else (x.stride(0), channel, pixel)
-
-
-@jit
-def sample_offset(p, n_pixels, channel_stride, pixel_stride, FLAT: tl.constexpr):
-    """Return where elements p of a sample lie, by the strides of :func:`sample_strides`."""
-    if FLAT:
-        offset = p
-    else:
-        channel = p // n_pixels
-        pixel = p - channel * n_pixels
-        offset = channel.to(tl.int64) * channel_stride + pixel.to(tl.int64) * pixel_stride
-    return offset
-
-
 def counters_per_warp(n_bytes: int, *, hip: bool) -> int:
     """Return how many counters a warp takes so that elements of n_bytes move 16 bytes per lane."""
     # CUDA's 32 lanes take 8 each for any width; AMD's 64 take 4, and 8 of two bytes.

@@ -6,8 +6,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_device import BOTH, DEVICE, needs_kernel
 
-from kernels.dispatch import INTERPRETED, unavailable_reason
+from kernels.dispatch import INTERPRETED
 from kernels.dsm import (
     dsm_residual_loss,
     dsm_residual_loss_reference,
@@ -17,10 +18,6 @@ from kernels.dsm import (
 from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.objectives import dsm_loss
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_KERNEL = unavailable_reason(DEVICE)
-needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=str(NO_KERNEL))
-BOTH = ["torch", pytest.param("triton", marks=needs_kernel)]
 SHAPES = [(2, 3, 5, 4), (3, 1, 1, 1), (1, 63), (2, 4, 4, 4), (0, 3, 4), (2, 0), (3,), (1, 1030)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 LAYOUTS = {

@@ -4,10 +4,11 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from kernel_device import BOTH, DEVICE, needs_kernel
 from torch import Tensor
 from torch.utils import deterministic
 
-from kernels.dispatch import INTERPRETED, fallback_reasons, unavailable_reason
+from kernels.dispatch import INTERPRETED, fallback_reasons
 from kernels.instance_norm_plus import (
     _blocks,
     elu,
@@ -15,10 +16,6 @@ from kernels.instance_norm_plus import (
     instance_norm_plus_reference,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-REASON = unavailable_reason(DEVICE)
-needs_kernel = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-IMPLS = [pytest.param("triton", marks=needs_kernel), "torch"]
 LAYOUTS = ("contiguous", "channels_last", "sliced", "sliced channels_last")
 # Channels not a power of two, one pixel, an odd image, an empty batch, several tiles of space.
 SHAPES = [(2, 3, 7, 9), (3, 5, 1, 1), (2, 48, 4, 3), (0, 4, 3, 2), (1, 2, 1, 63), (1, 3, 33, 64)]
@@ -82,7 +79,7 @@ def poisoned():
     deterministic.fill_uninitialized_memory = before[1]
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("activation", ["none", "elu"])
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -116,7 +113,7 @@ def test_the_torch_path_equals_the_formula_for_any_shape(
     check(instance_norm_plus, arguments, dy, activation=activation, impl="torch")
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_result_has_the_dtype_and_memory_format_of_x(layout, dtype, impl):
@@ -134,7 +131,7 @@ def test_the_result_has_the_dtype_and_memory_format_of_x(layout, dtype, impl):
     assert dx.is_contiguous(memory_format=wanted) or "sliced" in layout
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(2, 3, 1, 7), (1, 4, 40, 33)])
 def test_a_mean_of_a_thousand_deviations_leaves_the_deviation_exact(shape, layout, impl):
@@ -153,7 +150,7 @@ def test_a_mean_of_a_thousand_deviations_leaves_the_deviation_exact(shape, layou
     assert ((y - exact).abs().amax((2, 3)) <= allowed).all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("activation", ["none", "elu"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rounds_once(dtype, activation, impl):
@@ -179,7 +176,7 @@ def test_half_precision_rounds_once(dtype, activation, impl):
         assert ((got.double() - want).abs() <= rounding + 2e-5 * (1 + want.abs().max())).all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_gradients_keep_the_dtype_of_the_parameters(impl):
     generator = torch.Generator().manual_seed(4)
     x = images((2, 3, 2, 2), "contiguous", generator, torch.bfloat16)
@@ -188,7 +185,7 @@ def test_gradients_keep_the_dtype_of_the_parameters(impl):
     assert all(grad.dtype == torch.bfloat16 and grad.shape == (3,) for grad in grads)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_rows_may_be_views_of_one_embedding(impl):
     generator = torch.Generator().manual_seed(5)
     x = images((3, 4, 2, 5), "channels_last", generator)
@@ -201,7 +198,7 @@ def test_rows_may_be_views_of_one_embedding(impl):
     assert torch.equal(instance_norm_plus(x, *strided, impl=impl), packed)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("activation", ["none", "elu"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_what_is_not_finite_shows(value, activation, impl):
@@ -214,7 +211,7 @@ def test_what_is_not_finite_shows(value, activation, impl):
     assert y[1].isnan().all()
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_samples_do_not_depend_on_their_batch(impl):
     generator = torch.Generator().manual_seed(7)
     x = images((4, 5, 6, 6), "contiguous", generator)
@@ -236,7 +233,7 @@ def test_gradcheck(function, activation, conditional):
     assert torch.autograd.gradcheck(lambda *a: function(*a, activation=activation), arguments)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_a_second_derivative_is_refused(impl):
     x = images((1, 2, 2, 2), "contiguous", torch.Generator().manual_seed(9)).requires_grad_()
     one = torch.ones(2, device=DEVICE)
@@ -283,7 +280,7 @@ def test_the_operators_are_registered_soundly(layout, conditional):
     torch.library.opcheck(backward, (*saved, True, 1e-5))
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 def test_compiled_training_equals_eager_training(layout, impl):
     generator = torch.Generator().manual_seed(12)

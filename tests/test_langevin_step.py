@@ -6,15 +6,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_device import BOTH, DEVICE, needs_kernel
 
-from kernels.dispatch import unavailable_reason
 from kernels.langevin_step import langevin_step, langevin_step_reference, langevin_step_triton
 from kernels.philox import Stream, philox_key, philox_normal
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_KERNEL = unavailable_reason(DEVICE)
-needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=str(NO_KERNEL))
-BOTH = ["torch", pytest.param("triton", marks=needs_kernel)]
 SHAPES = [(2, 3, 5, 4), (3, 1, 1, 1), (1, 63), (2, 4, 4, 4), (0, 3, 4), (2, 0), (3,), (1, 1030)]
 
 

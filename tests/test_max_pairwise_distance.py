@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_device import BOTH, DEVICE, needs_kernel
 from scipy.spatial.distance import pdist
 
-from kernels.dispatch import unavailable_reason
 from kernels.max_pairwise_distance import (
     TILE,
     _Search,
@@ -18,13 +18,6 @@ from kernels.max_pairwise_distance import (
     max_pairwise_distance_triton,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_KERNEL = unavailable_reason(DEVICE)
-needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=str(NO_KERNEL))
-IMPLS = [
-    pytest.param("torch", id="torch"),
-    pytest.param("triton", id="triton", marks=needs_kernel),
-]
 DTYPES = (torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -36,7 +29,7 @@ def check(rows: torch.Tensor, block_size: int, impl: str) -> None:
     assert distance == pytest.approx(np.linalg.norm(exact[i] - exact[j]), rel=1e-13, abs=0)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @given(
     n=st.integers(2, 60),
     dim=st.integers(1, 40),
@@ -57,7 +50,7 @@ def test_equals_scipy_in_float64(impl, n, dim, dtype, block_size, duplicates, se
     check(rows, block_size, impl)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @given(
     n=st.integers(2, 40),
     offset=st.floats(-1e6, 1e6),
@@ -71,7 +64,7 @@ def test_near_duplicates_far_from_the_origin_are_told_apart(impl, n, offset, spr
     check(rows, 7, impl)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_two_far_clusters_whose_widest_pair_differs_by_less_than_float32(impl):
     # Distances of about 2e3 between clusters, told apart by 1e-6: float32 squares round at 0.25.
     generator = torch.Generator().manual_seed(0)
@@ -81,7 +74,7 @@ def test_two_far_clusters_whose_widest_pair_differs_by_less_than_float32(impl):
     check(rows, 64, impl)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("block_size", [32, 2048])
 def test_near_ties_that_float32_orders_wrongly(impl, seed, block_size):
@@ -96,14 +89,14 @@ def test_near_ties_that_float32_orders_wrongly(impl, seed, block_size):
     check(rows, block_size, impl)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_scale_does_not_matter(impl, scale):
     rows = scale * torch.randn(50, 6, dtype=torch.float64)
     check(rows, 16, impl)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("scale", [1e-26, 1e20])
 def test_scale_beyond_the_squares_float32_can_hold(impl, scale):
     generator = torch.Generator().manual_seed(19)
@@ -180,7 +173,7 @@ def test_a_tiles_apparent_maximum_is_not_taken_for_its_true_one(monkeypatch):
     check(torch.cat([half, -half]), 2048, "triton")
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_every_pair_tied(impl, dtype):
     check(torch.eye(150, dtype=dtype).repeat(2, 1), 64, impl)

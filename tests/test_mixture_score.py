@@ -6,8 +6,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_device import BOTH, DEVICE, needs_kernel
 
-from kernels.dispatch import unavailable_reason
 from kernels.mixture_score import (
     BLOCKS,
     _mixture_score,
@@ -16,13 +16,6 @@ from kernels.mixture_score import (
     mixture_score_triton,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_KERNEL = unavailable_reason(DEVICE)
-needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=str(NO_KERNEL))
-IMPLS = [
-    pytest.param("torch", id="torch"),
-    pytest.param("triton", id="triton", marks=needs_kernel),
-]
 EPS = 2.0**-24
 
 
@@ -55,7 +48,7 @@ def log_density(x, data, sigma):
     return torch.logsumexp(-squared / (2 * sigma**2), dim=1)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @given(
     n_queries=st.sampled_from([1, 2, 31, 33]),
     n_data=st.sampled_from([1, 2, 31, 32, 63, 65, 100]),
@@ -89,7 +82,7 @@ def test_is_the_gradient_of_the_log_density(n_data, dim, sigma, data_block, seed
     torch.testing.assert_close(mixture_score_reference(x, data, sigma), expected, **tolerance)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("sigma", [1e-3, 1.0, 100.0])
 def test_one_data_point(impl, sigma):
     x, data = draw(5, 1, 7, 1.0)
@@ -99,7 +92,7 @@ def test_one_data_point(impl, sigma):
     )
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("sigma", [0.3, 1.0, 4.0])
 def test_two_symmetric_points(impl, sigma):
     generator = torch.Generator().manual_seed(1)
@@ -111,7 +104,7 @@ def test_two_symmetric_points(impl, sigma):
     torch.testing.assert_close(score, expected.float(), rtol=1e-5, atol=5e-6 / sigma**2)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_large_sigma_points_to_the_mean(impl):
     sigma = 1e3
     x, data = draw(3, 70, 9, 2.0)
@@ -125,7 +118,7 @@ def test_large_sigma_points_to_the_mean(impl):
     assert float((pull - (mean - x)).norm(dim=1).max()) <= bound
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("sigma", [0.05, 0.5])
 def test_neither_blocks_nor_order_of_the_data_matter(impl, sigma):
     x, data = draw(5, 97, 11, sigma)
@@ -161,7 +154,7 @@ def test_a_split_may_reach_beyond_the_data():
     torch.testing.assert_close(score, expected.float(), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_points_that_come_late_take_over(impl):
     """A maximum found in a later tile rescales what was summed, whichever query it is for."""
     sigma = 0.1
@@ -170,7 +163,7 @@ def test_points_that_come_late_take_over(impl):
     check(x, data[order], sigma, impl=impl, data_block=10)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("offset", [3.0, 1e3])
 def test_far_from_the_data_at_small_sigma_nothing_underflows(impl, offset):
     sigma = 0.01
@@ -200,7 +193,7 @@ def test_weights_survive_logits_float32_could_not_tell_apart():
     torch.testing.assert_close(score, expected.float(), rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_uint8_stands_for_image_values(impl):
     generator = torch.Generator().manual_seed(3)
     images = torch.randint(0, 256, (40, 3, 3, 2), dtype=torch.uint8, generator=generator).to(DEVICE)
@@ -211,14 +204,14 @@ def test_uint8_stands_for_image_values(impl):
     torch.testing.assert_close(score, expected, rtol=0, atol=0 if DEVICE == "cpu" else 1e-4)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_data_in_half_precision(impl, dtype):
     x, data = draw(3, 40, 5, 0.2)
     check(x, data.to(dtype), 0.2, impl=impl)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_sigma_per_sample_and_as_a_tensor(impl):
     sigma = torch.tensor([0.05, 0.5, 5.0], device=DEVICE)
     x, data = draw(3, 40, 6, 0.5)
@@ -230,7 +223,7 @@ def test_sigma_per_sample_and_as_a_tensor(impl):
         assert torch.equal(single, number)
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_memory_formats_and_strides(impl):
     x, data = (t.reshape(-1, 3, 4, 2) for t in draw(5, 70, 24, 0.3))
     expected = check(x, data, 0.3, impl=impl)
@@ -248,14 +241,14 @@ def test_arguments_are_left_as_they_were(dtype):
     assert torch.equal(x, before[0]) and torch.equal(data, before[1])
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 @pytest.mark.parametrize("shape", [(0, 3), (2, 0), (0, 2, 0)])
 def test_empty_batches(impl, shape):
     x = torch.zeros(shape, device=DEVICE)
     assert mixture_score(x, torch.ones(4, *shape[1:], device=DEVICE), 1.0, impl=impl).shape == shape
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_a_query_that_is_nan_leaves_the_others_alone(impl):
     x, data = draw(4, 70, 5, 0.3)
     expected = mixture_score(x, data, 0.3, impl=impl)
@@ -288,7 +281,7 @@ def test_the_operator_is_registered_correctly():
     torch.library.opcheck(_mixture_score, (x, data, precision))
 
 
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_compiles_into_one_graph(impl):
     x, data = draw(3, 50, 4, 0.5)
     sigma = torch.tensor(0.5, device=DEVICE)

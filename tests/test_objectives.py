@@ -5,8 +5,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_device import BOTH, DEVICE
 
-from kernels.dispatch import IMPL_VARIABLE, unavailable_reason
+from kernels.dispatch import IMPL_VARIABLE
 from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.objectives import augment, dsm_loss, keyed_dsm_loss
 from scorekit.techniques import geometric_sigmas
@@ -42,24 +43,14 @@ def test_loss_is_equation_2(seed, shape):
     assert loss.tolist() == pytest.approx(expected, rel=1e-9)
 
 
-IMPLS = [
-    "torch",
-    pytest.param(
-        "triton",
-        marks=pytest.mark.skipif(
-            unavailable_reason("cpu") is not None, reason=str(unavailable_reason("cpu"))
-        ),
-    ),
-]
-
-
-@pytest.mark.parametrize("impl", IMPLS)
+@pytest.mark.parametrize("impl", BOTH)
 def test_the_loss_of_a_key_is_that_of_its_noise(impl, monkeypatch):
-    images, sigmas, level, _ = draw(3, (4, 3, 5, 5))
+    images, sigmas, level, _ = (tensor.to(DEVICE) for tensor in draw(3, (4, 3, 5, 5)))
     images, sigmas = images.float(), sigmas.float()
-    key, index, step = philox_key(9), torch.tensor([5, 0, 2**31, 7]), torch.tensor(12)
+    key = philox_key(9, DEVICE)
+    index, step = (torch.tensor(n, device=DEVICE) for n in ([5, 0, 2**31, 7], 12))
     noise = philox_normal(key, index, step, (3, 5, 5), Stream.PERTURBATION, impl="torch")
-    weight = torch.tensor(0.3, requires_grad=True)
+    weight = torch.tensor(0.3, requires_grad=True, device=DEVICE)
 
     def score(x, noise_index):
         return torch.tanh(weight * x) - noise_index.reshape(-1, 1, 1, 1)

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kernel_device import DEVICE, needs_kernel
 from scipy import stats
 
-from kernels.dispatch import jit, tl, unavailable_reason
+from kernels.dispatch import jit, tl
 from kernels.philox import (
     Stream,
     philox_4x32,
@@ -19,15 +20,10 @@ from kernels.philox import (
     philox_normal,
     philox_triton,
     philox_uniform,
-    sample_strides,
     word_to_uniform,
     words_to_normals,
     words_to_normals_block,
 )
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-NO_KERNEL = unavailable_reason(DEVICE)
-needs_kernel = pytest.mark.skipif(NO_KERNEL is not None, reason=str(NO_KERNEL))
 
 WORD = st.integers(0, 2**32 - 1)
 STEP = torch.tensor(3)
@@ -206,37 +202,6 @@ def test_samples_beyond_the_kernels_reach_go_to_plain_torch():
         ValueError, match=r"not possible for philox_normal: .*(2147483648|triton|on)"
     ):
         philox_normal(*arguments, impl="triton")
-
-
-@pytest.mark.parametrize(
-    ("x", "strides"),
-    [
-        (torch.empty(2, 3, 4, 5), (60, 0, 0)),
-        (torch.empty(2, 3, 4, 5).to(memory_format=torch.channels_last), (60, 1, 3)),
-        (torch.empty(2, 3, 4, 6)[:, :, :, ::2], (72, 24, 2)),
-        (torch.empty(2, 3, 4, 5)[:, :, :, 1:], None),
-        (torch.empty(2, 3, 5, 4).transpose(2, 3), None),
-        (torch.empty(2, 3, 4, 5)[:, :2], (60, 0, 0)),
-        (torch.empty(2, 3, 4, 5)[:, ::2], (60, 40, 1)),
-        (torch.empty(1, 3, 4, 5).expand(2, 3, 4, 5), (0, 0, 0)),
-        (torch.empty(2, 1, 1, 5), (5, 0, 0)),
-        (torch.empty(2, 6), (6, 0, 0)),
-        (torch.empty(2, 6)[:, ::2], (6, 2, 1)),
-        (torch.empty(6, 2).T, (1, 2, 1)),
-        (torch.empty(4), (1, 0, 0)),
-    ],
-)
-def test_strides_by_which_kernels_walk_through_samples(x, strides):
-    assert sample_strides(x) == strides
-    if strides is None:
-        return
-    batch, channel, pixel = strides
-    n_pixels = math.prod(x.shape[2:])
-    memory = torch.arange(1 + sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)))
-    values = memory.as_strided(x.shape, x.stride()).flatten(1) if x.ndim > 1 else memory[:, None]
-    p = torch.arange(values.shape[1])
-    offsets = p if strides[1:] == (0, 0) else p // n_pixels * channel + p % n_pixels * pixel
-    assert torch.equal(values, batch * torch.arange(len(x))[:, None] + offsets)
 
 
 @given(st.lists(WORD, min_size=4, max_size=4), st.lists(WORD, min_size=2, max_size=2))
