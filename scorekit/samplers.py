@@ -45,7 +45,8 @@ class AnnealedLangevin:
 
     Noise scale and step size follow from a step counter on the device. One graph, compiled where
     ``compile`` is set, and captured as a CUDA graph on a GPU, therefore serves a whole trajectory,
-    which never waits for the device. Batches of equal size share it.
+    which never waits for the device. Batches of equal size share it; a CUDA graph stays in the
+    precision in which its first batch was drawn.
     """
 
     def __init__(
@@ -78,9 +79,10 @@ class AnnealedLangevin:
         self._states: dict[tuple[int, ...], State] = {}  # of CUDA graphs, by shape
 
     def _one_step(self, x: Tensor, step: Tensor, sample_index: Tensor) -> None:
-        # torch.take, since indexing with a scalar tensor would read it on the host.
-        level = step // self._n_steps_each
+        # Steps beyond the last, as a CUDA graph's warm-up takes, stay at the smallest noise scale.
+        level = (step // self._n_steps_each).clamp(max=self._n_levels - 1)
         score = self._score(x, level.expand(x.shape[0]))
+        # torch.take, since indexing with a scalar tensor would read it on the host.
         alpha = torch.take(self._alphas, level)
         sigma = torch.take(self._sigmas, level) if self._times_sigma else None
         langevin_step(x, score, alpha, self._key, sample_index, step, sigma=sigma, out=x)

@@ -106,21 +106,6 @@ class Diverged(RuntimeError):
         return type(self), (self.iteration, self.what, self.last_good)
 
 
-class _Stopwatch:
-    """Adds the time since its start to a trainer's, compiling apart from everything else."""
-
-    def __init__(self, trainer: "Trainer") -> None:
-        self._trainer = trainer
-        self._before = trainer.elapsed_s, trainer.compile_s
-        self._began = time.monotonic(), compile_seconds()
-
-    def read(self) -> None:
-        compiling = compile_seconds() - self._began[1]
-        self._trainer.compile_s = self._before[1] + compiling
-        passed = time.monotonic() - self._began[0]
-        self._trainer.elapsed_s = self._before[0] + passed - compiling
-
-
 def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
     """Return the freshly initialised network of a run, a function of its seed."""
     with torch.random.fork_rng(devices=[]):
@@ -200,7 +185,8 @@ class Trainer:
         """
         settings = self.settings
         self._resume()
-        clock = _Stopwatch(self)
+        compiled_before = compile_seconds() - self.compile_s
+        started = time.monotonic() - self.elapsed_s - self.compile_s
         pending: list[Tensor] = []
         stops = set(settings.snapshot_iterations)
         for iteration in range(self.iteration, settings.iterations):
@@ -215,7 +201,8 @@ class Trainer:
                 self.test_losses.append((done, self._test_loss()))
             progress(done, self.losses[-1])
             if done in stops:
-                clock.read()
+                self.compile_s = compile_seconds() - compiled_before
+                self.elapsed_s = time.monotonic() - started - self.compile_s
                 self._save(done)
 
     def _accept(self, losses: list[float]) -> None:

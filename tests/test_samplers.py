@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
+from kernel_device import DEVICE, needs_kernel
 from scipy import stats
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kernels.dispatch import IMPL_VARIABLE, unavailable_reason
+from kernels.dispatch import IMPL_VARIABLE
 from kernels.mixture_score import mixture_score
 from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.compilation import compile_unavailable_reason
@@ -274,6 +275,22 @@ def test_a_score_times_sigma_gives_the_same_samples():
     torch.testing.assert_close(folded.denoised, divided.denoised, rtol=1e-4, atol=1e-4)
 
 
+def test_steps_beyond_the_last_stay_at_the_smallest_noise_scale():
+    sigmas = geometric_sigmas(1, 0.1, 3)
+    levels = []
+
+    def score(x, noise_index):
+        levels.append(noise_index.tolist())
+        return torch.zeros_like(x)
+
+    drawer, index = sampler(score, sigmas=sigmas, n_steps_each=2), torch.arange(2)
+    state = drawer.start(drawer.initial(index, SHAPE), index)
+    for _ in range(8):
+        state.advance()
+    assert levels == [[i, i] for i in (0, 0, 1, 1, 2, 2, 2, 2)]
+    assert int(state.step) == 8
+
+
 class HostReads(TorchDispatchMode):
     """Counts the operations that make the host wait for a device's value."""
 
@@ -342,16 +359,14 @@ def test_a_compiled_network_gives_the_eager_ones_samples(conditional):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(
-    unavailable_reason("cpu") is not None, reason=f"no kernels here: {unavailable_reason('cpu')}"
-)
+@needs_kernel
 @pytest.mark.parametrize("conditional", [False, True])
 def test_kernels_and_plain_torch_give_the_same_samples(conditional, monkeypatch):
     sigmas = geometric_sigmas(1, 0.5, 2)
-    net = network(conditional=conditional, sigmas=sigmas)
+    net = network(conditional=conditional, sigmas=sigmas).to(DEVICE)
     score = net if conditional else net.features
-    options = {"sigmas": sigmas, "n_steps_each": 1, "times_sigma": not conditional}
-    index, shape = torch.tensor([3, 2**31]), (1, 8, 8)
+    options = {"sigmas": net.sigmas, "n_steps_each": 1, "times_sigma": not conditional}
+    index, shape = torch.tensor([3, 2**31], device=DEVICE), (1, 8, 8)
     results = {}
     for impl in ("torch", "triton"):
         monkeypatch.setenv(IMPL_VARIABLE, impl)

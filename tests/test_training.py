@@ -404,7 +404,7 @@ def test_an_absurd_learning_rate_diverges_with_an_error(digits, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
-def test_a_compiled_run_is_one_graph_and_agrees_with_the_eager_one(digits, undisturbed, tmp_path):
+def test_a_compiled_run_is_one_graph_and_agrees_with_the_eager_one(digits, tmp_path):
     # Batches of 8 run across the end of a tiny epoch, which therefore has no short one.
     few = replace(digits, train=digits.train[:20])
     eager = Trainer(SETTINGS, few, tmp_path / "eager", compile=False)
@@ -420,7 +420,6 @@ def test_a_compiled_run_is_one_graph_and_agrees_with_the_eager_one(digits, undis
     assert trainer.elapsed_s > 0
     assert eager.compile_s == 0
     assert trainer.losses == pytest.approx(eager.losses, rel=1e-3)
-    assert trainer.losses != undisturbed.losses
 
 
 def test_divergence_survives_a_process_boundary():
