@@ -25,7 +25,7 @@ from ablations.results import (
     make_frame,
 )
 from ablations.stages import StageStore
-from ablations.work import cpu_name
+from scorekit.machine import cpu_name
 from scorekit.metrics import distance_label
 from scorekit.presets import TABLE_4
 from scorekit.techniques import (

@@ -22,7 +22,7 @@ from scorekit.files import CorruptFile, read_json, set_aside, sha256_file, write
 _log = logging.getLogger("scorekit")
 
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
-RESULTS_VERSION = 1
+RESULTS_VERSION = 2
 
 _CANONICAL_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
 

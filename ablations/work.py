@@ -2,7 +2,6 @@
 
 import logging
 import math
-import os
 import platform
 import resource
 import sys
@@ -32,6 +31,7 @@ from scorekit.checkpoints import load_tensors, save_tensors
 from scorekit.compilation import autocast, compile_seconds, precision_context
 from scorekit.data import to_uint8
 from scorekit.files import CorruptFile, atomic_write, set_aside, write_json
+from scorekit.machine import cpu_name
 from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin
 from scorekit.training import Diverged, Trainer, build_network, snapshot_path
@@ -385,15 +385,3 @@ def _read_chunk(path: Path) -> dict[str, Any] | None:
     except CorruptFile as error:
         _log.warning("%s; set aside as %s", error, set_aside(path).name)
         return None
-
-
-def cpu_name() -> str:
-    """Return the processor's name, as the system gives it, and its number of usable cores."""
-    name = platform.processor() or platform.machine()
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                name = line.split(":", 1)[1].strip()
-                break
-    return f"{name}, {os.cpu_count()} cores"

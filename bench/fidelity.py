@@ -19,31 +19,33 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from tabulate import tabulate
 from torch import Tensor
 
 from ablations.cells import Cell, DataFacts, resolve
 from ablations.grids import data_facts
-from ablations.presentation import number
 from ablations.settings import BUDGETS
 from ablations.variants import parse_variant
-from bench.machine import conditions, default_device, slug
+from bench.comparisons import (
+    REFERENCE,
+    Comparison,
+    Fidelity,
+    FidelitySettings,
+    Way,
+    fidelity_table,
+    ways,
+)
+from bench.machine import conditions, default_device
 from bench.measurements import RESULTS
 from scorekit.compilation import (
-    PRECISIONS,
     Precision,
-    autocast,
     compile_unavailable_reason,
     compiled,
-    precision_context,
 )
 from scorekit.data import Dataset, prepare, to_float, to_uint8
 from scorekit.features import extract_features
-from scorekit.files import CorruptFile, read_json, write_json
 from scorekit.metrics import FeatureStatistics, feature_statistics, frechet_distance
 from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin
@@ -52,138 +54,6 @@ from scorekit.training import Diverged, Trainer
 _BATCH = 256  # images that are sampled, or scored, at a time
 _CURVE_POINTS = 40
 _N_SCORE_LEVELS = 4
-
-
-@dataclass(frozen=True, kw_only=True)
-class FidelitySettings:
-    """What is trained and sampled; ValueError for what gives no spread or no loss to compare.
-
-    Everything else is the quick budget's, noise scales and step size by Techniques 1, 2 and 4.
-    """
-
-    iterations: int = 400
-    seeds: int = 3
-    samples: int = 256
-    compile: bool = False
-    width: int = 16
-    n_steps_each: int = 5
-    ema_momentum: float = 0.99  # averages over a quarter of so few iterations, not over all
-
-    def __post_init__(self) -> None:
-        for name, least in (("iterations", 4), ("seeds", 2), ("samples", 2)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least {least}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Way:
-    """How the same computation is carried out."""
-
-    precision: Precision
-    compile: bool = False
-
-    @property
-    def name(self) -> str:
-        """As tables show it: "fp32", "bf16 compiled"."""
-        return self.precision + " compiled" * self.compile
-
-    @contextmanager
-    def active(self, device: torch.device) -> Iterator[None]:
-        """Run forward passes this way."""
-        with precision_context(self.precision), autocast(self.precision, device.type):
-            yield
-
-
-REFERENCE = Way(precision="fp32")
-
-
-def ways(device: torch.device, compile: bool) -> list[Way]:
-    """Return the reference and all that is compared with it: TF32 exists on CUDA only."""
-    known = [p for p in PRECISIONS if p != "tf32" or device.type == "cuda"]
-    return [Way(precision=p, compile=c) for c in (False, True)[: 1 + compile] for p in known]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Comparison:
-    """One quantity under one way, beside its value in the reference (means over pairs).
-
-    ``difference`` is the mean over pairs (same seed) of their distance, ``spread`` what another
-    seed changes in the reference: see :func:`run` for each quantity's own.
-    """
-
-    quantity: str
-    way: str
-    value: float | None
-    reference: float | None
-    difference: float
-    spread: float
-    sigma: float | None = None  # of scores
-
-    @property
-    def ratio(self) -> float:
-        """difference / spread."""
-        if self.spread == 0:
-            return 0.0 if self.difference == 0 else float("inf")
-        return self.difference / self.spread
-
-    @property
-    def verdict(self) -> str:
-        """The comparison in words."""
-        return f"{'within' if self.ratio <= 1 else 'outside'} the seed-to-seed spread"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Fidelity:
-    """Comparisons taken on one machine in one process; ``curves`` are training losses by way and
-    seed, means over equal parts of the training."""
-
-    conditions: dict[str, Any]
-    settings: FidelitySettings
-    comparisons: list[Comparison]
-    curves: dict[str, list[list[float]]]
-    seconds: float
-
-    @property
-    def device(self) -> str:
-        """The device class."""
-        return str(self.conditions["device"])
-
-    def save(self, folder: Path) -> Path:
-        """Write the comparisons as JSON, named by device class; return the file."""
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"fidelity-{slug(self.device)}.json"
-        write_json(path, {"format": 1, "kind": "fidelity", **dataclasses.asdict(self)})
-        return path
-
-
-def load_fidelity(path: Path) -> Fidelity:
-    """Return what :meth:`Fidelity.save` wrote; ValueError for any other file."""
-    try:
-        record = read_json(path)
-        if (record.pop("kind"), record.pop("format")) != ("fidelity", 1):
-            raise ValueError("another kind or format")
-        record["conditions"]["device"]
-        record["settings"] = FidelitySettings(**record["settings"])
-        record["comparisons"] = [Comparison(**row) for row in record["comparisons"]]
-        return Fidelity(**record)
-    except FileNotFoundError as error:
-        raise ValueError(f"{path}: no such file; `python -m bench.fidelity` writes it") from error
-    except (CorruptFile, KeyError, TypeError, AttributeError, ValueError) as error:
-        raise ValueError(f"{path} holds no fidelity results: {error!r}") from error
-
-
-def fidelity_table(fidelity: Fidelity, style: str = "simple") -> str:
-    """Return the comparisons in one of tabulate's styles."""
-    rows = [
-        [
-            *(row.quantity, row.way, number(row.value), number(row.reference)),
-            *(number(row.difference), number(row.spread), f"{row.ratio:.3g}", row.verdict),
-        ]
-        for row in fidelity.comparisons
-    ]
-    headers = ("quantity", "way", "value", "in fp32", "difference", "spread", "ratio", "verdict")
-    align = ("left", "left", *("right",) * 5, "left")
-    return tabulate(rows, headers, tablefmt=style, colalign=align, disable_numparse=True)
 
 
 def run(

@@ -13,6 +13,7 @@ import torch
 
 from bench.timing import time_calls
 from kernels.precision import float32_precision
+from scorekit.machine import cpu_facts, cpu_model
 
 _ROOT = Path(__file__).parents[1]
 # Instruction sets that decide which code Inductor and oneDNN generate.
@@ -124,19 +125,13 @@ def measure_peaks(device: torch.device, *, matrix: int = 2048, repetitions: int 
 
 
 def _cpu_model() -> str:
-    facts: dict[str, str] = {}
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    for line in lines:
-        key, _, value = line.partition(":")
-        facts.setdefault(key.strip(), value.strip())
+    facts = cpu_facts()
+    if not facts:
+        return cpu_model()
     flags = facts.get("flags", facts.get("Features", "")).split()
     known = " ".join(flag for flag in _FLAGS if flag in flags)
-    name = facts.get("model name") or platform.processor() or platform.machine()
     family, model = facts.get("cpu family", "?"), facts.get("model", "?")
-    return f"{name} (family {family} model {model}; {known or 'no vector flags'})"
+    return f"{cpu_model()} (family {family} model {model}; {known or 'no vector flags'})"
 
 
 def _git(root: Path, *arguments: str) -> str:

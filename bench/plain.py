@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import elu
 
 from scorekit.networks import ScoreNetwork
@@ -58,7 +58,7 @@ class TrainingStep:
     def __init__(self, network: ScoreNetwork, images: Tensor, learning_rate: float) -> None:
         self.network, self.images = network, images
         self.parameters = list(network.parameters())
-        self.averaged = [nn.Parameter(p.detach().clone()) for p in self.parameters]
+        self.averaged = [p.detach().clone() for p in self.parameters]
         self.optimizer = torch.optim.Adam(self.parameters, lr=learning_rate)
 
     def __call__(self) -> Tensor:

@@ -23,7 +23,7 @@ from tabulate import tabulate
 
 from ablations.pictures import DPI, FAINT, GRID, INK
 from ablations.presentation import number, write_file
-from bench.fidelity import REFERENCE, Fidelity, fidelity_table, load_fidelity
+from bench.comparisons import REFERENCE, Fidelity, fidelity_table, load_fidelity
 from bench.machine import Peaks
 from bench.measurements import RESULTS, Measurement, Session, load_session
 

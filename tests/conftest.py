@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from tiny_grid import write_grid
+from tiny_grid import TOML
 
 if not torch.cuda.is_available():
     # Read when the kernels are defined, hence before any of them is imported.
@@ -17,8 +17,7 @@ def finished(tmp_path_factory):
     from ablations.launch import main
 
     folder = tmp_path_factory.mktemp("grid")
-    grid = write_grid(folder)
-    arguments = ["--grid", str(grid), "--out", str(folder / "out"), "--executor", "inline"]
+    arguments = ["--grid", str(TOML), "--out", str(folder / "out"), "--executor", "inline"]
     threads = torch.get_num_threads()
     assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
     torch.set_num_threads(threads)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from bench.fidelity import Comparison, Fidelity, FidelitySettings
+from bench.comparisons import Comparison, Fidelity, FidelitySettings
 from bench.machine import Peaks
 from bench.measurements import Measurement, Session
 from bench.report import (

@@ -8,19 +8,17 @@ import pytest
 import torch
 
 from ablations.grids import data_facts
-from bench.fidelity import (
+from bench.comparisons import (
     REFERENCE,
     Comparison,
     Fidelity,
     FidelitySettings,
     Way,
-    _Study,
     fidelity_table,
     load_fidelity,
-    main,
-    run,
     ways,
 )
+from bench.fidelity import _Study, main, run
 from scorekit.data import prepare
 from scorekit.training import build_network
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny_grid import ROOT, environment, launch, launch_command, write_grid
+from tiny_grid import ROOT, TOML, environment, launch, launch_command
 
 from ablations.jobs import plan_jobs, selected_iterations
 from ablations.launch import main
@@ -40,8 +40,7 @@ def results(out: Path) -> dict[str, bytes | dict]:
 
 
 def again(folder: Path, *flags: str) -> int:
-    grid = str(folder / "tiny.toml")
-    return main(["--grid", grid, "--out", str(folder / "out"), "--device", "cpu", *flags])
+    return main(["--grid", str(TOML), "--out", str(folder / "out"), "--device", "cpu", *flags])
 
 
 def test_a_grid_gives_report_tables_and_dumps(finished):
@@ -223,8 +222,7 @@ def test_a_damaged_sample_file_is_named_and_made_again(finished, tmp_path, capsy
 
 
 def test_divergence_stops_one_cell_and_the_table_says_so(tmp_path, capsys):
-    grid = write_grid(tmp_path)
-    arguments = ["--grid", str(grid), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    arguments = ["--grid", str(TOML), "--out", str(tmp_path / "out"), "--device", "cpu"]
     arguments += ["--executor", "inline", "--only", "ncsnv2", "--set", "learning_rate=1e30"]
     assert main(arguments) == 1
     table = pd.read_csv(tmp_path / "out" / "report" / "tables" / "ablation.csv")

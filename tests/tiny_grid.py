@@ -1,4 +1,4 @@
-"""A grid that runs in seconds: group (1,2,4), three noise scales, six iterations."""
+"""Launching the grid of bench/tiny.toml, which runs in seconds."""
 
 import os
 import subprocess
@@ -7,38 +7,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 
-TOML = """
-name = "tiny"
-variants = ["ncsn_124", "ncsn_1245", "ncsnv2"]
-budget = "quick"
-
-[set]
-width = 2
-iterations = 6
-batch_size = 4
-snapshot_interval = 3
-test_interval = 2
-n_levels = 3
-n_steps_each = 2
-n_selection = 4
-n_final = 6
-n_dump = 3
-sampling_batch = 4
-"""
-
-
-def write_grid(folder: Path) -> Path:
-    """Write the grid's TOML file into a folder and return its path."""
-    path = folder / "tiny.toml"
-    path.write_text(TOML)
-    return path
+TOML = ROOT / "bench" / "tiny.toml"
 
 
 def launch_command(folder: Path, *flags: str) -> list[str]:
     """Return the command line that launches the grid in ``folder/out``."""
-    grid = write_grid(folder)
     return [
-        *(sys.executable, "-m", "ablations.launch", "--grid", str(grid)),
+        *(sys.executable, "-m", "ablations.launch", "--grid", str(TOML)),
         *("--out", str(folder / "out"), *flags),
     ]
 
