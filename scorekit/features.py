@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from scorekit.metrics import (
     FEATURE_LAYERS,
     INCEPTION,
     INCEPTION_FILE,
+    LOGITS_LAYERS,
     REGISTERED_LAYER,
     MetricError,
 )
@@ -64,6 +66,14 @@ class _FactoryExtractor(FeatureExtractorBase):
         return (self.function(x),)
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Features:
+    """What an extractor gave for n images: features (n, d), logits (n, k) or None; float32."""
+
+    features: np.ndarray
+    logits: np.ndarray | None
+
+
 def extract_features(
     images: np.ndarray | torch.Tensor,
     extractor: str,
@@ -72,12 +82,29 @@ def extract_features(
     device: str | torch.device = "cpu",
     weights_path: str | Path | None = None,
 ) -> np.ndarray:
-    """Map uint8 images (N, C, H, W) to float32 features (N, d), batch by batch, never with TF32.
+    """Return only the features (n, d) of :func:`extract`, with its arguments and errors."""
+    return extract(
+        images, extractor, batch_size=batch_size, device=device, weights_path=weights_path
+    ).features
 
-    `weights_path` is needed for `inception-v3-compat` (2048 features; grey images are repeated to
-    RGB). Raises MetricError for an unknown extractor, absent weights, and images that are not
-    uint8 (N, C, H, W) of a size and channel count that the extractor takes; CorruptFile where the
-    weights given for an extractor of ours are not its weights.
+
+def extract(
+    images: np.ndarray | torch.Tensor,
+    extractor: str,
+    *,
+    batch_size: int = 256,
+    device: str | torch.device = "cpu",
+    weights_path: str | Path | None = None,
+) -> Features:
+    """Map uint8 images (n, C, H, W) to features and logits in one pass, never with TF32.
+
+    Deterministic, and to rounding independent of `batch_size`. Logits are those of the Inception
+    score (Inception's without the bias of its last layer, as torch-fidelity takes them); an
+    extractor that a user registered has none. `weights_path` is needed for `inception-v3-compat`
+    (2048 features; grey images are repeated to RGB). Raises MetricError for an unknown extractor,
+    absent weights, and images that are not uint8 (n, C, H, W) of a size and channel count that the
+    extractor takes; CorruptFile where the weights given for an extractor of ours are not its
+    weights.
     """
     if batch_size < 1:
         raise MetricError(f"batch_size={batch_size}: a whole number from 1 is right")
@@ -99,16 +126,18 @@ def extract_features(
             if extractor == INCEPTION and x.shape[1] == 1:
                 x = x.expand(-1, 3, -1, -1)
             try:
-                (features,) = network(x)
+                outputs = network(x)
             except ValueError as error:
                 raise MetricError(f"extractor={extractor}: {error}") from error
-            if features.ndim != 2 or len(features) != len(x):
-                raise MetricError(
-                    f"extractor={extractor}: gave {tuple(features.shape)} for "
-                    f"{len(x)} images; ({len(x)}, d) is right"
-                )
-            rows.append(features.float().cpu().numpy())
-    return np.concatenate(rows)
+            for output in outputs:
+                if output.ndim != 2 or len(output) != len(x):
+                    raise MetricError(
+                        f"extractor={extractor}: gave {tuple(output.shape)} for "
+                        f"{len(x)} images; ({len(x)}, d) is right"
+                    )
+            rows.append([output.float().cpu().numpy() for output in outputs])
+    features, *logits = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    return Features(features=features, logits=logits[0] if logits else None)
 
 
 def _create(extractor: str, weights_path: str | Path | None) -> FeatureExtractorBase:
@@ -138,9 +167,12 @@ def _create(extractor: str, weights_path: str | Path | None) -> FeatureExtractor
 
 def _fidelity_extractor(extractor: str, weights_path: str | Path | None) -> FeatureExtractorBase:
     path = None if weights_path is None else str(weights_path)
+    layers = [FEATURE_LAYERS[extractor]]
+    if extractor in LOGITS_LAYERS:
+        layers.append(LOGITS_LAYERS[extractor])
     return create_feature_extractor(
         extractor,
-        [FEATURE_LAYERS[extractor]],
+        layers,
         cuda=False,
         verbose=False,
         feature_extractor_weights_path=path,

@@ -1,4 +1,4 @@
-"""Fréchet distances: features to statistics to a value, and the names of feature spaces.
+"""Fréchet distances: features to statistics to a value, and the names of spaces and metrics.
 
 Light to import: features themselves are made in :mod:`scorekit.features`.
 """
@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import logging
 import math
+import zipfile
+import zlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
-from scorekit.files import sha256_file
+from scorekit.files import CorruptFile, atomic_write, sha256_file
 
 log = logging.getLogger("scorekit")
 
@@ -21,6 +25,8 @@ INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS = Path(__file__).parent / "weights"
 #: Which of an extractor's outputs is the feature space of the distance.
 FEATURE_LAYERS = {INCEPTION: "2048", "digits-cnn": "64", "patches-cnn": "64"}
+#: Which of an extractor's outputs are the class logits of the Inception score.
+LOGITS_LAYERS = {INCEPTION: "logits_unbiased", "digits-cnn": "logits", "patches-cnn": "logits"}
 #: The one output of an extractor that a user registers.
 REGISTERED_LAYER = "features"
 MAX_COVARIANCE_DIM = 4096
@@ -48,6 +54,11 @@ def default_extractor(
 def distance_label(extractor: str) -> str:
     """Return "FID" for Inception's feature space, else "FD[<extractor>]"."""
     return "FID" if extractor == INCEPTION else f"FD[{extractor}]"
+
+
+def metric_label(metric: Literal["IS", "KID", "precision", "recall"], extractor: str) -> str:
+    """Return the metric's name, for other than Inception's features as "KID[<extractor>]"."""
+    return metric if extractor == INCEPTION else f"{metric}[{extractor}]"
 
 
 def feature_dimension(extractor: str) -> int | None:
@@ -80,6 +91,12 @@ class FeatureStatistics:
     covariance: np.ndarray
     n: int
 
+    @cached_property
+    def root(self) -> np.ndarray:
+        """The symmetric root of the covariance (d, d), computed at first use and kept."""
+        values, vectors = np.linalg.eigh(self.covariance)
+        return (vectors * np.sqrt(not_negative(values))) @ vectors.T
+
 
 def feature_statistics(features: np.ndarray) -> FeatureStatistics:
     """Return float64 mean and unbiased covariance of features (n, d), n >= 2.
@@ -87,10 +104,7 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
     Warns where n <= d: the covariance is then singular. Raises MetricError for n < 2, another
     number of dimensions, or values that are not finite.
     """
-    if features.ndim != 2 or len(features) < 2 or features.shape[1] < 1:
-        raise MetricError(f"features: shape {features.shape} given; (n, d) with n >= 2 is right")
-    if bad := int((~np.isfinite(features)).any(axis=1).sum()):
-        raise MetricError(f"features: {bad} of {len(features)} rows are not finite")
+    check_features(features)
     n, d = features.shape
     if n <= d:
         log.warning(
@@ -108,35 +122,123 @@ def feature_statistics(features: np.ndarray) -> FeatureStatistics:
     return FeatureStatistics(mean=mean, covariance=covariance / (n - 1), n=n)
 
 
+def check_features(features: np.ndarray, name: str = "features", minimum: int = 2) -> None:
+    """Raise MetricError unless `features` is finite, of shape (n, d), with n >= `minimum`."""
+    if features.ndim != 2 or len(features) < minimum or features.shape[1] < 1:
+        raise MetricError(
+            f"{name}: shape {features.shape} given; (n, d) with n >= {minimum} is right"
+        )
+    if bad := int((~np.isfinite(features)).any(axis=1).sum()):
+        raise MetricError(f"{name}: {bad} of {len(features)} rows are not finite")
+
+
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """Return |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a^1/2 S_b S_a^1/2)^1/2), >= 0, in float64.
+    """Return |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_b^1/2 S_a S_b^1/2)^1/2), >= 0, in float64.
 
     The squared Fréchet (2-Wasserstein) distance of Gaussians (Dowson & Landau 1982; as "FID",
-    Heusel et al. 2017), by symmetric eigenvalues alone. Raises MetricError where the dimensions
-    differ or a covariance has an eigenvalue negative beyond rounding.
+    Heusel et al. 2017), by symmetric eigenvalues alone. Symmetric but for rounding; give the
+    reference as `b`, whose root is kept for the next distance to it. Raises MetricError where the
+    dimensions differ or a covariance has an eigenvalue negative beyond rounding.
     """
     if a.mean.shape != b.mean.shape:
         raise MetricError(
             f"statistics: {a.mean.shape[0]} and {b.mean.shape[0]} dimensions; both "
             "must be of one feature space"
         )
-    values, vectors = np.linalg.eigh(a.covariance)
-    root = (vectors * np.sqrt(_not_negative(values))) @ vectors.T
-    product = root @ b.covariance @ root
-    overlap = np.sqrt(_not_negative(np.linalg.eigvalsh((product + product.T) / 2))).sum()
+    product = b.root @ a.covariance @ b.root
+    overlap = np.sqrt(not_negative(np.linalg.eigvalsh((product + product.T) / 2))).sum()
     difference = a.mean - b.mean
     distance = difference @ difference + np.trace(a.covariance) + np.trace(b.covariance)
     return max(0.0, float(distance - 2 * overlap))
 
 
-def _not_negative(eigenvalues: np.ndarray) -> np.ndarray:
-    """Clip what rounding made negative (1e-6 of the largest: float32 statistics pass)."""
+def not_negative(eigenvalues: np.ndarray) -> np.ndarray:
+    """Clip what rounding made negative (1e-6 of the largest: float32 statistics pass).
+
+    Raises MetricError where an eigenvalue is negative beyond that.
+    """
     if eigenvalues.min() < -1e-6 * max(abs(eigenvalues.max()), np.finfo(np.float64).tiny):
         raise MetricError(
             f"statistics: covariance eigenvalue {eigenvalues.min():.3g} beside "
             f"{eigenvalues.max():.3g}; none may be negative"
         )
     return eigenvalues.clip(min=0)
+
+
+# --- statistics in files --------------------------------------------------------------------------
+
+
+def save_statistics(path: str | Path, statistics: FeatureStatistics) -> None:
+    """Write statistics atomically as .npz: mean, covariance and n."""
+    atomic_write(
+        path,
+        lambda file: np.savez(
+            file, mean=statistics.mean, covariance=statistics.covariance, n=statistics.n
+        ),
+    )
+
+
+def load_statistics(path: str | Path, *, n: int | None = None) -> FeatureStatistics:
+    """Read statistics from .npz: ours, or a layout in which FID statistics are published.
+
+    Those are `mu` (d,) and `sigma` (d, d), and the features themselves as `pool_3` (n, d). The
+    first does not hold its number of images, a condition of every distance to it: give it as `n`.
+    Other arrays are ignored, and nothing is unpickled. A published file is good for FID only where
+    its images were resized, and its weights are, as here, which no file says. Raises
+    CorruptFile for a damaged file, other contents, and values that are no mean and covariance;
+    MetricError where n is missing or another than the file's.
+    """
+    try:
+        file = np.load(path, allow_pickle=False)
+        if not isinstance(file, np.lib.npyio.NpzFile):
+            raise CorruptFile(path, "is one array; an .npz of statistics is right")
+        with file:
+            names = file.files
+            wanted = ("mean", "covariance", "n", "mu", "sigma", "pool_3")
+            arrays = {name: file[name] for name in wanted if name in names}
+    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise CorruptFile(path, f"is no .npz of statistics ({error})") from error
+    if {"mean", "covariance", "n"} <= arrays.keys():
+        mean, covariance, stored = arrays["mean"], arrays["covariance"], arrays["n"]
+        if stored.shape != () or stored.dtype.kind not in "iu" or stored < 2:
+            raise CorruptFile(path, f"n is {stored}; a whole number from 2 is right")
+        known = int(stored)
+    elif {"mu", "sigma"} <= arrays.keys():
+        mean, covariance, known = arrays["mu"], arrays["sigma"], None
+    elif "pool_3" in arrays:
+        try:
+            statistics = feature_statistics(arrays["pool_3"])
+        except (MetricError, TypeError) as error:
+            raise CorruptFile(path, f"pool_3: {error}") from error
+        mean, covariance, known = statistics.mean, statistics.covariance, statistics.n
+    else:
+        raise CorruptFile(
+            path,
+            f"holds {', '.join(names) or 'nothing'}; mean, covariance and n, mu and sigma, or "
+            "pool_3 are right",
+        )
+    if wrong := _fault_of_statistics(mean, covariance):
+        raise CorruptFile(path, wrong)
+    n = known if n is None else n
+    if n is None or n < 2 or known not in (None, n):
+        held = "does not hold n; give the number of images" if known is None else f"holds n={known}"
+        raise MetricError(f"n={n}: {path} {held}")
+    return FeatureStatistics(
+        mean=mean.astype(np.float64), covariance=covariance.astype(np.float64), n=n
+    )
+
+
+def _fault_of_statistics(mean: np.ndarray, covariance: np.ndarray) -> str:
+    """Say what keeps two arrays from being a mean and a covariance; "" where nothing does."""
+    if mean.dtype.kind != "f" or covariance.dtype.kind != "f":
+        return f"mean is {mean.dtype} and covariance {covariance.dtype}; floats are right"
+    if mean.ndim != 1 or len(mean) < 1 or covariance.shape != (len(mean), len(mean)):
+        return f"mean is {mean.shape} and covariance {covariance.shape}; (d,) and (d, d) are right"
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        return "mean or covariance is not finite"
+    if np.abs(covariance - covariance.T).max() > 1e-5 * np.abs(covariance).max():
+        return "covariance is not symmetric"
+    return ""
 
 
 # --- reference rows -------------------------------------------------------------------------------
