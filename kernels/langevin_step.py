@@ -31,6 +31,7 @@ def _langevin_step_kernel(
     score_ptr,
     alpha_ptr,
     sigma_ptr,
+    amplitude_ptr,
     key_ptr,
     index_ptr,
     step_ptr,
@@ -58,7 +59,10 @@ def _langevin_step_kernel(
     sample = (tl.program_id(0) // n_blocks).to(tl.int64)
     q = (tl.program_id(0) % n_blocks) * BLOCK + tl.arange(0, BLOCK)
     alpha = tl.load(alpha_ptr).to(tl.float32)
-    noise_scale = tl.sqrt_rn(2.0 * alpha)
+    if amplitude_ptr is None:
+        amplitude = tl.sqrt_rn(2.0 * alpha)
+    else:
+        amplitude = tl.load(amplitude_ptr).to(tl.float32)
     if sigma_ptr is not None:
         alpha = tl.div_rn(alpha, tl.load(sigma_ptr).to(tl.float32))
     z0, z1, z2, z3 = normals_at(key_ptr, index_ptr, step_ptr, sample, q, _STREAM)
@@ -80,7 +84,7 @@ def _langevin_step_kernel(
         out_at = sample_offset(p, n_pixels, out_channel, out_pixel, OUT_FLAT)
         x = tl.load(x_ptr + x_at, mask=mask)
         score = tl.load(score_ptr + score_at, mask=mask).to(tl.float32)
-        tl.store(out_ptr + out_at, x + alpha * score + noise_scale * z[j], mask=mask)
+        tl.store(out_ptr + out_at, x + alpha * score + amplitude * z[j], mask=mask)
 
 
 def _mix_weights(angle: Tensor, dtype: torch.dtype) -> Tensor:
@@ -94,6 +98,7 @@ def langevin_step_triton(
     score: Tensor,
     alpha: Tensor,
     sigma: Tensor | None,
+    amplitude: Tensor | None,
     key: Tensor,
     sample_index: Tensor,
     step: Tensor,
@@ -115,7 +120,7 @@ def langevin_step_triton(
     n_counters, n_blocks, meta = noise_launch(size)
     with torch.cuda.device_of(out):
         _langevin_step_kernel[(out.shape[0] * n_blocks,)](
-            *(target, source, score, alpha, sigma),
+            *(target, source, score, alpha, sigma, amplitude),
             *(key.contiguous(), sample_index.contiguous(), step),
             *(None if mix_key is None else mix_key.contiguous(), mix_weights),
             *(size, n_counters, n_blocks, math.prod(out.shape[2:])),
@@ -136,7 +141,7 @@ _langevin_step_op = torch.library.custom_op(
 
 
 @_langevin_step_op.register_fake
-def _(out, x, score, alpha, sigma, key, sample_index, step, mix_key, mix_weights):
+def _(out, x, score, alpha, sigma, amplitude, key, sample_index, step, mix_key, mix_weights):
     return None
 
 
@@ -149,6 +154,7 @@ def langevin_step_reference(
     step: Tensor,
     *,
     sigma: Tensor | None = None,
+    amplitude: Tensor | None = None,
     mix: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """:func:`langevin_step` in plain torch."""
@@ -160,7 +166,8 @@ def langevin_step_reference(
         z = weights[:, 0] * z + weights[:, 1] * other.to(x.dtype)
     alpha = alpha.to(x.dtype)
     factor = alpha if sigma is None else alpha / sigma.to(x.dtype)
-    return x + factor * score.to(x.dtype) + torch.sqrt(2 * alpha) * z
+    noise = torch.sqrt(2 * alpha) if amplitude is None else amplitude.to(x.dtype)
+    return x + factor * score.to(x.dtype) + noise * z
 
 
 def _check(
@@ -169,6 +176,7 @@ def _check(
     alpha: Tensor,
     sample_index: Tensor,
     sigma: Tensor | None,
+    amplitude: Tensor | None,
     mix: tuple[Tensor, Tensor] | None,
     out: Tensor | None,
 ) -> None:
@@ -183,7 +191,7 @@ def _check(
             f"sample_index has shape {tuple(sample_index.shape)}; one per sample of x "
             f"({x.shape[0]},) is needed"
         )
-    for name, scalar in (("alpha", alpha), ("sigma", sigma)):
+    for name, scalar in (("alpha", alpha), ("sigma", sigma), ("amplitude", amplitude)):
         if scalar is not None and scalar.ndim != 0:
             raise ValueError(f"{name} has shape {tuple(scalar.shape)}; a scalar tensor is needed")
     if mix is not None:
@@ -222,6 +230,7 @@ def langevin_step(
     step: Tensor,
     *,
     sigma: Tensor | None = None,
+    amplitude: Tensor | None = None,
     mix: tuple[Tensor, Tensor] | None = None,
     out: Tensor | None = None,
     impl: Impl = "auto",
@@ -229,11 +238,12 @@ def langevin_step(
     """Return x + (alpha / sigma) * score + sqrt(2 alpha) * z, z ~ N(0, I), in one pass.
 
     Song & Ermon 2020, Eq. 1. ``sigma`` divides the output of a network conditioned by Technique 3;
-    None leaves the score as it is. ``x`` (B, ...) is float32 or float64 and gives the result's
-    dtype; ``score`` has the same shape in any floating dtype; both in any memory format. ``alpha``
-    and ``sigma`` are scalar tensors > 0; ``key``, ``sample_index`` (B,) and ``step`` are as in
-    :func:`kernels.philox.philox_normal`. Scalars are tensors so that one compiled graph serves
-    every noise level and step.
+    None leaves the score as it is. ``amplitude`` takes the place of sqrt(2 alpha), as consistent
+    annealed sampling needs (Jolicoeur-Martineau et al. 2020). ``x`` (B, ...) is float32 or float64
+    and gives the result's dtype; ``score`` has the same shape in any floating dtype; both in any
+    memory format. ``alpha`` and ``sigma`` are scalar tensors > 0, ``amplitude`` one >= 0; ``key``,
+    ``sample_index`` (B,) and ``step`` are as in :func:`kernels.philox.philox_normal`. Scalars are
+    tensors so that one compiled graph serves every noise level and step.
 
     ``mix`` (second key, angle) takes z = cos(angle) z1 + sin(angle) z2 of the two keys, with a
     scalar angle or one per sample (B,), as the paper interpolates between samples. ``out`` receives
@@ -242,17 +252,20 @@ def langevin_step(
     and dtypes and as :func:`kernels.dispatch.use_triton` does.
     """
     check_counters(key, sample_index, step)
-    _check(x, score, alpha, sample_index, sigma, mix, out)
-    tensors = (x, score, alpha, key, sample_index, step, sigma, *(mix or ()), out)
+    _check(x, score, alpha, sample_index, sigma, amplitude, mix, out)
+    tensors = (x, score, alpha, key, sample_index, step, sigma, amplitude, *(mix or ()), out)
     if use_triton("langevin_step", impl, *tensors, unsupported=_unsupported(x, score)):
         result = torch.empty_like(x) if out is None else out
         mix_key, weights = (None, None) if mix is None else (mix[0], _mix_weights(mix[1], x.dtype))
         source = None if out is x else x
+        scalars = (alpha, sigma, amplitude)
         _langevin_step_op(
-            result, source, score, alpha, sigma, key, sample_index, step, mix_key, weights
+            result, source, score, *scalars, key, sample_index, step, mix_key, weights
         )
         return result
-    result = langevin_step_reference(x, score, alpha, key, sample_index, step, sigma=sigma, mix=mix)
+    result = langevin_step_reference(
+        x, score, alpha, key, sample_index, step, sigma=sigma, amplitude=amplitude, mix=mix
+    )
     return result if out is None else out.copy_(result)
 
 
@@ -265,17 +278,28 @@ def kernel_cases() -> list["KernelCase"]:
         for tensor in ("out", "x", "score")
         for axis in ("sample", "channel", "pixel")
     ]
-    variants: dict[str, tuple[str, bool, bool]] = {
-        "fp32": ("*fp32", False, True),
-        "bf16": ("*bf16", False, True),
-        "fp32, sigma and mix": ("*fp32", True, True),
-        "bf16, sigma and mix, channels_last": ("*bf16", True, False),
+    pointers = {
+        "sigma": {"sigma_ptr": "*fp32"},
+        "amplitude": {"amplitude_ptr": "*fp32"},
+        "mix": {"mix_key_ptr": "*i64", "mix_weights_ptr": "*fp32"},
+    }
+    variants: dict[str, tuple[str, tuple[str, ...], bool]] = {
+        "fp32": ("*fp32", (), True),
+        "bf16": ("*bf16", (), True),
+        "bf16, sigma and amplitude": ("*bf16", ("sigma", "amplitude"), True),
+        "fp32, sigma and mix": ("*fp32", ("sigma", "mix"), True),
+        "bf16, every option, channels_last": ("*bf16", tuple(pointers), False),
     }
     found = []
-    for name, (score, everything, flat) in variants.items():
-        optional = {"sigma_ptr": "*fp32", "mix_key_ptr": "*i64", "mix_weights_ptr": "*fp32"}
-        if not everything:
-            optional = dict.fromkeys(optional, "constexpr")
+    for name, (score, options, flat) in variants.items():
+        absent = {
+            pointer: None
+            for option, own in pointers.items()
+            if option not in options
+            for pointer in own
+        }
+        optional = {pointer: kind for own in pointers.values() for pointer, kind in own.items()}
+        optional |= dict.fromkeys(absent, "constexpr")
         flags = dict.fromkeys(("OUT_FLAT", "X_FLAT", "SCORE_FLAT"), flat)
         found.append(
             KernelCase(
@@ -288,8 +312,9 @@ def kernel_cases() -> list["KernelCase"]:
                     **dict.fromkeys((*flags, "BLOCK"), "constexpr"),
                 },
                 constants={
-                    **({} if everything else dict.fromkeys(optional)),
-                    **{**flags, "BLOCK": 256},
+                    **absent,
+                    **flags,
+                    "BLOCK": 256,
                 },
                 divisible_by_16=(
                     *("out_ptr", "x_ptr", "score_ptr", "size", "n_counters", "n_pixels"),

@@ -62,6 +62,7 @@ class Stream(IntEnum):
     NOISE_LEVEL = 3
     FLIP = 4
     DEQUANTISATION = 5
+    INPAINTING = 6
 
 
 def philox_key(seed: int, device: torch.device | str = "cpu") -> Tensor:

@@ -96,9 +96,11 @@ def inputs(shape, *, dtype=torch.float32, score_dtype=torch.float32, seed=0):
     return x.to(DEVICE), score.to(DEVICE, score_dtype), *(t.to(DEVICE) for t in rest)
 
 
-def options(shape, *, sigma=False, angles=None):
-    """Keyword arguments: a noise scale, and a mixture with one angle or as many as samples."""
+def options(shape, *, sigma=False, amplitude=None, angles=None):
+    """Keyword arguments: scalars, and a mixture with one angle or as many as samples."""
     given = {"sigma": torch.tensor(0.37, device=DEVICE)} if sigma else {}
+    if amplitude is not None:
+        given["amplitude"] = torch.tensor(amplitude, device=DEVICE)
     if angles is not None:
         angle = torch.tensor(0.4) if angles == "one" else torch.linspace(0, 1.5, shape[0])
         given["mix"] = (philox_key(99, DEVICE), angle.to(DEVICE))
@@ -133,10 +135,13 @@ def check(result, x, score, *rest, **given):
 @needs_kernel
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("score_dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize(("sigma", "angles"), [(False, None), (True, "one"), (True, "each")])
-def test_the_kernel_equals_plain_torch(shape, score_dtype, sigma, angles):
+@pytest.mark.parametrize(
+    ("sigma", "amplitude", "angles"),
+    [(False, None, None), (True, None, "one"), (False, 0.6, None), (True, 0.6, "each")],
+)
+def test_the_kernel_equals_plain_torch(shape, score_dtype, sigma, amplitude, angles):
     arguments = inputs(shape, score_dtype=score_dtype)
-    given = options(shape, sigma=sigma, angles=angles)
+    given = options(shape, sigma=sigma, amplitude=amplitude, angles=angles)
     check(langevin_step(*arguments, **given, impl="triton"), *arguments, **given)
 
 
@@ -169,7 +174,7 @@ def test_the_kernel_writes_every_element_and_nothing_else(size):
     room = torch.full((3, size + 32), math.nan, device=DEVICE)
     alpha, key, index, step = rest
     out = room[:, 16 : 16 + size]
-    langevin_step_triton(out, x, score, alpha, None, key, index, step, None, None)
+    langevin_step_triton(out, x, score, alpha, None, None, key, index, step, None, None)
     check(out, x, score, *rest)
     assert room[:, :16].isnan().all() and room[:, 16 + size :].isnan().all()
 
@@ -181,6 +186,24 @@ def test_the_noise_scale_divides_the_score_only(impl):
     folded = langevin_step(x, score, *rest, sigma=sigma, impl=impl)
     divided = langevin_step(x, score / sigma, *rest, impl=impl)
     torch.testing.assert_close(folded, divided, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("impl", BOTH)
+def test_the_amplitude_scales_the_noise_only(impl):
+    x, score, alpha, *rest = inputs((2, 3, 4, 4))
+    sigma = torch.tensor(0.37, device=DEVICE)
+    amplitudes = [torch.tensor(a, device=DEVICE) for a in (0.0, 0.5, 1.0)]
+    still, half, whole = (
+        langevin_step(x, score, alpha, *rest, sigma=sigma, amplitude=a, impl=impl)
+        for a in amplitudes
+    )
+    torch.testing.assert_close(still, x + alpha / sigma * score, rtol=1e-6, atol=1e-6)
+    z = philox_normal(*rest, (3, 4, 4), Stream.LANGEVIN)
+    torch.testing.assert_close(whole - still, z, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(half - still, z / 2, rtol=1e-5, atol=1e-5)
+    usual = langevin_step(x, score, alpha, *rest, impl=impl)
+    given = langevin_step(x, score, alpha, *rest, amplitude=torch.sqrt(2 * alpha), impl=impl)
+    assert torch.equal(given, usual)
 
 
 @pytest.mark.parametrize("impl", BOTH)
@@ -200,9 +223,10 @@ def test_mixtures_turn_one_noise_into_another(impl):
     assert torch.equal(same[2], mixed[2])
 
 
-def test_float64_mixtures_equal_the_paper():
+@pytest.mark.parametrize("amplitude", [None, 0.0, 0.6])
+def test_float64_mixtures_equal_the_paper(amplitude):
     x, score, alpha, key, index, step = inputs((2, 3, 4), dtype=torch.float64)
-    given = options((2, 3, 4), sigma=True, angles="each")
+    given = options((2, 3, 4), sigma=True, amplitude=amplitude, angles="each")
     result = langevin_step(x, score, alpha, key, index, step, **given)
     z1, z2 = (
         philox_normal(k, index, step, (3, 4), Stream.LANGEVIN) for k in (key, given["mix"][0])
@@ -210,7 +234,8 @@ def test_float64_mixtures_equal_the_paper():
     angle = given["mix"][1].double().reshape(2, 1, 1)
     z = angle.cos() * z1.double() + angle.sin() * z2.double()
     alpha, sigma = float(alpha), float(given["sigma"])
-    expected = x + alpha / sigma * score.double() + (2 * alpha) ** 0.5 * z
+    noise = (2 * alpha) ** 0.5 if amplitude is None else float(given["amplitude"])
+    expected = x + alpha / sigma * score.double() + noise * z
     torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
 
 
@@ -228,7 +253,7 @@ def test_out_receives_the_result(impl, inplace):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_compiled_steps_mutate_what_eager_ones_do(impl, inplace):
     def f(x, score, *rest):
-        given = options(x.shape, sigma=True, angles="each")
+        given = options(x.shape, sigma=True, amplitude=0.6, angles="each")
         return langevin_step(2 * x if not inplace else x, score, *rest, **given, impl=impl,
                              out=x if inplace else None)  # fmt: skip
 
@@ -260,7 +285,7 @@ def test_inductor_compiles_the_plain_step(inplace):
 def test_the_operation_says_what_it_mutates(inplace):
     x, score, alpha, key, index, step = inputs((2, 3, 4, 4))
     out, source = (x, None) if inplace else (torch.zeros_like(x), x)
-    arguments = (out, source, score, alpha, None, key, index, step, None, None)
+    arguments = (out, source, score, alpha, None, None, key, index, step, None, None)
     torch.library.opcheck(torch.ops.scorekit.langevin_step.default, arguments)
 
 
@@ -287,6 +312,7 @@ def test_gradients_are_plain_torchs():
         ({"score": torch.zeros(2, 5)}, r"score has shape \(2, 5\); that of x is \(2, 4\)"),
         ({"alpha": torch.ones(1)}, r"alpha has shape \(1,\); a scalar"),
         ({"sigma": torch.ones(2)}, r"sigma has shape \(2,\); a scalar"),
+        ({"amplitude": torch.ones(2)}, r"amplitude has shape \(2,\); a scalar"),
         ({"sample_index": torch.arange(3)}, r"sample_index has shape \(3,\); one per sample of x"),
         ({"key": torch.arange(4)}, r"key has shape \(4,\); \(2,\)"),
         ({"step": torch.arange(1)}, r"step has shape \(1,\); a scalar"),
