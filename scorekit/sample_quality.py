@@ -141,10 +141,10 @@ def precision_recall(
 
 
 def _tensor(array: np.ndarray) -> torch.Tensor:
-    """Return a float64 torch tensor of an array."""
     import torch
 
-    return torch.from_numpy(np.asarray(array, dtype=np.float64))
+    # Always a copy: torch takes neither read-only arrays nor negative strides.
+    return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
 
 
 def _check_pair(fake: np.ndarray, real: np.ndarray, minimum: int = 2) -> None:

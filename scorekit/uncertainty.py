@@ -20,7 +20,8 @@ class Extrapolation:
     """A line distance = intercept + slope / n, fitted to distances at several n.
 
     `intercept` estimates the distance at infinite n. `standard_error` is the intercept's, from the
-    scatter of `distances` (float64) about the line at `n` (int64), both (points,).
+    scatter of `distances` (float64) about the line at `n` (int64), both (points,); that other
+    images would have been generated is only partly in it, as all subsets are of the same images.
     """
 
     n: np.ndarray
@@ -59,19 +60,23 @@ def extrapolate_distance(
     """Extrapolate the Fréchet distance of features (n, d) to infinitely many of them.
 
     Chong & Forsyth 2020: a smooth function of the mean and covariance of n samples has a bias of
-    c / n + O(1 / n^2), with a c that differs between models; so distances at several n lie on a
-    line in 1 / n, whose intercept is FID_infinity. The line is fitted by least squares to
-    `n_points` random subsets, evenly spaced in 1 / n from `n_min` to all n (default: n / 10, or
-    where that is more, 2 d but at most n / 2). The curve bends where n is not well above d: a
-    warning says where `n_min` <= d. The reference keeps the bias of its own n.
+    c / n + O(1 / n^2), with a c that differs between models; so distances at several n lie about
+    a line in 1 / n, whose intercept is FID_infinity. Here a least-squares line through `n_points`
+    random subsets without replacement, evenly spaced in 1 / n from `n_min` to all n. `n_min` is by
+    default n / 10, or where that is less than 4 d, the smaller of 4 d and n / 2: nearer d the line
+    bends, and the intercept is too low (a warning says where n_min <= d). The reference's own n
+    leaves its bias. Worth its spread only where c / n exceeds it: for Gaussians with d = 64 and
+    n = 1000 the distance was 28% too high and the intercept 1.5% too low in the mean, with 1.3
+    times the standard deviation; with d = 8 and n = 1000 the plain distance was the better guess.
 
-    Takes `n_points` eigenvalue problems of d x d, and for one copy of the features 8 n d bytes.
-    Raises MetricError for other features or dimensions, or fewer than 5 distinct n.
+    Takes 8 n d bytes twice and `n_points` eigenvalue problems: for n = 10,000, d = 2048, 35 seconds
+    for 15 on two cores. Raises MetricError for other features or dimensions, or fewer than 5
+    distinct n.
     """
     distances = _Distances(features, reference)
     n, d = features.shape
     if n_min is None:
-        n_min = max(2, n // 10, min(2 * d, n // 2))
+        n_min = max(2, n // 10, min(4 * d, n // 2))
     if not 2 <= n_min < n or n_points < MIN_POINTS:
         raise MetricError(
             f"n_points={n_points}, n_min={n_min}: at least {MIN_POINTS} points, from n_min >= 2 "
@@ -111,9 +116,22 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Return an interval for what other n images of the same model would give in the mean.
+    """Return an interval for the mean Fréchet distance of sets of n images of the same model.
 
-    Rows of features (n, d) are drawn with replacement `resamples` times (Efron 1979).
+    The rows of features (n, d) are drawn with replacement `resamples` times (Efron 1979). It
+    covers the sampling of the generated images alone: neither the reference's n nor training
+    again. Resamples repeat rows, so their distances lie above the sample's by a `bias`, about
+    what the sample's own is: their quantiles, moved down by it, are the interval. So it is for the
+    biased distance at this n, to be compared at equal n; for infinite n see
+    :func:`extrapolate_distance`.
+
+    Measured coverage of 95% intervals of Gaussians over 300 sets each: 95% (n = 500, d = 8), 98%
+    (n = 200, d = 4), 96% with Student-t features (n = 500, d = 8); without moving the quantiles
+    92%, 94% and 91%. Conservative, above 99%, where the model is exact or n < 4 d.
+
+    Takes 8 n d bytes twice and `resamples` eigenvalue problems: for n = 10,000, d = 2048, 0.7
+    seconds each on two cores. Raises MetricError for other features or
+    dimensions, fewer than 20 resamples, or a level outside (0, 1).
     """
     distances = _Distances(features, reference)
     if resamples < 20 or not 0 < level < 1:

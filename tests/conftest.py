@@ -22,3 +22,22 @@ def finished(tmp_path_factory):
     assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
     torch.set_num_threads(threads)
     return folder
+
+
+@pytest.fixture(scope="session")
+def inception_weights(tmp_path_factory):
+    """A file of random weights in the format of torch-fidelity's Inception: none are shipped."""
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    reference = inception.FeatureExtractorInceptionV3
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng(devices=[]):
+        patch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: {})
+        patch.setattr(reference, "load_state_dict", lambda self, state: None)
+        torch.manual_seed(0)
+        network = reference("inception-v3-compat", ["2048"])
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d | torch.nn.Linear):
+                torch.nn.init.kaiming_normal_(module.weight)  # torch's own lets signals fade
+    path = tmp_path_factory.mktemp("inception") / "w.pth"
+    torch.save(network.state_dict(), path)
+    return path

@@ -8,7 +8,7 @@ from scipy.ndimage import gaussian_filter
 
 from scorekit import extractors
 from scorekit.data import digits_split, photo_patches
-from scorekit.features import extract_features, register_extractor
+from scorekit.features import extract_features
 from scorekit.files import CorruptFile
 from scorekit.metrics import (
     FeatureStatistics,
@@ -18,6 +18,7 @@ from scorekit.metrics import (
     extractor_digest,
     feature_statistics,
     frechet_distance,
+    metric_label,
     pixel_gaussian_samples,
     uniform_noise_samples,
 )
@@ -122,74 +123,6 @@ class Opener:
         return (print, ("unpickled",))
 
 
-@pytest.mark.slow
-def test_inception_features_through_torch_fidelity(tmp_path, monkeypatch):
-    # No weights in the repository: random ones in the right format, made by the test.
-    from torch_fidelity import feature_extractor_inceptionv3 as inception
-
-    reference = inception.FeatureExtractorInceptionV3
-    monkeypatch.setattr(inception, "load_state_dict_from_url", lambda *a, **k: {})
-    monkeypatch.setattr(reference, "load_state_dict", lambda self, state: None)
-    network = reference("inception-v3-compat", ["2048"])
-    monkeypatch.undo()
-    torch.save(network.state_dict(), tmp_path / "w.pth")
-    images = uniform_noise_samples((3, 16, 16), 3, 0)
-    got = extract_features(
-        images, "inception-v3-compat", weights_path=tmp_path / "w.pth", batch_size=2
-    )
-    with torch.no_grad():
-        (expected,) = network(torch.from_numpy(images))
-    assert got.shape == (3, 2048) and np.allclose(got, expected.numpy(), rtol=1e-3, atol=1e-5)
-    grey = extract_features(images[:, :1], "inception-v3-compat", weights_path=tmp_path / "w.pth")
-    assert grey.shape == (3, 2048)
-
-
-def test_torch_fidelity_knows_our_extractors(tmp_path):
-    images, _ = photo_patches("test")
-    first, second = (
-        torch.utils.data.TensorDataset(torch.from_numpy(half))
-        for half in (images[:200], images[200:400])
-    )
-    theirs = torch_fidelity.calculate_metrics(
-        input1=Unwrapped(first),
-        input2=Unwrapped(second),
-        cuda=False,
-        fid=True,
-        verbose=False,
-        feature_extractor="patches-cnn",
-        cache=False,
-        save_cpu_ram=True,
-    )
-    ours = frechet_distance(
-        statistics(images[:200], "patches-cnn"), statistics(images[200:400], "patches-cnn")
-    )
-    assert ours == pytest.approx(theirs["frechet_inception_distance"], rel=1e-3)
-
-
-class Unwrapped(torch.utils.data.Dataset):
-    def __init__(self, inner):
-        self.inner = inner
-
-    def __len__(self):
-        return len(self.inner)
-
-    def __getitem__(self, index):
-        return self.inner[index][0]
-
-
-def test_an_extractor_of_the_users_own():
-    register_extractor("mean-colour-for-test", lambda: lambda x: x.float().mean(dim=(2, 3)))
-    images = uniform_noise_samples((3, 8, 8), 5, 0)
-    features = extract_features(images, "mean-colour-for-test", batch_size=2)
-    assert np.allclose(features, images.mean(axis=(2, 3)), rtol=1e-5)
-    assert distance_label("mean-colour-for-test") == "FD[mean-colour-for-test]"
-    with pytest.raises(MetricError, match="already registered"):
-        register_extractor("digits-cnn", lambda: lambda x: x)
-    register_extractor("wrong-for-test", lambda: lambda x: x.float())
-    with pytest.raises(MetricError, match=r"gave \(2, 3, 8, 8\) for 2 images; \(2, d\) is right"):
-        extract_features(images[:2], "wrong-for-test")
-
-
 def test_names():
     assert default_extractor("digits", 1) == "digits-cnn"
     assert default_extractor("patches", 3) == "patches-cnn"
@@ -199,6 +132,9 @@ def test_names():
         default_extractor("imagefolder:x", 4)
     assert distance_label("inception-v3-compat") == "FID"
     assert distance_label("digits-cnn") == "FD[digits-cnn]"
+    for metric in ("IS", "KID", "precision", "recall"):
+        assert metric_label(metric, "inception-v3-compat") == metric
+        assert metric_label(metric, "digits-cnn") == f"{metric}[digits-cnn]"
 
 
 def test_weights_are_identified_small_and_checked(tmp_path):

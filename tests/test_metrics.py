@@ -9,12 +9,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
+from scorekit.files import CorruptFile
 from scorekit.metrics import (
     FeatureStatistics,
     MetricError,
     feature_statistics,
     frechet_distance,
+    load_statistics,
     pixel_gaussian_samples,
+    save_statistics,
     uniform_noise_samples,
 )
 
@@ -97,6 +100,17 @@ def test_zero_for_itself_even_when_singular(seed, d, n):
     assert 0 <= frechet_distance(a, a) <= 1e-5 * np.trace(a.covariance)
 
 
+def test_the_references_root_is_computed_once(monkeypatch):
+    reference = feature_statistics(random_features(0, 60, 5))
+    others = [feature_statistics(random_features(seed, 60, 5)) for seed in range(1, 4)]
+    decompositions = []
+    eigh = np.linalg.eigh
+    monkeypatch.setattr(np.linalg, "eigh", lambda m: decompositions.append(1) or eigh(m))
+    assert len({frechet_distance(other, reference) for other in others}) == 3
+    assert len(decompositions) == 1
+    assert np.allclose(reference.root @ reference.root, reference.covariance, rtol=1e-12)
+
+
 def test_bad_statistics_are_refused():
     good = feature_statistics(random_features(0, 20, 3))
     bad = FeatureStatistics(mean=np.zeros(3), covariance=np.diag([1.0, 1.0, -0.1]), n=9)
@@ -139,6 +153,85 @@ def test_too_few_samples_are_warned_about_with_the_numbers(caplog):
 def test_features_that_have_no_statistics(features, message):
     with pytest.raises(MetricError, match=message):
         feature_statistics(features)
+
+
+# --- statistics in files --------------------------------------------------------------------------
+
+
+def same(a: FeatureStatistics, b: FeatureStatistics) -> bool:
+    return (
+        np.array_equal(a.mean, b.mean) and np.array_equal(a.covariance, b.covariance) and a.n == b.n
+    )
+
+
+def test_statistics_are_read_as_they_were_written(tmp_path):
+    statistics = feature_statistics(random_features(0, 60, 5))
+    save_statistics(tmp_path / "s.npz", statistics)
+    assert same(load_statistics(tmp_path / "s.npz"), statistics)
+    assert same(load_statistics(tmp_path / "s.npz", n=60), statistics)
+    assert [path.name for path in tmp_path.iterdir()] == ["s.npz"]
+    with pytest.raises(MetricError, match=r"n=50: .*s\.npz holds n=60"):
+        load_statistics(tmp_path / "s.npz", n=50)
+
+
+def test_published_layouts_are_read(tmp_path):
+    features = random_features(0, 60, 5).astype(np.float32)
+    statistics = feature_statistics(features)
+    np.savez(tmp_path / "mu.npz", mu=statistics.mean, sigma=statistics.covariance, more=np.ones(3))
+    assert same(load_statistics(tmp_path / "mu.npz", n=60), statistics)
+    with pytest.raises(MetricError, match=r"n=None: .* does not hold n; give the number of images"):
+        load_statistics(tmp_path / "mu.npz")
+    np.savez_compressed(tmp_path / "pool.npz", pool_3=features, logits=np.ones((60, 9)))
+    assert same(load_statistics(tmp_path / "pool.npz"), statistics)
+    single = {"mu": statistics.mean, "sigma": statistics.covariance}
+    np.savez(tmp_path / "single.npz", **{key: v.astype(np.float32) for key, v in single.items()})
+    read = load_statistics(tmp_path / "single.npz", n=60)
+    assert read.mean.dtype == read.covariance.dtype == np.float64
+    assert frechet_distance(read, statistics) < 1e-5
+
+
+GOOD = {"mean": np.zeros(3), "covariance": np.eye(3), "n": 9}
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        (
+            {"weights": np.zeros(3)},
+            "holds weights; mean, covariance and n, mu and sigma",
+        ),
+        ({}, "holds nothing"),
+        (GOOD | {"covariance": np.eye(4)}, r"mean is \(3,\) and covariance \(4, 4\)"),
+        (GOOD | {"mean": np.full(3, np.nan)}, "not finite"),
+        (GOOD | {"covariance": np.triu(np.ones((3, 3)))}, "not symmetric"),
+        (GOOD | {"n": 1}, "n is 1; a whole number from 2"),
+        (GOOD | {"n": [9, 9]}, r"n is \[9 9\]"),
+        (GOOD | {"mean": np.array(["a", "b", "c"])}, "mean is <U1"),
+        ({"pool_3": np.zeros((1, 3))}, r"pool_3: .*shape \(1, 3\)"),
+        ({"mu": np.array([None, {}, 1]), "sigma": np.eye(3)}, "no .npz of statistics .*pickle"),
+    ],
+)
+def test_files_that_hold_no_statistics(tmp_path, arrays, message):
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(CorruptFile, match=message):
+        load_statistics(tmp_path / "s.npz", n=9)
+
+
+def test_damaged_files_of_statistics(tmp_path):
+    path = tmp_path / "s.npz"
+    save_statistics(path, feature_statistics(random_features(0, 60, 5)))
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 1
+    np.save(tmp_path / "array.npy", np.zeros(3))
+    for damaged in (b"", b"junk", whole[: len(whole) // 2], bytes(flipped)):
+        path.write_bytes(damaged)
+        with pytest.raises(CorruptFile, match=r"s\.npz: is no \.npz of statistics"):
+            load_statistics(path)
+    with pytest.raises(CorruptFile, match="is one array"):
+        load_statistics(tmp_path / "array.npy")
+    with pytest.raises(FileNotFoundError):
+        load_statistics(tmp_path / "absent.npz")
 
 
 # --- reference rows -------------------------------------------------------------------------------
