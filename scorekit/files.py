@@ -10,10 +10,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import numpy as np
+
 __all__ = [
     "CorruptFile",
     "atomic_write",
     "read_json",
+    "save_array",
     "set_aside",
     "sha256_file",
     "write_bytes",
@@ -110,3 +113,9 @@ def set_aside(path: str | Path) -> Path:
         n += 1
     os.rename(path, aside)
     return aside
+
+
+def save_array(path: str | Path, array: np.ndarray) -> Path:
+    """Write an array as .npy, whole or not at all; the path."""
+    atomic_write(path, lambda file: np.save(file, array))
+    return Path(path)

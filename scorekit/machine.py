@@ -1,8 +1,13 @@
-"""What the system says of its processor."""
+"""The machine: its processor, and the conditions of what is measured on it."""
 
 import os
 import platform
+import resource
+import sys
 from pathlib import Path
+from typing import Any
+
+import torch
 
 
 def cpu_facts() -> dict[str, str]:
@@ -26,3 +31,22 @@ def cpu_model() -> str:
 def cpu_name() -> str:
     """Return the processor's name and its number of cores."""
     return f"{cpu_model()}, {os.cpu_count()} cores"
+
+
+def conditions(device: str, *, threads: int, compile: bool) -> dict[str, Any]:
+    """Return software and hardware of a measurement, and its process's peak memory in bytes."""
+    if device.startswith("cuda"):
+        name = torch.cuda.get_device_name(device)
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        name = f"{cpu_name()}, {threads} thread(s)"
+        # Kilobytes, except on macOS, which counts bytes.
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        peak *= 1 if sys.platform == "darwin" else 1024
+    return {
+        "device": name,
+        "peak_memory_bytes": int(peak),
+        "compile": compile,
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }

@@ -12,7 +12,6 @@ import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -56,7 +55,7 @@ def distance_label(extractor: str) -> str:
     return "FID" if extractor == INCEPTION else f"FD[{extractor}]"
 
 
-def metric_label(metric: Literal["IS", "KID", "precision", "recall"], extractor: str) -> str:
+def metric_label(metric: str, extractor: str) -> str:
     """Return the metric's name, for other than Inception's features as "KID[<extractor>]"."""
     return metric if extractor == INCEPTION else f"{metric}[{extractor}]"
 
