@@ -5,20 +5,17 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from ablations.settings import Settings
+from torch import Tensor
+
 from ablations.stages import Stage
 from ablations.variants import Variant
-from scorekit.networks import architecture_for, check_image_size
-from scorekit.presets import TABLE_4, Published, published
-from scorekit.techniques import (
-    check_step_size,
-    geometric_sigmas,
-    ladder_ratio,
-    langevin_step_size,
-    n_noise_scales,
-    noise_scale_ratio,
-)
+from scorekit.techniques import geometric_sigmas
 from scorekit.training import TrainSettings
+
+#: Pairs of samples that are interpolated, and images between the two of a pair (App. B.2).
+N_PAIRS, N_BETWEEN = 6, 8
+#: Training images shown beside each sample, nearest first.
+N_NEIGHBOURS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +48,44 @@ class Cell:
     variant: Variant
     seed: int
     train: TrainSettings
+    sampler: str
+    sampling_levels: int  # L when sampling; the training's, unless the row sets another
     n_steps_each: int
     step_size: float
     reference: str
     n_selection: int
     n_final: int
     n_dump: int
+    row: str = ""  # what sets its sampling apart from its variant's own row: "consistent", "25×1"
+
+    @property
+    def label(self) -> str:
+        """The variant, and how it is sampled where that is not its own way: "NCSNv2, 25×1"."""
+        return self.variant.name + (f", {self.row}" if self.row else "")
+
+    @property
+    def slug(self) -> str:
+        """The label for files and flags: ncsnv2, ncsnv2-25x1."""
+        row = self.row.lower().replace("×", "x").replace(", ", "-").replace(" ", "")
+        return self.variant.slug + (f"-{row}" if row else "")
 
     @property
     def name(self) -> str:
-        """dataset/variant/seed, as ``--only`` matches it and the tables show it."""
-        return f"{self.data.name}/{self.variant.slug}/seed{self.seed}"
+        """dataset/row/seed, as ``--only`` matches it and the tables show it."""
+        return f"{self.data.name}/{self.slug}/seed{self.seed}"
 
     @property
     def score_evaluations(self) -> int:
         """Network evaluations per sample, with the denoising step."""
-        return self.train.n_levels * self.n_steps_each + 1
+        if self.sampler == "consistent":
+            return (self.sampling_levels - 1) * self.n_steps_each + 1
+        return self.sampling_levels * self.n_steps_each + 1
+
+    @property
+    def sampling_sigmas(self) -> Tensor:
+        """The ladder that samples descend, float32 (L,): the training's ends, L levels."""
+        train = self.train
+        return geometric_sigmas(train.sigma_begin, train.sigma_end, self.sampling_levels)
 
     def train_stage(self) -> Stage:
         """Training: shared by the cells that differ in Technique 5 only."""
@@ -85,32 +104,55 @@ class Cell:
         bounds = [(0, self.n_selection)]
         if final and self.n_final > self.n_selection:
             bounds.append((self.n_selection, self.n_final))
-        shared: dict[str, Any] = {
+        shared, train = self._sampling(iteration), (self.train_stage(),)
+        return [Stage("sample", shared | {"start": a, "stop": b}, train) for a, b in bounds]
+
+    def interpolation_stage(self, iteration: int) -> Stage:
+        """Pairs of samples and what lies between them (App. B.2); with both denoise settings."""
+        settings = {"pairs": N_PAIRS, "between": N_BETWEEN, "mix_seed": (self.seed + 2**31) % 2**32}
+        return Stage("interpolate", self._sampling(iteration) | settings, (self.train_stage(),))
+
+    def _sampling(self, iteration: int) -> dict[str, Any]:
+        return {
             "weights": self.variant.weights,
             "iteration": iteration,
+            "sampler": self.sampler,
+            "n_levels": self.sampling_levels,
             "n_steps_each": self.n_steps_each,
             "step_size": self.step_size,
             "seed": self.seed,
             "precision": self.train.precision,
             "shape": [self.data.channels, self.data.image_size, self.data.image_size],
         }
-        train = (self.train_stage(),)
-        return [Stage("sample", shared | {"start": a, "stop": b}, train) for a, b in bounds]
 
     def distance_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
         """The Fréchet distance of samples from one snapshot."""
+        features = self._feature_stages(iteration, denoise=denoise, final=final)
+        return Stage("distance", {}, (self.reference_stage(), *features))
+
+    def quality_stage(self, iteration: int, *, denoise: bool) -> Stage:
+        """All other metrics of the final samples, and the uncertainty of their distance."""
+        features = self._feature_stages(iteration, denoise=denoise, final=True)
+        return Stage("quality", {}, (self.reference_stage(), *features))
+
+    def neighbour_stage(self, iteration: int, *, denoise: bool) -> Stage:
+        """The nearest training images of the final samples, and of held-out images."""
+        features = self._feature_stages(iteration, denoise=denoise, final=True)
+        settings = {"neighbours": N_NEIGHBOURS, "flip": self.data.flip}
+        return Stage("neighbours", settings, (_reference_stage(self.data, "train"), *features))
+
+    def _feature_stages(self, iteration: int, *, denoise: bool, final: bool) -> tuple[Stage, ...]:
         space = {
             "extractor": self.data.extractor,
             "extractor_fingerprint": self.data.extractor_fingerprint,
         }
-        features = tuple(
+        return tuple(
             Stage("features", space | {"denoise": denoise}, (sample,))
             for sample in self.sample_stages(iteration, final=final)
         )
-        return Stage("distance", {}, (self.reference_stage(), *features))
 
     def reference_stage(self) -> Stage:
-        """Feature statistics of the real images."""
+        """Features and statistics of the real images."""
         return _reference_stage(self.data, self.reference)
 
     def baseline_stage(self) -> Stage:
@@ -163,106 +205,3 @@ def cell_from_json(record: dict[str, Any]) -> Cell:
             "train": TrainSettings(**record["train"]),
         }
     )
-
-
-def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) -> Cell:
-    """Return the cell that these settings mean for a variant on a dataset.
-
-    Derived settings follow the variant's groups: (1,2,4) gives ladder and step size by Techniques
-    say; (3) gives network, learning rate (App. B.1) and dequantisation (as the authors trained
-    each network); (5) the weights that are sampled. Raises ValueError for a value out of range.
-    """
-    row = None if settings.preset is None else _row(settings.preset, variant)
-    ladder = _computed_ladder(settings, data, row) if variant.noise_scales else _NCSN_LADDER
-    check_step_size(ladder.step_size, ladder.sigma_end)
-    architecture = settings.architecture or architecture_for(data.image_size)
-    check_image_size(architecture, data.image_size)
-    train = TrainSettings(
-        architecture=architecture,
-        width=settings.width,
-        conditional=not variant.conditioning,
-        sigma_begin=ladder.sigma_begin,
-        sigma_end=ladder.sigma_end,
-        n_levels=ladder.n_levels,
-        iterations=_first(settings.iterations, row and row.iterations, 300_000),
-        batch_size=_first(settings.batch_size, row and row.batch_size, 128),
-        learning_rate=_first(settings.learning_rate, 1e-4 if variant.conditioning else 1e-3),
-        adam_eps=_first(settings.adam_eps, row and row.adam_eps, 1e-8),
-        amsgrad=settings.amsgrad,
-        ema_momentum=settings.ema_momentum,
-        flip=data.flip if settings.flip is None else settings.flip,
-        dequantisation=settings.dequantisation or ("none" if variant.conditioning else "uniform"),
-        precision=settings.precision,
-        snapshot_interval=settings.snapshot_interval,
-        test_interval=settings.test_interval,
-        seed=seed,
-    )
-    return Cell(
-        data=data,
-        variant=variant,
-        seed=seed,
-        train=train,
-        n_steps_each=ladder.n_steps_each,
-        step_size=ladder.step_size,
-        reference=settings.reference,
-        n_selection=settings.n_selection,
-        n_final=settings.n_final,
-        n_dump=settings.n_dump,
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Ladder:
-    sigma_begin: float
-    sigma_end: float
-    n_levels: int
-    n_steps_each: int
-    step_size: float
-
-
-def _ladder_of(row: Published) -> _Ladder:
-    return _Ladder(
-        sigma_begin=row.sigma_begin,
-        sigma_end=row.sigma_end,
-        n_levels=row.n_levels,
-        n_steps_each=row.n_steps_each,
-        step_size=row.epsilon,
-    )
-
-
-#: The same for every dataset (Table 4).
-_NCSN_LADDER = _ladder_of(published("NCSN", "cifar10"))
-
-
-def _row(preset: str, variant: Variant) -> Published:
-    """Return Table 4's row; a dataset without an NCSN row lends that of NCSNv2 for training."""
-    if not variant.noise_scales and any((r.model, r.dataset) == ("NCSN", preset) for r in TABLE_4):
-        return published("NCSN", preset)
-    return published("NCSNv2", preset)
-
-
-def _computed_ladder(settings: Settings, data: DataFacts, row: Published | None) -> _Ladder:
-    chosen = (settings.sigma_begin, settings.n_levels, settings.n_steps_each)
-    if row is not None and settings.step_size is None and chosen == (None, None, None):
-        return _ladder_of(row)
-    sigma_begin = _first(settings.sigma_begin, row and row.sigma_begin, data.max_distance)
-    n_steps_each = _first(settings.n_steps_each, row and row.n_steps_each, 5)
-    n_levels = _first(settings.n_levels, row and row.n_levels, 0)
-    if n_levels == 0:
-        gamma = noise_scale_ratio(data.dim, settings.coverage)
-        n_levels = n_noise_scales(sigma_begin, settings.sigma_end, gamma)
-    sigmas = geometric_sigmas(sigma_begin, settings.sigma_end, n_levels)
-    step_size = settings.step_size
-    if step_size is None:
-        step_size = langevin_step_size(ladder_ratio(sigmas), settings.sigma_end, n_steps_each)
-    return _Ladder(
-        sigma_begin=sigma_begin,
-        sigma_end=settings.sigma_end,
-        n_levels=n_levels,
-        n_steps_each=n_steps_each,
-        step_size=step_size,
-    )
-
-
-def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)

@@ -2,7 +2,7 @@
 
 import platform
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,17 +16,20 @@ from ablations.plan import job_state
 from ablations.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
+    EXTRAPOLATION_COLUMNS,
     HYPERPARAMETER_COLUMNS,
     LOSS_COLUMNS,
+    QUALITY_COLUMNS,
     REFERENCE_COLUMNS,
     TIMING_COLUMNS,
+    NeighbourSet,
     Results,
     SampleSet,
     make_frame,
 )
-from ablations.stages import StageStore
+from ablations.stages import Stage, StageStore
 from scorekit.machine import cpu_name
-from scorekit.metrics import distance_label
+from scorekit.metrics import distance_label, metric_label
 from scorekit.presets import TABLE_4
 from scorekit.techniques import (
     geometric_sigmas,
@@ -82,16 +85,32 @@ class _Collector:
             run=run,
             cells=make_frame(CELL_COLUMNS, cells),
             distances=make_frame(DISTANCE_COLUMNS, self.distance_rows()),
+            qualities=make_frame(QUALITY_COLUMNS, self.quality_rows()),
+            extrapolations=make_frame(EXTRAPOLATION_COLUMNS, self.extrapolation_rows()),
             references=make_frame(REFERENCE_COLUMNS, self.reference_rows()),
             losses=make_frame(LOSS_COLUMNS, self.loss_rows()),
             hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, self.hyperparameter_rows()),
             timings=make_frame(TIMING_COLUMNS, timings),
             samples=list(self.sample_sets()),
-            real={
-                name: self.context.data_root / cell.data.store / "train.npy"
-                for name, cell in first.items()
-            },
+            real={name: self.image_file(cell, "train") for name, cell in first.items()},
+            held_out={name: self.image_file(cell, "test") for name, cell in first.items()},
+            interpolations=list(self.interpolations()),
+            neighbours=list(self.neighbour_sets()),
         )
+
+    def image_file(self, cell: Cell, split: str) -> Path:
+        return self.context.data_root / cell.data.store / f"{split}.npy"
+
+    def snapshot(self, cell: Cell, denoise: bool, iteration: int) -> dict[str, Any]:
+        """Return the columns that say which images a row is about."""
+        return {
+            "dataset": cell.data.name,
+            "variant": cell.label,
+            "seed": cell.seed,
+            "weights": _WEIGHTS[cell.variant.weights],
+            "denoise": denoise,
+            "iteration": iteration,
+        }
 
     def software(self) -> dict[str, str]:
         packages = ("torch", "numpy", "torch-fidelity")
@@ -101,8 +120,8 @@ class _Collector:
         status, message = self.cell_state(cell)
         return {
             "dataset": cell.data.name,
-            "variant": cell.variant.name,
-            "slug": cell.variant.slug,
+            "variant": cell.label,
+            "slug": cell.slug,
             "techniques": ",".join(map(str, cell.variant.techniques)),
             "seed": cell.seed,
             "weights": _WEIGHTS[cell.variant.weights],
@@ -129,13 +148,7 @@ class _Collector:
                 for iteration, purpose, final in wanted:
                     stage = cell.distance_stage(iteration, denoise=denoise, final=final)
                     result = self.store.result(stage)
-                    row = {
-                        "dataset": cell.data.name,
-                        "variant": cell.variant.name,
-                        "seed": cell.seed,
-                        "weights": _WEIGHTS[cell.variant.weights],
-                        "denoise": denoise,
-                        "iteration": iteration,
+                    row = self.snapshot(cell, denoise, iteration) | {
                         "purpose": purpose,
                         "n": cell.n_final if final else cell.n_selection,
                         "reference": cell.reference,
@@ -145,6 +158,37 @@ class _Collector:
                     if result is not None:
                         row |= {key: result[key] for key in ("distance", "n", "n_reference")}
                         yield row
+
+    def quality_rows(self) -> Iterator[dict[str, Any]]:
+        for cell, denoise, iteration, result in self.final_results(Cell.quality_stage):
+            space = cell.data.extractor
+            row = self.snapshot(cell, denoise, iteration) | {
+                "n": result["n"],
+                "n_reference": result["n_reference"],
+                "reference": cell.reference,
+                "feature_space": space,
+            }
+            for metric, label, values in _qualities(result, space):
+                yield row | {"metric": metric, "label": label} | values
+
+    def extrapolation_rows(self) -> Iterator[dict[str, Any]]:
+        for cell, denoise, iteration, result in self.final_results(Cell.quality_stage):
+            line = result["extrapolation"]
+            row = self.snapshot(cell, denoise, iteration)
+            row["label"] = distance_label(cell.data.extractor)
+            for n, distance in zip(line.get("n", []), line.get("distances", []), strict=True):
+                fitted = {key: line[key] for key in ("slope", "intercept", "standard_error")}
+                yield row | {"n": n, "distance": distance} | fitted
+
+    def final_results(
+        self, stage_of: Callable[..., Stage]
+    ) -> Iterator[tuple[Cell, bool, int, dict[str, Any]]]:
+        """Yield (cell, denoise, iteration, result) of the chosen snapshots' finished stages."""
+        for cell in self.cells:
+            for denoise, iteration in selected_iterations(cell, self.store).items():
+                result = self.store.result(stage_of(cell, iteration, denoise=denoise))
+                if result is not None:
+                    yield cell, denoise, iteration, result
 
     def reference_rows(self) -> Iterator[dict[str, Any]]:
         for job in self.jobs:
@@ -169,7 +213,7 @@ class _Collector:
                 "dataset": cell.data.name,
                 "seed": cell.seed,
                 "training": f"{kind}, L={cell.train.n_levels}",
-                "variants": ", ".join(c.variant.name for c in cells),
+                "variants": ", ".join(c.label for c in cells),
             }
             with np.load(self.store.directory(stage) / "losses.npz") as losses:
                 for i, loss in enumerate(losses["train"], start=1):
@@ -180,16 +224,16 @@ class _Collector:
     def hyperparameter_rows(self) -> Iterator[dict[str, Any]]:
         seen = set()
         for cell in self.cells:
-            if (cell.data.name, cell.variant) in seen:
+            if (cell.data.name, cell.label) in seen:
                 continue
-            seen.add((cell.data.name, cell.variant))
+            seen.add((cell.data.name, cell.label))
             train = cell.train
             yield {
                 "dataset": cell.data.name,
-                "variant": cell.variant.name,
+                "variant": cell.label,
                 "source": "this run",
                 "sigma_1": train.sigma_begin,
-                "L": train.n_levels,
+                "L": cell.sampling_levels,
                 "T": cell.n_steps_each,
                 "epsilon": cell.step_size,
                 "batch_size": train.batch_size,
@@ -204,7 +248,7 @@ class _Collector:
     def timing_row(self, cell: Cell) -> dict[str, Any]:
         row: dict[str, Any] = {
             "dataset": cell.data.name,
-            "variant": cell.variant.name,
+            "variant": cell.label,
             "seed": cell.seed,
             "source": "this run",
             "score_evaluations_per_sample": cell.score_evaluations,
@@ -235,18 +279,81 @@ class _Collector:
 
     def sample_sets(self) -> Iterator[SampleSet]:
         for cell in self.cells:
-            for denoise, iteration in selected_iterations(cell, self.store).items():
+            chosen = selected_iterations(cell, self.store)
+            for iteration in cell.train.snapshot_iterations:
                 stage = cell.sample_stages(iteration, final=False)[0]
-                if self.store.result(stage) is not None:
+                if self.store.result(stage) is None:
+                    continue
+                for denoise in (False, True):
                     yield SampleSet(
-                        dataset=cell.data.name,
-                        variant=cell.variant.name,
-                        seed=cell.seed,
-                        weights=_WEIGHTS[cell.variant.weights],
-                        denoise=denoise,
-                        iteration=iteration,
+                        **self.snapshot(cell, denoise, iteration),
                         path=self.store.directory(stage) / sample_file(denoise),
+                        selected=chosen.get(denoise) == iteration,
                     )
+
+    def interpolations(self) -> Iterator[SampleSet]:
+        for cell in self.cells:
+            iteration = selected_iterations(cell, self.store).get(True)
+            if iteration is None:
+                continue
+            stage = cell.interpolation_stage(iteration)
+            if self.store.result(stage) is not None:
+                path = self.store.directory(stage) / sample_file(True)
+                yield SampleSet(**self.snapshot(cell, True, iteration), path=path)
+
+    def neighbour_sets(self) -> Iterator[NeighbourSet]:
+        for cell, denoise, iteration, result in self.final_results(Cell.neighbour_stage):
+            stage = cell.neighbour_stage(iteration, denoise=denoise)
+            samples = cell.sample_stages(iteration, final=True)
+            yield NeighbourSet(
+                **self.snapshot(cell, denoise, iteration),
+                feature_space=cell.data.extractor,
+                n_searched=result["n_searched"],
+                path=self.store.directory(stage) / "neighbours.npz",
+                samples=tuple(self.store.directory(s) / sample_file(denoise) for s in samples),
+            )
+
+
+def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Yield (metric, label, columns) of a quality stage's result; a note where n is too small."""
+
+    def part(name: str, **columns: str) -> dict[str, Any]:
+        found = result.get(name, {"reason": f"{space} has no class probabilities"})
+        if "reason" in found:
+            return {"note": found["reason"]}
+        return {column: found[key] for column, key in columns.items()}
+
+    inception = part("IS", value="mean", std="std", parts="parts")
+    if "parts" in inception:
+        inception["note"] = f"{inception.pop('parts')} splits"
+    yield "IS", metric_label("IS", space), inception
+    kernel = part("KID", value="mean", std="std", parts="parts", size="part_size")
+    if "parts" in kernel:
+        kernel["note"] = f"{kernel.pop('parts')} subsets of {kernel.pop('size')}"
+    yield "KID", metric_label("KID", space), kernel
+    against = {"n_reference": result["n_precision"]}
+    yield (
+        "precision",
+        metric_label("precision", space),
+        against | part("precision_recall", value="precision"),
+    )
+    yield (
+        "recall",
+        metric_label("recall", space),
+        against | part("precision_recall", value="recall"),
+    )
+    yield (
+        "f_score",
+        metric_label("f_score", space),
+        against | part("precision_recall", value="f_score"),
+    )
+    distance = distance_label(space)
+    yield (
+        "interval",
+        distance,
+        part("interval", value="distance", std="standard_error", low="low", high="high"),
+    )
+    yield "infinite n", distance, part("extrapolation", value="intercept", std="standard_error")
 
 
 def published_hyperparameters() -> Iterator[dict[str, Any]]:

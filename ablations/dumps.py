@@ -17,7 +17,7 @@ def dump_name(cell: Cell, *, denoise: bool) -> str:
     """Return the dump's folder name."""
     suffix = "denoised" if denoise else "not-denoised"
     dataset = cell.data.name.replace(":", "-").replace("/", "-")
-    return f"{dataset}-{cell.variant.slug}-seed{cell.seed}-{suffix}"
+    return f"{dataset}-{cell.slug}-seed{cell.seed}-{suffix}"
 
 
 def dump_exists(directory: Path, cell: Cell, *, denoise: bool) -> bool:
@@ -55,7 +55,7 @@ def dump_samples(
     chosen = generator.choice(len(real), size=n, replace=False)
     manifest = {
         "dataset": cell.data.name,
-        "variant": cell.variant.name,
+        "variant": cell.label,
         "techniques": list(cell.variant.techniques),
         "weights": cell.variant.weights,
         "denoise": denoise,

@@ -1,5 +1,6 @@
 """Grids: which variants run on which datasets with how many seeds."""
 
+import dataclasses
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,43 +8,82 @@ from typing import Any
 
 import numpy as np
 
-from ablations.cells import Cell, DataFacts, resolve
-from ablations.settings import BUDGETS, Settings, coerce
-from ablations.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
+from ablations.cells import Cell, DataFacts
+from ablations.resolution import resolve
+from ablations.settings import BUDGETS, SAMPLING_SETTINGS, Settings, apply_overrides, coerce
+from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from scorekit.data import prepare
 from scorekit.files import CorruptFile, read_json, write_json
-from scorekit.metrics import default_extractor, extractor_digest
+from scorekit.metrics import FEATURE_LAYERS, default_extractor, extractor_digest
 from scorekit.techniques import initial_noise_scale
+
+
+@dataclass(frozen=True)
+class Row:
+    """A variant of a grid, and what of SAMPLING_SETTINGS it sets apart from the grid's others."""
+
+    variant: Variant
+    sampling: tuple[tuple[str, Any], ...] = ()
+
+    def resolve(self, settings: Settings, data: DataFacts) -> Cell:
+        """Return the row's cell with seed 0; raises ValueError for a value out of range."""
+        overrides = dict(self.sampling)
+        cell = resolve(apply_overrides(settings, overrides), self.variant, data, seed=0)
+        parts = [str(overrides["sampler"])] if "sampler" in overrides else []
+        if {"sampling_levels", "n_steps_each"} & set(overrides):
+            parts.append(f"{cell.sampling_levels}×{cell.n_steps_each}")
+        if "step_size" in overrides:
+            parts.append(f"ε={cell.step_size:.3g}")
+        return dataclasses.replace(cell, row=", ".join(parts))
+
+
+def _row(variant: Variant, **sampling: Any) -> Row:
+    return Row(variant, tuple(sorted(sampling.items())))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A named set of variants; what is None or empty is left to the budget and the flags."""
+    """A named set of rows; what is None or empty is left to the budget and the flags."""
 
     name: str
-    variants: tuple[Variant, ...]
+    rows: tuple[Row, ...]
     datasets: tuple[str, ...] = ()
     seeds: int | None = None
     budget: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
 
 
+#: L (None: as trained; below 1: a share of that) and T of the grid "steps".
+STEPS = ((25 / 232, 1), (100 / 232, 1), (None, 1), (None, 3), (None, 5))
+
 GRIDS = {
     grid.name: grid
     for grid in (
-        Grid(name="paper", variants=PAPER_VARIANTS),
-        Grid(name="factorial", variants=ALL_VARIANTS),
+        Grid(name="paper", rows=tuple(map(Row, PAPER_VARIANTS))),
+        Grid(name="factorial", rows=tuple(map(Row, ALL_VARIANTS))),
+        # Consistent annealed sampling (Jolicoeur-Martineau et al. 2020, the paper's reference 9).
+        Grid(name="samplers", rows=(Row(NCSNV2), _row(NCSNV2, sampler="consistent"))),
+        # L x T: the shares of L are those of 25, 100 and 232 noise scales on CIFAR-10, which
+        # others have measured with the authors' checkpoint.
+        Grid(
+            name="steps",
+            rows=tuple(
+                _row(NCSNV2, sampling_levels=levels, n_steps_each=n_steps)
+                for levels, n_steps in STEPS
+            ),
+        ),
     )
 }
 
-_TOML_KEYS = {"name", "variants", "datasets", "seeds", "budget", "set"}
+_TOML_KEYS = {"name", "variants", "rows", "datasets", "seeds", "budget", "set"}
 
 
 def load_grid(name: str) -> Grid:
     """Return a grid by name, or from a TOML file of the user's; raises ValueError where bad.
 
-    The file's keys: ``variants`` (names, required), ``name``, ``datasets``, ``seeds``, ``budget``,
-    and a table ``[set]`` of settings.
+    The file's keys: ``variants`` (names) and ``[[rows]]`` (tables with ``variant`` and any of
+    SAMPLING_SETTINGS), one of them at least; ``name``, ``datasets``, ``seeds``, ``budget``, and a
+    table ``[set]`` of settings.
     """
     if name in GRIDS:
         return GRIDS[name]
@@ -66,9 +106,12 @@ def load_grid(name: str) -> Grid:
             raise ValueError(f"grid file {name}: {key} = {value!r} must be a list of texts")
         return value
 
-    variants = tuple(dict.fromkeys(parse_variant(text) for text in texts("variants")))
-    if not variants:
-        raise ValueError(f"grid file {name}: variants = [...] must name at least one variant")
+    rows = [Row(parse_variant(text)) for text in texts("variants")]
+    rows += [_toml_row(name, table) for table in _tables(name, content.get("rows", []))]
+    if not rows:
+        raise ValueError(
+            f"grid file {name}: variants = [...] or [[rows]] must name at least one variant"
+        )
     overrides = content.get("set", {})
     if not isinstance(overrides, dict):
         raise ValueError(f"grid file {name}: set must be a table of settings")
@@ -79,7 +122,7 @@ def load_grid(name: str) -> Grid:
         raise ValueError(f"grid file {name}: budget = {budget!r}; known: {', '.join(BUDGETS)}")
     return Grid(
         name=str(content.get("name", path.stem)),
-        variants=variants,
+        rows=tuple(dict.fromkeys(rows)),
         datasets=tuple(texts("datasets")),
         seeds=seeds,
         budget=budget,
@@ -87,17 +130,46 @@ def load_grid(name: str) -> Grid:
     )
 
 
+def _tables(name: str, value: Any) -> list[dict[str, Any]]:
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ValueError(f"grid file {name}: rows must be tables, each begun by [[rows]]")
+    return value
+
+
+def _toml_row(name: str, table: dict[str, Any]) -> Row:
+    known = ("variant", *SAMPLING_SETTINGS)
+    if unknown := sorted(set(table) - set(known)):
+        raise ValueError(
+            f"grid file {name}: [[rows]] key {unknown[0]!r} is unknown; known: {', '.join(known)}"
+        )
+    if not isinstance(table.get("variant"), str):
+        raise ValueError(f"grid file {name}: [[rows]] needs variant, the name of one")
+    settings = {key: coerce(key, value) for key, value in table.items() if key != "variant"}
+    return _row(parse_variant(table["variant"]), **settings)
+
+
 def data_facts(
-    spec: str, data_root: Path, *, image_size: int | None, inception_weights: Path | None
+    spec: str,
+    data_root: Path,
+    *,
+    image_size: int | None,
+    inception_weights: Path | None,
+    extractor: str | None = None,
 ) -> DataFacts:
     """Prepare a dataset where needed and return what settings are derived from.
 
-    ``spec`` is a name or ``imagefolder:PATH``. The maximum pairwise distance is kept beside the
-    images, under their fingerprint. Raises ValueError for bad data or weights.
+    ``spec`` is a name, or a name and a path (``imagefolder:PATH``). ``extractor`` is the feature
+    space, by default Inception where its weights are given, else the data set's own. The maximum
+    pairwise distance is kept beside the images, under their fingerprint. Raises ValueError for bad
+    data or weights.
     """
     dataset = prepare(spec, data_root, image_size=image_size)
     assert dataset.directory is not None
-    extractor = default_extractor(dataset.name, dataset.channels, inception_weights)
+    if extractor is None:
+        extractor = default_extractor(dataset.name, dataset.channels, inception_weights)
+    elif extractor not in FEATURE_LAYERS:
+        known = ", ".join(sorted(FEATURE_LAYERS))
+        raise ValueError(f"--extractor {extractor}: unknown; known are {known}")
     path = data_root / f"max-distance-{dataset.fingerprint[:16]}.json"
     try:
         distance = float(read_json(path)["max_distance"])
@@ -122,11 +194,20 @@ def data_facts(
 
 
 def build_cells(grid: Grid, settings: Settings, facts: list[DataFacts], seeds: int) -> list[Cell]:
-    """Return every cell of a grid: dataset by dataset, variant by variant, seed by seed."""
-    return [
-        cell.with_seed(seed)
-        for data in facts
-        for variant in grid.variants
-        for cell in [resolve(settings, variant, data, seed=0)]
-        for seed in range(seeds)
-    ]
+    """Return every cell of a grid: dataset by dataset, row by row, seed by seed.
+
+    Raises ValueError for a setting out of range, and for two rows that come to one.
+    """
+    cells: dict[str, Cell] = {}
+    for data in facts:
+        for row in grid.rows:
+            cell = row.resolve(settings, data)
+            for seed in range(seeds):
+                seeded = cell.with_seed(seed)
+                if seeded.name in cells:
+                    raise ValueError(
+                        f"grid {grid.name}: two rows come to {cell.label} on {data.name}; "
+                        "leave one out"
+                    )
+                cells[seeded.name] = seeded
+    return list(cells.values())

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ablations.cells import Cell, DataFacts
+from ablations.cells import N_BETWEEN, N_PAIRS, Cell, DataFacts
 from ablations.dumps import dump_exists
-from ablations.stages import StageStore
+from ablations.stages import Stage, StageStore
 from scorekit.data import Dataset
 from scorekit.files import CorruptFile
 from scorekit.networks import forward_flops, parameter_count
@@ -33,8 +33,11 @@ class Context:
 
     @cached_property
     def store(self) -> StageStore:
-        """The stages' folders; kept, because it remembers which files it has checked."""
-        return StageStore(self.out / "stages")
+        """The stages' folders; kept, because it remembers which files it has checked.
+
+        What is known of real images stands beside them: every grid on them shares it.
+        """
+        return StageStore(self.out / "stages", {"reference": self.data_root})
 
     @property
     def samples(self) -> Path:
@@ -52,7 +55,11 @@ class Context:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Stages that one process runs in a row: ``kind`` is "train", "evaluate" or "baseline"."""
+    """Stages that one process runs in a row.
+
+    ``kind`` is "train", "evaluate" or "baseline", of which a grid consists, or "interpolate" or
+    "neighbours", which an evaluated cell can have besides.
+    """
 
     kind: str
     cell: Cell  # for training, the first of the cells that share it
@@ -65,7 +72,7 @@ class Job:
             return f"train-{self.cell.train_stage().digest}"
         if self.kind == "baseline":
             return f"baseline-{self.cell.baseline_stage().digest}"
-        return "evaluate-" + self.cell.name.replace("/", "-").replace(":", "-")
+        return f"{self.kind}-" + self.cell.name.replace("/", "-").replace(":", "-")
 
     @property
     def title(self) -> str:
@@ -76,12 +83,12 @@ class Job:
             return f"train {self.cell.data.name} {network} {ladder} seed {self.cell.seed}"
         if self.kind == "baseline":
             return f"reference rows of {self.cell.data.name}"
-        return f"evaluate {self.cell.data.name} {self.cell.variant.name} seed {self.cell.seed}"
+        return f"{self.kind} {self.cell.data.name} {self.cell.label} seed {self.cell.seed}"
 
     @property
     def flops(self) -> float:
         """Estimated work; a training step counts as three forward passes."""
-        if self.kind == "baseline":
+        if self.kind in ("baseline", "neighbours"):
             return 0.0
         per_image = cell_forward_flops(self.cell)
         train = self.cell.train
@@ -97,6 +104,8 @@ class Job:
     @property
     def n_sampled(self) -> int:
         """Trajectories of an evaluation, if both denoise settings choose the same snapshot."""
+        if self.kind == "interpolate":
+            return N_PAIRS * (N_BETWEEN + 2)
         snapshots = len(self.cell.train.snapshot_iterations)
         return snapshots * self.cell.n_selection + self.cell.n_final - self.cell.n_selection
 
@@ -153,6 +162,13 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
     return [*trainings.values(), *evaluations.values(), *baselines.values()]
 
 
+def more_jobs(kind: str, cells: list[Cell]) -> list[Job]:
+    """Return a job of one of the kinds beside the grid's for each cell; it needs the evaluation."""
+    return [
+        Job(kind=kind, cell=cell, needs=(Job(kind="evaluate", cell=cell).name,)) for cell in cells
+    ]
+
+
 def progress_path(out: Path, job_name: str) -> Path:
     """Return the file with a job's progress."""
     return out / "jobs" / f"{job_name}.progress.json"
@@ -170,14 +186,33 @@ def job_is_done(job: Job, context: Context) -> bool:
         return store.result(job.cell.train_stage()) is not None
     if job.kind == "baseline":
         return store.result(job.cell.baseline_stage()) is not None
-    # Looked for first, because they are written last and found without a digest.
-    if not all(dump_exists(context.samples, job.cell, denoise=d) for d in (False, True)):
+    if job.kind == "evaluate" and not all(
+        # Looked for first, because they are written last and found without a digest.
+        dump_exists(context.samples, job.cell, denoise=d)
+        for d in (False, True)
+    ):
         return False
     chosen = selected_iterations(job.cell, store)
     return len(chosen) == 2 and all(
-        store.result(job.cell.distance_stage(iteration, denoise=denoise, final=True)) is not None
-        for denoise, iteration in chosen.items()
+        store.result(stage) is not None for stage in final_stages(job, chosen)
     )
+
+
+def final_stages(job: Job, chosen: dict[bool, int]) -> list[Stage]:
+    """Return what a job makes of the snapshots that were chosen, by denoise setting."""
+    cell = job.cell
+    if job.kind == "interpolate":
+        return [cell.interpolation_stage(chosen[True])]
+    if job.kind == "neighbours":
+        return [cell.neighbour_stage(chosen[True], denoise=True)]
+    return [
+        stage
+        for denoise, iteration in chosen.items()
+        for stage in (
+            cell.distance_stage(iteration, denoise=denoise, final=True),
+            cell.quality_stage(iteration, denoise=denoise),
+        )
+    ]
 
 
 def selected_iterations(cell: Cell, store: StageStore) -> dict[bool, int]:

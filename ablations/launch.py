@@ -18,7 +18,15 @@ from typing import Any
 from ablations.cells import Cell
 from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
-from ablations.jobs import Context, Job, failure_path, job_is_done, plan_jobs, seconds_spent
+from ablations.jobs import (
+    Context,
+    Job,
+    failure_path,
+    job_is_done,
+    more_jobs,
+    plan_jobs,
+    seconds_spent,
+)
 from ablations.manifest import Manifest, load_manifest, save_manifest
 from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
 from ablations.progress import make_reporter
@@ -48,7 +56,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=["auto", *BUDGETS],
         help="auto (default): paper on CUDA, quick otherwise",
     )
-    add("--datasets", help="comma-separated: digits, patches, imagefolder:PATH")
+    add("--datasets", help="comma-separated; `python -m scorekit.data list` has their names")
     add("--data-root", type=Path, help="where prepared images are kept (default: OUT/data)")
     add("--out", type=Path, help="default: runs/<grid>")
     add("--seeds", type=int, metavar="N", help="number of seeds (default: 1)")
@@ -64,7 +72,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--only", metavar="PATTERN", help="cells to run: comma-separated names or globs")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="submitit parameter")
+    add("--reference", choices=["train", "test"], help="real images to compare with (see README)")
     add("--inception-weights", type=Path, metavar="PATH", help="torch-fidelity's Inception weights")
+    add("--extractor", metavar="NAME", help="feature space other than the data set's own")
     add("--dry-run", action="store_true", help="print the stages and their cost, run nothing")
     add("--status", action="store_true", help="print the state of every job, run nothing")
     add("--retry-failed", action="store_true", help="run failed and diverged jobs again")
@@ -97,6 +107,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     wanted = args.budget or grid.budget or "auto"
     budget = BUDGETS[wanted if wanted != "auto" else ("paper" if device == "cuda" else "quick")]
     overrides = grid.overrides | parse_overrides(args.set)
+    if args.reference is not None:
+        overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)
     seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
     counts = {"--seeds": seeds, "--threads": args.threads, "--workers": args.workers}
@@ -114,8 +126,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
     specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
     existing = load_manifest(out)
     facts = [
-        data_facts(s, data_root, image_size=settings.image_size, inception_weights=weights)
-        for s in dict.fromkeys(specs)
+        data_facts(
+            spec,
+            data_root,
+            image_size=settings.image_size,
+            inception_weights=weights,
+            extractor=args.extractor,
+        )
+        for spec in dict.fromkeys(specs)
     ]
     names = [data.name for data in facts]
     for called in names:
@@ -251,6 +269,19 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     return 0
 
 
+def run_more(plan: Plan, kind: str, cells: list[Cell]) -> dict[str, str]:
+    """Run jobs of a kind that grids have not, here, for evaluated cells; return what failed, why.
+
+    ``kind`` is "interpolate" or "neighbours". Raises ValueError where OUT is in use.
+    """
+    jobs = [j for j in more_jobs(kind, cells) if not job_is_done(j, plan.context)]
+    outcome = Outcome()
+    if jobs:
+        with _launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:
+            run_inline(jobs, plan.context, reporter, outcome)
+    return outcome.failed
+
+
 def _report(out: Path) -> Path:
     page, pending = out / "report" / "index.html", out / _REPORT_PENDING
     if page.exists() and not pending.exists():
@@ -294,7 +325,7 @@ def _launcher_lock(out: Path) -> Iterator[None]:
 
 
 def _matches(cell: Cell, pattern: str) -> bool:
-    names = (cell.name, cell.variant.slug, cell.variant.name.lower(), cell.data.name)
+    names = (cell.name, cell.slug, cell.label, cell.variant.slug, cell.variant.name, cell.data.name)
     return any(fnmatch.fnmatchcase(name, pattern.lower()) for name in map(str.lower, names))
 
 

@@ -9,6 +9,7 @@ from ablations.stages import RESULTS_VERSION
 from scorekit.files import CorruptFile, read_json, write_json
 
 _FORMAT = 1
+_AND = " + "  # between the names of grids that share a folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +25,10 @@ class Manifest:
     def merged(self, other: "Manifest", out: Path) -> "Manifest":
         """Return this manifest with the cells of ``other`` added.
 
-        More datasets, seeds or variants may be added to a folder; raises ValueError where grid,
+        More datasets, seeds and other grids may be added to a folder; raises ValueError where
         budget, settings or a dataset differ, because their results would share tables unmarked.
         """
-        for key in ("grid", "budget", "overrides"):
+        for key in ("budget", "overrides"):
             mine, theirs = getattr(self, key), getattr(other, key)
             if mine != theirs:
                 raise ValueError(
@@ -40,7 +41,10 @@ class Manifest:
                     f"--out {out} holds another {cell.name}: its data or derived settings changed "
                     "since; choose another --out"
                 )
-        return replace(self, cells=list(cells.values()), data_root=other.data_root)
+        grids = dict.fromkeys([*self.grid.split(_AND), *other.grid.split(_AND)])
+        return replace(
+            self, grid=_AND.join(grids), cells=list(cells.values()), data_root=other.data_root
+        )
 
 
 def load_manifest(out: Path) -> Manifest | None:

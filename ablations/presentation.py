@@ -29,12 +29,18 @@ _SUBSCRIPT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
 
 
 def variant_order(variants: Iterable[str]) -> list[str]:
-    """The variants, each once, in the paper's order, with ones it does not name before NCSNv2."""
+    """The variants, each once, in the paper's order, with ones it does not name before NCSNv2.
+
+    Rows that differ in their sampling ("NCSNv2, 25×1") follow the variant's own.
+    """
     order = list(_VARIANTS)
 
-    def key(variant: str) -> tuple[float, str]:
-        known = variant in _VARIANTS
-        return (float(order.index(variant)) if known else len(order) - 1.5, variant)
+    def key(variant: str) -> tuple[float, bool, list[tuple[int, str]]]:
+        base, _, row = variant.partition(", ")
+        place = float(order.index(base)) if base in _VARIANTS else len(order) - 1.5
+        # Numbers in the row's name as numbers: 25×1 comes before 100×1.
+        parts = re.findall(r"\d+|\D+", variant)
+        return place, bool(row), [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
 
     return sorted(set(variants), key=key)
 

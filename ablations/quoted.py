@@ -41,6 +41,34 @@ SPEED: list[tuple[str, str, float, float]] = [
 ]
 
 
+STEPS_SOURCE = (
+    "10,000 samples of the authors' checkpoints with the denoising step, measured by others"
+)
+# Family of data sets -> (L, T, FID) of the authors' NCSNv2 checkpoints.
+STEPS: dict[str, list[tuple[int, int, float]]] = {
+    "CIFAR-10": [(25, 1, 46.8), (100, 1, 17.2), (232, 1, 16.0), (232, 3, 12.8), (232, 5, 12.5)],
+    "CelebA 64": [(50, 1, 25.0), (250, 1, 13.6), (500, 1, 14.0), (500, 3, 11.3), (500, 5, 9.5)],
+}
+
+
+def step_rows(dataset: str) -> list[dict[str, object]]:
+    """Published distances against L x T for the paper's data set that one of ours stands for."""
+    return [
+        {
+            "variant": f"NCSNv2, {n_levels}×{n_steps}",
+            "weights": "EMA",
+            "denoise": True,
+            "score_evaluations": n_levels * n_steps + 1,
+            "label": "FID",
+            "distance_mean": fid,
+            "distance_std": math.nan,
+            "n": "10,000",
+            "source": "published",
+        }
+        for n_levels, n_steps, fid in STEPS.get(family(dataset) or "", [])
+    ]
+
+
 def family(dataset: str) -> str | None:
     """The paper's data set that one of ours stands for (CIFAR-10 or CelebA 64), or None."""
     name = dataset.lower().replace("-", "").replace("_", "")

@@ -9,6 +9,9 @@ from typing import Any
 
 import pandas as pd
 
+#: What is measured beside the distance; the last two say what n does to the distance itself.
+METRICS = ("IS", "KID", "precision", "recall", "f_score", "interval", "infinite n")
+
 # Column name -> pandas dtype. Counts are nullable ("Int64"): a paper's row or a cell that has not
 # run yet has none, and a float NaN would turn every count of the column into "1000.0". Texts are
 # nullable too ("string"): older pandas casts a missing "str" to the word "nan".
@@ -36,6 +39,39 @@ DISTANCE_COLUMNS: dict[str, str] = {
     "feature_space": "string",
     "label": "string",
     "distance": "float64",
+}
+QUALITY_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "seed": "Int64",
+    "weights": "string",
+    "denoise": "bool",
+    "iteration": "Int64",
+    "metric": "string",
+    "label": "string",
+    "value": "float64",
+    "std": "float64",
+    "low": "float64",
+    "high": "float64",
+    "n": "Int64",
+    "n_reference": "Int64",
+    "reference": "string",
+    "feature_space": "string",
+    "note": "string",
+}
+EXTRAPOLATION_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "seed": "Int64",
+    "weights": "string",
+    "denoise": "bool",
+    "iteration": "Int64",
+    "label": "string",
+    "n": "Int64",
+    "distance": "float64",
+    "slope": "float64",
+    "intercept": "float64",
+    "standard_error": "float64",
 }
 REFERENCE_COLUMNS: dict[str, str] = {
     "dataset": "string",
@@ -97,6 +133,8 @@ RUN_KEYS = (
 _FRAMES = {
     "cells": CELL_COLUMNS,
     "distances": DISTANCE_COLUMNS,
+    "qualities": QUALITY_COLUMNS,
+    "extrapolations": EXTRAPOLATION_COLUMNS,
     "references": REFERENCE_COLUMNS,
     "losses": LOSS_COLUMNS,
     "hyperparameters": HYPERPARAMETER_COLUMNS,
@@ -108,13 +146,19 @@ _ALLOWED = {
     ("distances", "weights"): {"raw", "EMA"},
     ("distances", "purpose"): {"selection", "final"},
     ("distances", "reference"): {"train", "test"},
+    ("qualities", "weights"): {"raw", "EMA"},
+    ("qualities", "metric"): set(METRICS),
     ("losses", "split"): {"train", "test"},
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class SampleSet:
-    """Images sampled from one snapshot: `path` is a .npy file, uint8, shape (N, C, H, W)."""
+    """Images from one snapshot, `path` a .npy file of uint8.
+
+    Samples are (N, C, H, W), the first of the indices 0, 1, …; `selected` says whether it is the
+    snapshot that was chosen by its distance. Interpolations are (pairs, N + 2, C, H, W).
+    """
 
     dataset: str
     variant: str
@@ -123,6 +167,28 @@ class SampleSet:
     denoise: bool
     iteration: int
     path: Path
+    selected: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeighbourSet:
+    """The nearest training images of final samples, and of held-out images.
+
+    `path` is an .npz file with, for "fake" and "held_out", ``…_train_index`` (n, k) into the
+    training images, ``…_distance`` (n, k) and ``…_flipped`` (n, k), nearest first; `samples` are
+    the files whose images, one after another, are the fakes.
+    """
+
+    dataset: str
+    variant: str
+    seed: int
+    weights: str
+    denoise: bool
+    iteration: int
+    feature_space: str
+    n_searched: int
+    path: Path
+    samples: tuple[Path, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,19 +197,26 @@ class Results:
 
     `run` has the keys RUN_KEYS.
     Each frame has the columns of its constant above, is cast to their types, and may have no rows.
-    `samples` and `real` name .npy files of uint8 images, shape (N, C, H, W). Raises ValueError when
-    a key or column is missing, a value has not its column's type, or a word is not one agreed on.
+    `samples`, `real` (training images) and `held_out` (test images) name .npy files of uint8
+    images, shape (N, C, H, W); `interpolations` and `neighbours` are there where they were made.
+    Raises ValueError when a key or column is missing, a value has not its column's type, or a word
+    is not one agreed on.
     """
 
     run: dict[str, Any]
     cells: pd.DataFrame
     distances: pd.DataFrame
+    qualities: pd.DataFrame
+    extrapolations: pd.DataFrame
     references: pd.DataFrame
     losses: pd.DataFrame
     hyperparameters: pd.DataFrame
     timings: pd.DataFrame
     samples: list[SampleSet] = field(default_factory=list)
     real: dict[str, Path] = field(default_factory=dict)
+    held_out: dict[str, Path] = field(default_factory=dict)
+    interpolations: list[SampleSet] = field(default_factory=list)
+    neighbours: list[NeighbourSet] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         absent = [key for key in RUN_KEYS if key not in self.run]

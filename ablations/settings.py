@@ -11,6 +11,9 @@ from scorekit.compilation import Precision
 #: How, not what: these change speed, memory and rounding, and belong to no digest.
 EXECUTION_SETTINGS = ("compile", "sampling_batch")
 
+#: How samples are drawn from a trained network: what one row of a grid may set apart from others.
+SAMPLING_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -29,6 +32,10 @@ class Settings:
     coverage: float = 0.5
     n_steps_each: int | None = None
     step_size: float | None = None
+    # How the trained network is sampled. ``sampling_levels`` is the number of noise scales, or
+    # below 1 a share of those trained with; it needs Technique 3.
+    sampler: Literal["annealed", "consistent"] = "annealed"
+    sampling_levels: float | None = None
     # Network.
     architecture: str | None = None
     width: int = 128
@@ -48,7 +55,7 @@ class Settings:
     n_selection: int = 1000
     n_final: int = 10_000
     n_dump: int = 5000
-    reference: Literal["train", "test"] = "train"
+    reference: Literal["train", "test"] | None = None  # the paper's: CelebA test, others train
     # Data.
     image_size: int | None = None
     # EXECUTION_SETTINGS.
@@ -62,6 +69,14 @@ class Settings:
         if self.n_final < self.n_selection:
             raise ValueError(
                 f"n_final = {self.n_final} must be at least n_selection = {self.n_selection}"
+            )
+        if self.sampling_levels is not None and not (
+            0 < self.sampling_levels < 1
+            or (self.sampling_levels >= 2 and self.sampling_levels % 1 == 0)
+        ):
+            raise ValueError(
+                f"sampling_levels = {self.sampling_levels} must be a whole number from 2, or a "
+                "share between 0 and 1"
             )
         if self.n_dump < 0:
             raise ValueError(f"n_dump = {self.n_dump} must not be negative")
@@ -85,6 +100,23 @@ BUDGETS = {
             description="widths, iterations and sample counts of the paper",
             settings=Settings(),
             datasets=("digits",),
+        ),
+        Budget(
+            name="hour",
+            description="the paper's networks and noise scales, a twentieth of its iterations and "
+            "fewer samples: on images of CIFAR-10's size meant for about an hour of one "
+            "data-centre GPU, which is an estimate from FLOPs and not measured yet; can be stopped "
+            "and continued every few minutes",
+            settings=Settings(
+                iterations=15_000,
+                precision="bf16",
+                snapshot_interval=2500,
+                n_selection=250,
+                n_final=1000,
+                n_dump=1000,
+                sampling_batch=250,
+            ),
+            datasets=("cifar10-jpeg",),
         ),
         Budget(
             name="quick",

@@ -22,7 +22,7 @@ from scorekit.files import CorruptFile, read_json, set_aside, sha256_file, write
 _log = logging.getLogger("scorekit")
 
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 
 _CANONICAL_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
@@ -49,15 +49,15 @@ class Stage:
 
 
 class StageStore:
-    """The stages' directories below one root."""
+    """The stages' directories below one root; ``elsewhere`` gives kinds a root of their own."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, elsewhere: dict[str, Path] | None = None) -> None:
+        self.root, self.elsewhere = root, elsewhere or {}
         self._checked: dict[Path, tuple[int, int]] = {}
 
     def directory(self, stage: Stage) -> Path:
         """Return the stage's directory, which need not exist."""
-        return self.root / stage.kind / stage.digest
+        return self.elsewhere.get(stage.kind, self.root) / stage.kind / stage.digest
 
     def result(self, stage: Stage) -> dict[str, Any] | None:
         """Return the result of a finished stage, or None.

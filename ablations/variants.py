@@ -43,12 +43,14 @@ class Variant:
 ALL_VARIANTS = tuple(
     Variant(noise_scales=a, conditioning=b, ema=c) for a, b, c in product((False, True), repeat=3)
 )
+#: All techniques together.
+NCSNV2 = Variant(noise_scales=True, conditioning=True, ema=True)
 #: The four of the paper's ablation (Figs. 5, 9, 13, 14): groups added one after another.
 PAPER_VARIANTS = (
     Variant(),
     Variant(ema=True),
     Variant(noise_scales=True, ema=True),
-    Variant(noise_scales=True, conditioning=True, ema=True),
+    NCSNV2,
 )
 
 

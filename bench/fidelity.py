@@ -24,8 +24,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablations.cells import Cell, DataFacts, resolve
+from ablations.cells import Cell, DataFacts
 from ablations.grids import data_facts
+from ablations.resolution import resolve
 from ablations.settings import BUDGETS
 from ablations.variants import parse_variant
 from bench.comparisons import (

@@ -85,3 +85,11 @@ def published(model: str, dataset: str) -> Published:
             return row
     known = ", ".join(sorted({row.dataset for row in TABLE_4}))
     raise ValueError(f"preset = {dataset!r} is not in Table 4 for {model}; known: {known}")
+
+
+def default_reference(dataset: str) -> str:
+    """Return the split that FID is measured against: App. B.2 says test for CelebA, train else.
+
+    The paper states it for CIFAR-10 and CelebA only; other datasets follow CIFAR-10.
+    """
+    return "test" if dataset == "celeba" else "train"

@@ -12,8 +12,10 @@ import numpy as np
 from ablations.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
+    EXTRAPOLATION_COLUMNS,
     HYPERPARAMETER_COLUMNS,
     LOSS_COLUMNS,
+    QUALITY_COLUMNS,
     REFERENCE_COLUMNS,
     TIMING_COLUMNS,
     Results,
@@ -67,6 +69,7 @@ def complete(
     rows: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("cells", "distances", "references", "losses", "settings", "timings")
     }
+    rows |= {"qualities": [], "extrapolations": []}
     samples: list[SampleSet] = []
     real: dict[str, Path] = {}
     for dataset in datasets:
@@ -87,6 +90,8 @@ def complete(
                 for denoise in (True, False):
                     measured = cell | {"weights": weights, "denoise": denoise, "label": label}
                     rows["distances"] += _distances(rng, measured, level)
+                    rows["qualities"] += _qualities(measured, level)
+                    rows["extrapolations"] += _extrapolation(measured, level)
                     path = directory / f"{len(samples)}.npy"
                     _images(path, rng, channels, size, level / 60)
                     samples.append(
@@ -108,6 +113,8 @@ def complete(
         run=fake_run(datasets=list(datasets), n_seeds=n_seeds, n_cells=n_cells, n_done=n_cells),
         cells=make_frame(CELL_COLUMNS, rows["cells"]),
         distances=make_frame(DISTANCE_COLUMNS, rows["distances"]),
+        qualities=make_frame(QUALITY_COLUMNS, rows["qualities"]),
+        extrapolations=make_frame(EXTRAPOLATION_COLUMNS, rows["extrapolations"]),
         references=make_frame(REFERENCE_COLUMNS, rows["references"]),
         losses=make_frame(LOSS_COLUMNS, rows["losses"]),
         hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, rows["settings"]),
@@ -176,6 +183,33 @@ def _distances(
     value = final_distance(measured["variant"], measured["seed"], measured["denoise"])
     last = {"iteration": 5000, "n": 1000, "distance": value}
     return [*rows, base | last | {"purpose": "final"}]
+
+
+def _qualities(measured: dict[str, Any], level: float) -> list[dict[str, Any]]:
+    space = measured["label"][3:-1]
+    base = measured | {"iteration": 5000, "n": 1000, "n_reference": 1437, "reference": "train"}
+    base |= {"feature_space": space}
+    values = {
+        "IS": {"value": 9 - level / 10, "std": 0.2, "note": "10 splits"},
+        "KID": {"value": level / 1000, "std": 0.001, "note": "100 subsets of 1000"},
+        "precision": {"value": 0.75},
+        "recall": {"value": 0.5},
+        "f_score": {"value": 0.6},
+        "interval": {"value": level, "std": 0.5, "low": level - 1, "high": level + 1.25},
+        "infinite n": {"value": level - 2, "std": 0.125},
+    }
+    rows = []
+    for metric, columns in values.items():
+        is_distance = metric in ("interval", "infinite n")
+        label = measured["label"] if is_distance else f"{metric}[{space}]"
+        rows.append(base | {"metric": metric, "label": label} | columns)
+    return rows
+
+
+def _extrapolation(measured: dict[str, Any], level: float) -> list[dict[str, Any]]:
+    line = {"slope": 2000.0, "intercept": level - 2, "standard_error": 0.125}
+    points = [{"n": n, "distance": level - 2 + 2000 / n} for n in (250, 400, 600, 800, 1000)]
+    return [measured | {"iteration": 5000} | line | point for point in points]
 
 
 def _losses(

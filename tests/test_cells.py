@@ -4,7 +4,8 @@ import pickle
 
 import pytest
 
-from ablations.cells import DataFacts, cell_from_json, resolve
+from ablations.cells import DataFacts, cell_from_json
+from ablations.resolution import resolve
 from ablations.settings import Settings, apply_overrides
 from ablations.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
 
@@ -132,6 +133,18 @@ def test_a_cell_survives_json(variant):
         ({"coverage": 1.0}, "coverage = 1.0 must lie in"),
         ({"architecture": "64"}, "architecture = '64' is unknown; known: 32-64"),
         ({"batch_size": 0}, "batch_size = 0 must be at least 1"),
+        (
+            {"sampling_levels": 1.0},
+            "sampling_levels = 1.0 must be a whole number",
+        ),
+        (
+            {"sampling_levels": 2.5},
+            "sampling_levels = 2.5 must .*, or a share",
+        ),
+        (
+            {"sampler": "consistent", "step_size": 1.99e-4, "n_steps_each": 1},
+            "step_size = 0.000199",
+        ),
     ],
 )
 def test_a_value_out_of_range_is_named(overrides, message):
@@ -186,3 +199,27 @@ def test_reference_rows_are_named_by_images_and_feature_space(change, same):
 def test_cells_are_values():
     assert dataclasses.replace(cell(), seed=0) == cell()
     assert Variant(**dataclasses.asdict(cell().variant)) == cell().variant
+
+
+def test_what_needs_technique_3_says_so():
+    with pytest.raises(ValueError, match=r"sampling_levels = 20 needs .*NCSN_1,2,4,5 knows"):
+        cell("ncsn_1245", sampling_levels=20)
+    with pytest.raises(ValueError, match="sampler = 'consistent' with n_steps_each = 5 needs"):
+        cell("ncsn_1245", sampler="consistent")
+    assert cell("ncsn_1245", sampler="consistent", n_steps_each=1).score_evaluations == 219
+
+
+def test_the_reference_is_the_papers_choice_unless_set():
+    assert cell().reference == "train"
+    assert cell(data=facts(name="celeba", image_size=64)).reference == "test"
+    assert cell(data=facts(name="celeba", image_size=64), reference="train").reference == "train"
+
+
+def test_interpolations_and_neighbours_follow_what_they_are_made_of():
+    c = cell()
+    assert c.interpolation_stage(5000) != c.interpolation_stage(10_000)
+    assert c.interpolation_stage(5000).settings["mix_seed"] != c.seed
+    assert c.neighbour_stage(5000, denoise=True) != c.neighbour_stage(5000, denoise=False)
+    # Always among the training images, whatever the distance refers to.
+    other = cell(reference="test")
+    assert other.neighbour_stage(5000, denoise=True) == c.neighbour_stage(5000, denoise=True)

@@ -1,8 +1,10 @@
 import pytest
 
-from ablations.cells import resolve
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
-from ablations.settings import BUDGETS
+from ablations.resolution import resolve
+from ablations.settings import BUDGETS, apply_overrides
+from ablations.variants import NCSNV2
+from scorekit.techniques import ladder_ratio, langevin_step_size
 
 
 def write(tmp_path, text):
@@ -12,13 +14,13 @@ def write(tmp_path, text):
 
 
 def test_built_in_grids():
-    assert [v.slug for v in load_grid("paper").variants] == [
+    assert [row.variant.slug for row in load_grid("paper").rows] == [
         "ncsn",
         "ncsn_5",
         "ncsn_1245",
         "ncsnv2",
     ]
-    assert len(GRIDS["factorial"].variants) == 8
+    assert len(GRIDS["factorial"].rows) == 8
 
 
 def test_a_users_grid(tmp_path):
@@ -28,7 +30,7 @@ def test_a_users_grid(tmp_path):
     )
     grid = load_grid(write(tmp_path, text))
     assert grid.name == "mine"
-    assert [v.slug for v in grid.variants] == ["ncsnv2", "ncsn_5"]
+    assert [row.variant.slug for row in grid.rows] == ["ncsnv2", "ncsn_5"]
     assert grid.overrides == {"width": 8, "flip": False}
     assert (grid.seeds, grid.budget, grid.datasets) == (2, "quick", ("digits",))
 
@@ -42,7 +44,11 @@ def test_a_users_grid(tmp_path):
         ('variants = ["ncsnx"]', "variant 'ncsnx' is unknown"),
         ('variants = ["ncsn"]\ncolour = 1', "key 'colour' is unknown"),
         ('variants = ["ncsn"]\nseeds = "two"', "seeds = 'two' must be a whole number"),
-        ('variants = ["ncsn"]\nbudget = "huge"', "budget = 'huge'; known: paper, quick"),
+        ('variants = ["ncsn"]\nbudget = "huge"', "budget = 'huge'; known: paper, hour, quick"),
+        ("rows = 1", r"rows must be tables, each begun by \[\[rows\]\]"),
+        ('[[rows]]\nsampler = "consistent"', r"\[\[rows\]\] needs variant"),
+        ('[[rows]]\nvariant = "ncsnv2"\nwidth = 8', r"\[\[rows\]\] key 'width' is unknown"),
+        ('[[rows]]\nvariant = "ncsnv2"\nsampler = "x"', "sampler = 'x' is not one of 'annealed'"),
         ('variants = ["ncsn"]\nset = 3', "set must be a table"),
         ('variants = ["ncsn"]\n[set]\nwidth = "w"', "width = 'w' is not a whole number"),
     ],
@@ -62,7 +68,74 @@ def test_facts_of_the_digits_and_cells_of_a_grid(tmp_path):
     cells = build_cells(GRIDS["paper"], BUDGETS["quick"].settings, [data], seeds=2)
     assert len(cells) == len({cell.name for cell in cells}) == 8
     assert cells == [
-        resolve(BUDGETS["quick"].settings, variant, data, seed)
-        for variant in GRIDS["paper"].variants
+        resolve(BUDGETS["quick"].settings, row.variant, data, seed)
+        for row in GRIDS["paper"].rows
         for seed in range(2)
     ]
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    return data_facts("digits", folder, image_size=None, inception_weights=None)
+
+
+def test_rows_that_differ_in_sampling_only_share_one_training(digits):
+    cells = build_cells(GRIDS["steps"], BUDGETS["quick"].settings, [digits], seeds=1)
+    assert len({cell.train_stage().digest for cell in cells}) == 1
+    n_levels = cells[0].train.n_levels
+    shares = (25 / 232, 100 / 232, 1, 1, 1)
+    assert [cell.sampling_levels for cell in cells] == [max(2, round(n_levels * s)) for s in shares]
+    assert [cell.n_steps_each for cell in cells] == [1, 1, 1, 3, 5]
+    assert [c.score_evaluations for c in cells] == [
+        c.sampling_levels * c.n_steps_each + 1 for c in cells
+    ]
+    assert cells[-1].label == f"NCSNv2, {n_levels}×5"
+    assert cells[-1].name == f"digits/ncsnv2-{n_levels}x5/seed0"
+    # The variant's own row, at the same T, is the same work under another name.
+    own = resolve(
+        apply_overrides(BUDGETS["quick"].settings, {"n_steps_each": 5}), NCSNV2, digits, seed=0
+    )
+    assert own.name == "digits/ncsnv2/seed0"
+    assert own.distance_stage(600, denoise=True, final=True) == cells[-1].distance_stage(
+        600, denoise=True, final=True
+    )
+
+
+def test_step_sizes_follow_the_ladder_that_is_sampled(digits):
+    cells = build_cells(GRIDS["steps"], BUDGETS["quick"].settings, [digits], seeds=1)
+    for cell in cells:
+        gamma = ladder_ratio(cell.sampling_sigmas)
+        assert cell.step_size == langevin_step_size(gamma, 0.01, cell.n_steps_each)
+
+
+def test_consistent_sampling_is_a_row_beside_the_variants_own(digits, tmp_path):
+    own, consistent = build_cells(GRIDS["samplers"], BUDGETS["quick"].settings, [digits], seeds=1)
+    assert (own.label, consistent.label) == ("NCSNv2", "NCSNv2, consistent")
+    assert own.train_stage() == consistent.train_stage()
+    assert own.sample_stages(600, final=False) != consistent.sample_stages(600, final=False)
+    levels = consistent.sampling_levels
+    assert consistent.score_evaluations == (levels - 1) * consistent.n_steps_each + 1
+    text = (
+        'variants = ["ncsnv2"]\n[[rows]]\nvariant = "ncsnv2"\nsampler = "consistent"\n'
+        "sampling_levels = 5\n"
+    )
+    grid = load_grid(write(tmp_path, text))
+    cells = build_cells(grid, BUDGETS["quick"].settings, [digits], seeds=1)
+    assert [cell.label for cell in cells] == ["NCSNv2", "NCSNv2, consistent, 5×10"]
+
+
+def test_two_rows_of_one_name_are_refused(digits, tmp_path):
+    text = "".join(
+        f'[[rows]]\nvariant = "ncsnv2"\nsampling_levels = {share}\n' for share in (0.51, 0.5101)
+    )
+    with pytest.raises(ValueError, match="two rows come to NCSNv2, "):
+        build_cells(load_grid(write(tmp_path, text)), BUDGETS["quick"].settings, [digits], seeds=1)
+
+
+def test_a_feature_space_by_name(tmp_path):
+    arguments = {"image_size": None, "inception_weights": None}
+    data = data_facts("patches", tmp_path, **arguments, extractor="patches-cnn")
+    assert data.extractor == "patches-cnn"
+    with pytest.raises(ValueError, match="--extractor vgg: unknown; known are digits-cnn"):
+        data_facts("patches", tmp_path, **arguments, extractor="vgg")

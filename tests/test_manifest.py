@@ -20,7 +20,10 @@ def test_cells_are_added_and_settings_are_not_mixed(finished, tmp_path):
     first = dataclasses.replace(manifest, cells=manifest.cells[:1])
     assert first.merged(manifest, tmp_path).cells == manifest.cells
     assert manifest.merged(first, tmp_path).cells == manifest.cells
-    for change in ({"grid": "paper"}, {"budget": "paper"}, {"overrides": {"width": 3}}):
+    other = dataclasses.replace(manifest, grid="paper")
+    assert manifest.merged(other, tmp_path).grid == "tiny + paper"
+    assert manifest.merged(other, tmp_path).merged(manifest, tmp_path).grid == "tiny + paper"
+    for change in ({"budget": "paper"}, {"overrides": {"width": 3}}):
         with pytest.raises(ValueError, match=f"{next(iter(change))}.*choose another --out"):
             manifest.merged(dataclasses.replace(manifest, **change), tmp_path)
     changed = dataclasses.replace(manifest.cells[0], step_size=1e-5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from ablations import work
+from ablations import drawing, work
 from ablations.jobs import Context, job_is_done, plan_jobs
 from ablations.manifest import load_manifest
 from scorekit import samplers
@@ -89,7 +89,7 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
     for kind in ("distance", "features", "sample"):
         shutil.rmtree(out / "stages" / kind)
     drawn = []
-    original = work.AnnealedLangevin.sample
+    original = drawing.AnnealedLangevin.sample
 
     def counting(self, index, *arguments, **keywords):
         if len(drawn) == 1:
@@ -98,7 +98,7 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
         drawn.append(index.tolist())
         return original(self, index, *arguments, **keywords)
 
-    monkeypatch.setattr(work.AnnealedLangevin, "sample", counting)
+    monkeypatch.setattr(drawing.AnnealedLangevin, "sample", counting)
     where = context(out, out / "data", sampling_batch=2)
     with pytest.raises(KeyboardInterrupt):
         work.run_job(job, where)

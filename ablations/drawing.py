@@ -1,0 +1,191 @@
+"""Drawing samples: trajectories in batches that survive a kill, and what lies between samples."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ablations.cells import Cell
+from ablations.jobs import Context, Job, sample_file
+from ablations.stages import Stage
+from scorekit.checkpoints import load_tensors, save_tensors
+from scorekit.compilation import autocast, compile_seconds, precision_context
+from scorekit.data import to_uint8
+from scorekit.files import CorruptFile, save_array, set_aside
+from scorekit.machine import conditions
+from scorekit.networks import ScoreNetwork
+from scorekit.samplers import AnnealedLangevin, interpolation_angles
+from scorekit.training import build_network, snapshot_path
+
+_log = logging.getLogger("scorekit")
+
+Report = Callable[[float, str], None]
+
+
+class Drawing:
+    """The sample stages of one job; ``train`` makes the snapshots that they need."""
+
+    def __init__(self, context: Context, report: Report, train: Callable[[Cell], None]) -> None:
+        self.context, self.report, self.train = context, report, train
+        self.store = context.store
+        self._sampler: AnnealedLangevin | None = None
+        self._network: ScoreNetwork
+
+    def samples(self, job: Job, iteration: int, *, denoise: bool) -> np.ndarray:
+        """Return the final samples of a snapshot, uint8 (N, C, H, W)."""
+        parts = []
+        for stage in job.cell.sample_stages(iteration, final=True):
+            self.sample(job, stage, job.n_sampled)
+            path = self.store.directory(stage) / sample_file(denoise)
+            parts.append(np.load(path, mmap_mode="r"))
+        return np.concatenate(parts)
+
+    def sample(self, job: Job, stage: Stage, before: int) -> None:
+        """Draw the samples of a stage; ``before`` of the job's trajectories came earlier."""
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            start, stop = stage.settings["start"], stage.settings["stop"]
+            drawn = self._draw(job, stage, directory, torch.arange(start, stop), before)
+            files = [save_array(directory / sample_file(d), drawn[d]) for d in (False, True)]
+            return drawn["result"] | {"n": stop - start}, files
+
+        self._run(job.cell, stage, execute)
+
+    def interpolate(self, job: Job, stage: Stage) -> None:
+        """Draw pairs of samples, with what lies between: uint8 (pairs, N + 2, C, H, W).
+
+        The ends of a pair have one start and the noise of two seeds; those between mix the two.
+        """
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            pairs, between = stage.settings["pairs"], stage.settings["between"]
+            ends = torch.tensor([0.0, torch.pi / 2])
+            angles = torch.cat([ends[:1], interpolation_angles(between), ends[1:]])
+            index = torch.arange(pairs).repeat_interleave(between + 2)
+            angle = angles.to(torch.float32).repeat(pairs)
+            drawn = self._draw(job, stage, directory, index, 0, angle=angle)
+            files = [
+                save_array(
+                    directory / sample_file(d),
+                    drawn[d].reshape(pairs, between + 2, *drawn[d].shape[1:]),
+                )
+                for d in (False, True)
+            ]
+            return drawn["result"] | {"angles": angles.tolist()}, files
+
+        self._run(job.cell, stage, execute)
+
+    def _run(self, cell: Cell, stage: Stage, execute: Callable[[Path], Any]) -> None:
+        def with_snapshot(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            self.train(cell)
+            return execute(directory)
+
+        self.store.run(stage, with_snapshot)
+        # Only now: a kill before the result was written would have lost them.
+        for chunk in self.store.directory(stage).glob("chunk-*.pt"):
+            chunk.unlink(missing_ok=True)
+
+    def _draw(
+        self,
+        job: Job,
+        stage: Stage,
+        directory: Path,
+        index: torch.Tensor,
+        before: int,
+        *,
+        angle: torch.Tensor | None = None,
+    ) -> dict[Any, Any]:
+        """Return the images by denoise setting, and the "result" of the stage so far."""
+        cell, settings, device = job.cell, stage.settings, self.context.device
+        path = snapshot_path(self.store.directory(cell.train_stage()), settings["iteration"])
+        sampler = self._sampler_of(cell, path)
+        size, n = self.context.sampling_batch, len(index)
+        batches = []
+        for first in range(0, n, size):
+            last = min(first + size, n)
+            chunk = directory / f"chunk-{first}-{last}.pt"
+            # The batch keeps its size at the end, so that one compiled graph serves all.
+            place = torch.arange(first, first + size).clamp(max=n - 1)
+            mixing: dict[str, Any] = {}
+            if angle is not None:
+                mixing = {"mix_seed": settings["mix_seed"], "mix_angle": angle[place].to(device)}
+
+            def report(level: int, first: int = first, last: int = last) -> None:
+                share = first + (last - first) * (level + 1) / settings["n_levels"]
+                text = f"snapshot {settings['iteration']}, samples {first}-{last} of {n}"
+                self.report((before + share) / job.n_sampled, text)
+
+            batch = _read_chunk(chunk)
+            if batch is None:
+                began, compiled_before = time.monotonic(), compile_seconds()
+                precision = settings["precision"]
+                with (
+                    torch.inference_mode(),  # a tenth faster than no_grad for small networks
+                    precision_context(precision),
+                    autocast(precision, device),
+                ):
+                    drawn = sampler.sample(
+                        index[place].to(device),
+                        tuple(settings["shape"]),
+                        progress=report,
+                        **mixing,
+                    )
+                    batch = {
+                        "last": to_uint8(drawn.last[: last - first].cpu()),
+                        "denoised": to_uint8(drawn.denoised[: last - first].cpu()),
+                    }
+                compiling = compile_seconds() - compiled_before
+                batch |= {
+                    "seconds": time.monotonic() - began - compiling,
+                    "compile_s": compiling,
+                }
+                save_tensors(chunk, batch)
+            batches.append(batch)
+        return {
+            False: torch.cat([batch["last"] for batch in batches]).numpy(),
+            True: torch.cat([batch["denoised"] for batch in batches]).numpy(),
+            "result": {
+                "sampling_s": sum(batch["seconds"] for batch in batches),
+                "compile_s": sum(batch["compile_s"] for batch in batches),
+                "score_evaluations_per_sample": sampler.score_evaluations,
+                "conditions": conditions(
+                    device, threads=self.context.threads, compile=self.context.compile
+                ),
+            },
+        }
+
+    def _sampler_of(self, cell: Cell, snapshot: Path) -> AnnealedLangevin:
+        """Return the cell's sampler with the weights of a snapshot.
+
+        All snapshots of a job are loaded into one network, which is compiled once.
+        """
+        if self._sampler is None:
+            device = self.context.device
+            network = build_network(cell.train, cell.data.channels).eval().requires_grad_(False)
+            self._network = network.to(device).to(memory_format=torch.channels_last)
+            self._sampler = AnnealedLangevin(
+                self._network if self._network.conditional else self._network.features,
+                cell.sampling_sigmas.to(device),
+                step_size=cell.step_size,
+                n_steps_each=cell.n_steps_each,
+                seed=cell.seed,
+                times_sigma=not self._network.conditional,
+                consistent=cell.sampler == "consistent",
+                compile=self.context.compile,
+            )
+        self._network.load_state_dict(load_tensors(snapshot)[cell.variant.weights])
+        return self._sampler
+
+
+def _read_chunk(path: Path) -> dict[str, Any] | None:
+    try:
+        return load_tensors(path)
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        _log.warning("%s; set aside as %s", error, set_aside(path).name)
+        return None

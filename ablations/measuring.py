@@ -1,0 +1,217 @@
+"""Measuring samples: features once, then distances, qualities and neighbours from them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ablations.cells import Cell
+from ablations.drawing import Drawing
+from ablations.jobs import Context, Job, sample_file
+from ablations.stages import Stage
+from scorekit import metrics
+from scorekit.files import atomic_write, save_array
+from scorekit.neighbours import nearest_neighbours
+from scorekit.sample_quality import inception_score, kernel_distance, precision_recall
+from scorekit.uncertainty import bootstrap_interval, extrapolate_distance
+
+if TYPE_CHECKING:
+    from scorekit.features import Features
+
+#: The most real images that features are taken of: a random subset stands for a larger split.
+MAX_REFERENCE = 50_000
+
+
+class Measuring:
+    """The feature, distance, quality and neighbour stages of one job."""
+
+    def __init__(self, context: Context, drawing: Drawing) -> None:
+        self.context, self.drawing, self.store = context, drawing, context.store
+
+    def distance(
+        self, job: Job, iteration: int, *, denoise: bool, final: bool, before: int
+    ) -> None:
+        """Take the Fréchet distance of a snapshot's samples."""
+        cell = job.cell
+        stage = cell.distance_stage(iteration, denoise=denoise, final=final)
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            reference = self.statistics(cell, cell.reference_stage())
+            offset = before - cell.n_selection if final else before
+            features, _ = self.features(job, stage.needs[1:], offset)
+            statistics = metrics.feature_statistics(features)
+            result = {
+                "distance": metrics.frechet_distance(statistics, reference),
+                "n": statistics.n,
+                "n_reference": reference.n,
+            }
+            if not math.isfinite(result["distance"]):
+                raise ValueError(f"the distance of {cell.name} at {iteration} is not finite")
+            return result, []
+
+        self.store.run(stage, execute)
+
+    def quality(self, job: Job, iteration: int, *, denoise: bool) -> None:
+        """Take all other metrics of the final samples, and what n does to their distance."""
+        cell = job.cell
+        stage = cell.quality_stage(iteration, denoise=denoise)
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            reference = self.statistics(cell, cell.reference_stage())
+            real = self.real_features(cell, cell.reference_stage())
+            features, logits = self.features(job, stage.needs[1:], job.n_sampled)
+            equal = real[: len(features)]
+            measures: dict[str, Callable[[], Any]] = {
+                "KID": lambda: kernel_distance(features, real, seed=cell.seed),
+                "precision_recall": lambda: precision_recall(features, equal),
+                "extrapolation": lambda: extrapolate_distance(features, reference, seed=cell.seed),
+                "interval": lambda: bootstrap_interval(features, reference, seed=cell.seed),
+            }
+            if logits is not None:
+                measures["IS"] = lambda: inception_score(logits)
+            counts = {"n": len(features), "n_reference": len(real), "n_precision": len(equal)}
+            return counts | {name: _taken(measure) for name, measure in measures.items()}, []
+
+        self.store.run(stage, execute)
+
+    def features(
+        self, job: Job, stages: tuple[Stage, ...], before: int
+    ) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return features (n, d) of sample stages one after another, and logits where there are."""
+        directories = []
+        for stage in stages:
+            (sample,) = stage.needs
+            self._features(job, stage, sample, before)
+            before += sample.settings["stop"] - sample.settings["start"]
+            directories.append(self.store.directory(stage))
+        features = np.concatenate([np.load(d / "features.npy") for d in directories])
+        if not all((d / "logits.npy").exists() for d in directories):
+            return features, None
+        return features, np.concatenate([np.load(d / "logits.npy") for d in directories])
+
+    def _features(self, job: Job, stage: Stage, sample: Stage, before: int) -> None:
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            self.drawing.sample(job, sample, before)
+            name = sample_file(stage.settings["denoise"])
+            images = np.load(self.store.directory(sample) / name)
+            found = self.extract(images, job.cell.data.extractor)
+            files = [save_array(directory / "features.npy", found.features)]
+            if found.logits is not None:
+                files.append(save_array(directory / "logits.npy", found.logits))
+            return {"n": len(images)}, files
+
+        self.store.run(stage, execute)
+
+    def statistics(self, cell: Cell, stage: Stage) -> metrics.FeatureStatistics:
+        """Return the statistics of real images; they and the features are made once."""
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            dataset = self.context.dataset(cell.data)
+            images = dataset.train if stage.settings["split"] == "train" else dataset.test
+            n = len(images)
+            order = np.random.Generator(np.random.Philox(0)).permutation(n)[:MAX_REFERENCE]
+            # In random order, so that the first few stand for all; on the disk, read in blocks.
+            blocks = [order[i : i + 4096] for i in range(0, len(order), 4096)]
+            found = [self.extract(images[block], cell.data.extractor).features for block in blocks]
+            features = np.concatenate(found)
+            path = directory / "statistics.npz"
+            metrics.save_statistics(path, metrics.feature_statistics(features))
+            files = [
+                save_array(directory / "features.npy", features),
+                save_array(directory / "order.npy", order),
+            ]
+            return {"n": len(order), "n_split": n}, [path, *files]
+
+        self.store.run(stage, execute)
+        return metrics.load_statistics(self.store.directory(stage) / "statistics.npz")
+
+    def real_features(self, cell: Cell, stage: Stage) -> np.ndarray:
+        """Return the features (n, d) of real images, in random order."""
+        self.statistics(cell, stage)
+        return np.load(self.store.directory(stage) / "features.npy")
+
+    def baseline(self, cell: Cell) -> None:
+        """Take the distances of noise, of a Gaussian and of held-out real images."""
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            dataset = self.context.dataset(cell.data)
+            reference = self.statistics(cell, cell.reference_stage())
+            held_out = dataset.test if cell.reference == "train" else dataset.train
+            rows = {
+                "uniform noise": metrics.uniform_noise_samples(
+                    dataset.train.shape[1:], cell.n_final, seed=0
+                ),
+                "Gaussian fitted to the pixels": metrics.pixel_gaussian_samples(
+                    dataset.train, cell.n_final, seed=0
+                ),
+                "held-out real images": np.array(held_out[: cell.n_final]),
+            }
+            result = {}
+            for name, images in rows.items():
+                features = self.extract(images, cell.data.extractor).features
+                statistics = metrics.feature_statistics(features)
+                result[name] = {
+                    "distance": metrics.frechet_distance(statistics, reference),
+                    "n": statistics.n,
+                    "n_reference": reference.n,
+                }
+            return result, []
+
+        self.store.run(cell.baseline_stage(), execute)
+
+    def neighbours(self, job: Job, iteration: int, *, denoise: bool) -> None:
+        """Find the nearest training images of the final samples and, to compare, of test images."""
+        cell = job.cell
+        stage = cell.neighbour_stage(iteration, denoise=denoise)
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            real, *samples = stage.needs
+            train = self.real_features(cell, real)
+            order = np.load(self.store.directory(real) / "order.npy")
+            fakes = self.drawing.samples(job, iteration, denoise=denoise)
+            fake, _ = self.features(job, tuple(samples), job.n_sampled)
+            held_out = np.array(self.context.dataset(cell.data).test[: cell.n_final])
+            test = self.extract(held_out, cell.data.extractor).features
+            arrays: dict[str, np.ndarray] = {}
+            for name, images, features in (("fake", fakes, fake), ("held_out", held_out, test)):
+                mirrored = None
+                if stage.settings["flip"]:
+                    flips = np.ascontiguousarray(images[..., ::-1])
+                    mirrored = self.extract(flips, cell.data.extractor).features
+                k = min(stage.settings["neighbours"], len(train))
+                found = nearest_neighbours(features, train, k=k, mirrored=mirrored)
+                arrays |= {
+                    f"{name}_train_index": order[found.index],
+                    f"{name}_distance": found.distance,
+                    f"{name}_flipped": found.flipped,
+                }
+            path = directory / "neighbours.npz"
+            atomic_write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
+            counts = {"n": len(fake), "n_held_out": len(test), "n_searched": len(train)}
+            return counts, [path]
+
+        self.store.run(stage, execute)
+
+    def extract(self, images: np.ndarray, extractor: str) -> "Features":
+        """Return the features of uint8 images (N, C, H, W)."""
+        # Imported here: torch-fidelity costs seconds and memory that training has no use for.
+        from scorekit.features import extract
+
+        return extract(
+            images,
+            extractor,
+            device=self.context.device,
+            weights_path=self.context.inception_weights,
+        )
+
+
+def _taken(measure: Callable[[], Any]) -> dict[str, Any]:
+    """Return a metric as JSON values or, where the samples are too few for it, the reason."""
+    try:
+        found = dataclasses.asdict(measure())
+    except metrics.MetricError as error:
+        return {"reason": str(error)}
+    return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}

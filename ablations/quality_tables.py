@@ -1,0 +1,212 @@
+"""Tables beside the ablation's: all other metrics, what n does to the distance, and L x T."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations import quoted
+from ablations.presentation import (
+    conditions,
+    dataset_order,
+    distance_text,
+    joined,
+    number,
+    variant_order,
+    yes_no,
+)
+from ablations.results import METRICS, Results
+from ablations.tables import Table
+
+_KEYS = ["dataset", "variant", "weights", "denoise"]
+
+
+def quality_table(results: Results) -> Table:
+    """Inception score, KID, precision and recall of the final samples, and the distance at n.
+
+    Over several seeds: the mean, and the sample standard deviation. The distance at n stands with
+    its bootstrap interval and beside its extrapolation to infinite n, both of the first seed.
+    """
+    records = []
+    for key in _groups(results.qualities, results):
+        rows = _where(results.qualities, key)
+        record: dict[str, Any] = dict(zip(_KEYS, key, strict=True))
+        record |= {"n": joined(rows["n"].dropna()), "n_seeds": rows["seed"].nunique()}
+        record |= {"reference": _against(rows)}
+        for metric in METRICS:
+            record |= _metric_columns(rows[rows["metric"] == metric], metric)
+        record["note"] = joined(rows[rows["value"].isna()]["note"].dropna(), "; ")
+        records.append(record)
+    columns = [*_KEYS, "n", "n_seeds", "reference"]
+    for metric in METRICS:
+        columns += [f"{metric}_{part}" for part in ("label", "mean", "std", "low", "high")]
+    raw = pd.DataFrame(records, columns=[*columns, "note"])
+    display = pd.DataFrame(
+        {
+            "Dataset": raw["dataset"],
+            "Variant": raw["variant"],
+            "Denoised": [yes_no(value) for value in raw["denoise"]],
+            "Inception score ↑": [_cell(r, "IS") for r in records],
+            "KID ↓": [_cell(r, "KID") for r in records],
+            "Precision ↑": [_cell(r, "precision") for r in records],
+            "Recall ↑": [_cell(r, "recall") for r in records],
+            "F ↑": [_cell(r, "f_score") for r in records],
+            "Distance at n ↓": [_interval_cell(r) for r in records],
+            "At infinite n": [_cell(r, "infinite n", spread="±") for r in records],
+            "n": raw["n"],
+            "Reference": raw["reference"],
+            "Note": raw["note"],
+        },
+        dtype="str",
+    )
+    return Table(
+        name="quality",
+        title="Other metrics, and what n does to the distance",
+        caption=(
+            "Of the same final samples and features as the ablation's distance. Inception score: "
+            "mean over its splits; KID: mean over subsets; ± is the standard deviation over seeds, "
+            "with one seed over splits or subsets. Precision and recall (Kynkäänniemi et "
+            "al. 2019, 3 neighbours) compare equally many real images where there are so many. "
+            "Each is named with its feature space unless that is Inception's. In brackets: a 95 % "
+            "bootstrap interval for other images of the same model at this n. At infinite n: the "
+            "intercept of a line in 1/n (Chong & Forsyth 2020) ± its standard error. "
+            f"{conditions(results)}"
+        ),
+        raw=raw.assign(budget=str(results.run["budget"])),
+        display=display,
+        kinds=("ours",) * len(raw),
+        numeric=tuple(display.columns[3:11]),
+    )
+
+
+def steps_table(results: Results) -> Table | None:
+    """Distance against score evaluations: every row of a dataset where sampling differs.
+
+    None where no variant of the grid was sampled in two ways. Published figures of the authors'
+    checkpoints stand beside, marked, on the data set that they are of.
+    """
+    final = results.distances[results.distances["purpose"] == "final"]
+    final = final[[_base(variant) in _several(results) for variant in final["variant"]]]
+    if final.empty:
+        return None
+    spent = results.timings.dropna(subset=["score_evaluations_per_sample"])
+    evaluations = dict(
+        zip(
+            zip(spent["dataset"], spent["variant"], strict=True),
+            spent["score_evaluations_per_sample"],
+            strict=True,
+        )
+    )
+    records: list[dict[str, Any]] = []
+    for key in _groups(final, results):
+        rows = _where(final, key)
+        values = rows["distance"].astype(float)
+        record = dict(zip(_KEYS, key, strict=True)) | {"kind": "ours", "source": "this run"}
+        records.append(
+            record
+            | {
+                "score_evaluations": evaluations.get((key[0], key[1])),
+                "label": joined(rows["label"].dropna()),
+                "distance_mean": values.mean(),
+                "distance_std": values.std(ddof=1) if len(values) > 1 else np.nan,
+                "n": joined(rows["n"].dropna()),
+            }
+        )
+    for dataset in dataset_order(results):
+        for row in quoted.step_rows(dataset):
+            records.append({"kind": "paper", "dataset": dataset} | row)
+    columns = [*_KEYS, "score_evaluations", "label", "distance_mean", "distance_std", "n", "source"]
+    raw = pd.DataFrame(records, columns=[*columns, "kind"])
+    display = pd.DataFrame(
+        {
+            "Dataset": raw["dataset"],
+            "Variant": raw["variant"],
+            "Denoised": [yes_no(value) for value in raw["denoise"]],
+            "Score evaluations": [number(value) for value in raw["score_evaluations"]],
+            "Distance ↓": [
+                f"{r['label']} {distance_text(r['distance_mean'], r['distance_std'])}"
+                for r in raw.to_dict("records")
+            ],
+            "n": raw["n"],
+            "Source": raw["source"],
+        },
+        dtype="str",
+    )
+    return Table(
+        name="steps",
+        title="Distance against score evaluations",
+        caption=(
+            "The same trained network sampled with L noise scales of T steps each (L×T), or by "
+            "consistent annealed sampling. The step size of each is Technique 4's. Rows that are "
+            f"not this run's are quoted: {quoted.STEPS_SOURCE}. {conditions(results)}"
+        ),
+        raw=raw.assign(budget=str(results.run["budget"])),
+        display=display,
+        kinds=tuple(raw["kind"]),
+        numeric=("Score evaluations", "n"),
+    )
+
+
+def _base(variant: str) -> str:
+    return variant.partition(", ")[0]
+
+
+def _several(results: Results) -> set[str]:
+    """Variants that the grid samples in more than one way."""
+    labels = set(results.cells["variant"])
+    bases = [_base(label) for label in labels]
+    return {base for base in bases if bases.count(base) > 1}
+
+
+def _groups(frame: pd.DataFrame, results: Results) -> list[tuple[Any, ...]]:
+    there = {(d, v, w, bool(n)) for d, v, w, n in frame[_KEYS].itertuples(index=False, name=None)}
+    order = variant_order(variant for _, variant, _, _ in there)
+    datasets = dataset_order(results)
+    return sorted(there, key=lambda k: (datasets.index(k[0]), order.index(k[1]), k[2], k[3]))
+
+
+def _where(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
+    chosen = np.ones(len(frame), dtype=bool)
+    for column, value in zip(_KEYS, key, strict=True):
+        chosen &= (frame[column] == value).to_numpy(dtype=bool)
+    return frame[chosen]
+
+
+def _against(rows: pd.DataFrame) -> str:
+    at = rows[rows["metric"] == "KID"]
+    return f"{joined(at['n_reference'].dropna())} {joined(at['reference'].dropna())}"
+
+
+def _metric_columns(rows: pd.DataFrame, metric: str) -> dict[str, Any]:
+    rows = rows.sort_values("seed")
+    values = rows["value"].dropna().astype(float)
+    first = rows.iloc[0] if len(rows) else None
+    return {
+        f"{metric}_label": joined(rows["label"].dropna()),
+        f"{metric}_mean": values.mean() if len(values) else np.nan,
+        f"{metric}_std": values.std(ddof=1) if len(values) > 1 else _own(first, "std"),
+        f"{metric}_low": _own(first, "low"),
+        f"{metric}_high": _own(first, "high"),
+    }
+
+
+def _own(row: pd.Series | None, column: str) -> float:
+    return np.nan if row is None or pd.isna(row[column]) else float(row[column])
+
+
+def _cell(record: dict[str, Any], metric: str, spread: str = "±") -> str:
+    mean, std = record[f"{metric}_mean"], record[f"{metric}_std"]
+    if pd.isna(mean):
+        return "—"
+    text = f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} {spread} {std:.2g}"
+    return f"{record[f'{metric}_label']} {text}"
+
+
+def _interval_cell(record: dict[str, Any]) -> str:
+    mean = record["interval_mean"]
+    if pd.isna(mean):
+        return "—"
+    text = f"{record['interval_label']} {mean:.3g}"
+    return f"{text} [{record['interval_low']:.3g}, {record['interval_high']:.3g}]"

@@ -1,0 +1,159 @@
+"""From settings to a cell: what the techniques, Table 4 and the budget leave to be derived."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ablations.cells import Cell, DataFacts
+from ablations.settings import Settings
+from ablations.variants import Variant
+from scorekit.consistent import check_consistent_step_size
+from scorekit.networks import architecture_for, check_image_size
+from scorekit.presets import TABLE_4, Published, default_reference, published
+from scorekit.techniques import (
+    check_step_size,
+    geometric_sigmas,
+    ladder_ratio,
+    langevin_step_size,
+    n_noise_scales,
+    noise_scale_ratio,
+)
+from scorekit.training import TrainSettings
+
+
+def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) -> Cell:
+    """Return the cell that these settings mean for a variant on a dataset.
+
+    Derived settings follow the variant's groups: (1,2,4) gives ladder and step size by Techniques
+    say; (3) gives network, learning rate (App. B.1) and dequantisation (as the authors trained
+    each network); (5) the weights that are sampled. Raises ValueError for a value out of range.
+    """
+    row = None if settings.preset is None else _row(settings.preset, variant)
+    ladder = _computed_ladder(settings, data, row) if variant.noise_scales else _NCSN_LADDER
+    sampling = _sampling_ladder(settings, variant, ladder)
+    architecture = settings.architecture or architecture_for(data.image_size)
+    check_image_size(architecture, data.image_size)
+    train = TrainSettings(
+        architecture=architecture,
+        width=settings.width,
+        conditional=not variant.conditioning,
+        sigma_begin=ladder.sigma_begin,
+        sigma_end=ladder.sigma_end,
+        n_levels=ladder.n_levels,
+        iterations=_first(settings.iterations, row and row.iterations, 300_000),
+        batch_size=_first(settings.batch_size, row and row.batch_size, 128),
+        learning_rate=_first(settings.learning_rate, 1e-4 if variant.conditioning else 1e-3),
+        adam_eps=_first(settings.adam_eps, row and row.adam_eps, 1e-8),
+        amsgrad=settings.amsgrad,
+        ema_momentum=settings.ema_momentum,
+        flip=data.flip if settings.flip is None else settings.flip,
+        dequantisation=settings.dequantisation or ("none" if variant.conditioning else "uniform"),
+        precision=settings.precision,
+        snapshot_interval=settings.snapshot_interval,
+        test_interval=settings.test_interval,
+        seed=seed,
+    )
+    return Cell(
+        data=data,
+        variant=variant,
+        seed=seed,
+        train=train,
+        sampler=settings.sampler,
+        sampling_levels=sampling.n_levels,
+        n_steps_each=sampling.n_steps_each,
+        step_size=sampling.step_size,
+        reference=settings.reference or default_reference(data.name),
+        n_selection=settings.n_selection,
+        n_final=settings.n_final,
+        n_dump=settings.n_dump,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ladder:
+    sigma_begin: float
+    sigma_end: float
+    n_levels: int
+    n_steps_each: int
+    step_size: float
+
+
+def _ladder_of(row: Published) -> _Ladder:
+    return _Ladder(
+        sigma_begin=row.sigma_begin,
+        sigma_end=row.sigma_end,
+        n_levels=row.n_levels,
+        n_steps_each=row.n_steps_each,
+        step_size=row.epsilon,
+    )
+
+
+#: The same for every dataset (Table 4).
+_NCSN_LADDER = _ladder_of(published("NCSN", "cifar10"))
+
+
+def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> _Ladder:
+    """Return the ladder that samples descend; ValueError for one the sampler or network refuses."""
+    ladder, levels = trained, settings.sampling_levels
+    if levels is not None:
+        if not variant.conditioning:
+            raise ValueError(
+                f"sampling_levels = {levels:g} needs a network with Technique 3; that of "
+                f"{variant.name} knows its own {trained.n_levels} noise scales only"
+            )
+        n_levels = max(2, round(levels * trained.n_levels)) if levels < 1 else int(levels)
+        ladder = dataclasses.replace(trained, n_levels=n_levels)
+        if settings.step_size is None and n_levels != trained.n_levels:
+            gamma = ladder_ratio(_sigmas(ladder))
+            step_size = langevin_step_size(gamma, ladder.sigma_end, ladder.n_steps_each)
+            ladder = dataclasses.replace(ladder, step_size=step_size)
+    if settings.sampler == "consistent":
+        if ladder.n_steps_each > 1 and not variant.conditioning:
+            raise ValueError(
+                f"sampler = 'consistent' with n_steps_each = {ladder.n_steps_each} needs a network "
+                f"with Technique 3, since it refines the noise scales; {variant.name} has none"
+            )
+        check_consistent_step_size(ladder.step_size, _sigmas(ladder), ladder.n_steps_each)
+    else:
+        check_step_size(ladder.step_size, ladder.sigma_end)
+    return ladder
+
+
+def _sigmas(ladder: _Ladder) -> Tensor:
+    return geometric_sigmas(ladder.sigma_begin, ladder.sigma_end, ladder.n_levels)
+
+
+def _row(preset: str, variant: Variant) -> Published:
+    """Return Table 4's row; a dataset without an NCSN row lends that of NCSNv2 for training."""
+    if not variant.noise_scales and any((r.model, r.dataset) == ("NCSN", preset) for r in TABLE_4):
+        return published("NCSN", preset)
+    return published("NCSNv2", preset)
+
+
+def _computed_ladder(settings: Settings, data: DataFacts, row: Published | None) -> _Ladder:
+    chosen = (settings.sigma_begin, settings.n_levels, settings.n_steps_each)
+    if row is not None and settings.step_size is None and chosen == (None, None, None):
+        return _ladder_of(row)
+    sigma_begin = _first(settings.sigma_begin, row and row.sigma_begin, data.max_distance)
+    n_steps_each = _first(settings.n_steps_each, row and row.n_steps_each, 5)
+    n_levels = _first(settings.n_levels, row and row.n_levels, 0)
+    if n_levels == 0:
+        gamma = noise_scale_ratio(data.dim, settings.coverage)
+        n_levels = n_noise_scales(sigma_begin, settings.sigma_end, gamma)
+    step_size = settings.step_size
+    if step_size is None:
+        sigmas = geometric_sigmas(sigma_begin, settings.sigma_end, n_levels)
+        step_size = langevin_step_size(ladder_ratio(sigmas), settings.sigma_end, n_steps_each)
+    return _Ladder(
+        sigma_begin=sigma_begin,
+        sigma_end=settings.sigma_end,
+        n_levels=n_levels,
+        n_steps_each=n_steps_each,
+        step_size=step_size,
+    )
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
