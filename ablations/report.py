@@ -3,99 +3,76 @@
 from __future__ import annotations
 
 import argparse
-import base64
-import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-from markupsafe import Markup, escape
-
 from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
 from ablations.figures import distance_curves, ema_curves, loss_curves
-from ablations.pictures import Picture, save_picture
-from ablations.presentation import joined, write_file
+from ablations.page import Collapsed, Section, write_page
+from ablations.pictures import Picture
+from ablations.presentation import joined
 from ablations.results import Results
 from ablations.sample_figures import grid_keys, sample_grid, sample_overview
 from ablations.settings import BUDGETS
-from ablations.table_files import markdown, save_table
-from ablations.tables import Table, ablation_table
+from ablations.table_files import markdown
+from ablations.tables import ablation_table
 
 NOT_THE_PAPERS = (
     "These numbers compare the variants under these conditions; they are not the paper's numbers "
     "and do not stand for them."
 )
-QUOTED = "Quoted from the paper"
-_VARIANT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
-_MEASURE = re.compile(r"^(FD\[[^\]]*\]|FID) (?=[\d.-])")
+
+
+def sections(results: Results) -> list[Section]:
+    """What the page holds, in its order: a new table or figure is a line here."""
+    both = (True, False)
+    return [
+        Section(
+            id="ablation",
+            title="Ablation",
+            blocks=[ablation_table(results), quoted_scores_table(results)],
+        ),
+        Section(
+            id="samples",
+            title="Samples",
+            blocks=_sample_pictures(results),
+            # One of the two settings is enough inside the page: they hardly differ to the eye.
+            only_files=_sample_grids(results, denoise=False),
+        ),
+        Section(
+            id="curves",
+            title="Over training",
+            blocks=(distance_curves(results, denoise=denoise) for denoise in both),
+        ),
+        Section(
+            id="ema",
+            title="Averaged weights",
+            blocks=(ema_curves(results, denoise=denoise) for denoise in both),
+        ),
+        Section(id="loss", title="Loss", blocks=[loss_curves(results)]),
+        Section(
+            id="hyperparameters", title="Hyperparameters", blocks=[hyperparameter_table(results)]
+        ),
+        Section(id="timings", title="Time and memory", blocks=[timing_table(results)]),
+    ]
 
 
 def build_report(results: Results, directory: Path) -> Path:
     """Write tables/, figures/ and index.html below `directory`; the path of the page.
 
-    The page needs no other file: its images are inside. It is written last, so a page that is
-    there is whole. Raises OSError when the directory cannot be written to.
+    The page is written last, so one that is there is whole. Raises OSError when the directory
+    cannot be written to.
     """
-    tables = {
-        "ablation": ablation_table(results),
-        "paper": quoted_scores_table(results),
-        "hyperparameters": hyperparameter_table(results),
-        "timings": timing_table(results),
-    }
-    for table in tables.values():
-        if table is not None:
-            save_table(table, directory / "tables")
-    figures = directory / "figures"
-    grids = [
-        (_embed(sample_grid(results, dataset, variant, denoise=denoise), figures), denoise)
-        for dataset, variant, denoise in grid_keys(results)
-    ]
-    page = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            run=results.run,
-            budget_note=_budget_note(results),
-            state=_state(results),
-            problems=_problems(results),
-            tables=tables,
-            overview=[_embed(sample_overview(results, denoise=d), figures) for d in (True, False)],
-            # One of the two settings is enough inside the page: they hardly differ to the eye.
-            grids=[grid for grid, denoise in grids if denoise],
-            distances=[_embed(distance_curves(results, denoise=d), figures) for d in (True, False)],
-            ema=[_embed(ema_curves(results, denoise=d), figures) for d in (True, False)],
-            loss=_embed(loss_curves(results), figures),
-        )
+    return write_page(
+        directory,
+        sections(results),
+        run=results.run,
+        budget_note=_budget_note(results),
+        state=_state(results),
+        problems=_problems(results),
     )
-    return write_file(directory / "index.html", page)
-
-
-def rich(text: object) -> Markup:
-    """Text as HTML: escaped first, then technique numbers lowered and feature spaces set apart."""
-    escaped = _VARIANT.sub(r"NCSN<sub>\1</sub>", str(escape(str(text))))
-    return Markup(_MEASURE.sub(r'<span class="measure">\1</span> ', escaped))
-
-
-def table_groups(table: Table) -> list[tuple[str, list[tuple[str, list[str]]]]]:
-    """Rows by data set, in order: [(data set, [(kind of row, cells without the data set)])].
-
-    The paper's rows on data sets that the run has not got make one group at the end.
-    """
-    rows = [
-        (kind, str(dataset), [str(cell) for cell in cells])
-        for kind, (dataset, *cells) in zip(table.kinds, table.display.to_numpy(), strict=True)
-    ]
-    ours = {dataset for kind, dataset, _ in rows if kind != "paper"}
-    groups: dict[str, list[tuple[str, list[str]]]] = {}
-    for kind, dataset, cells in rows:
-        if ours and dataset not in ours:
-            group, cells = QUOTED, [f"{dataset}, {cells[0]}", *cells[1:]]
-        else:
-            group = dataset
-        groups.setdefault(group, []).append((kind, cells))
-    return list(groups.items())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -122,33 +99,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["rich"] = rich
-    environment.filters["groups"] = table_groups
-    return environment
+def _sample_pictures(results: Results) -> Iterator[Picture | Collapsed]:
+    for denoise in (True, False):
+        yield sample_overview(results, denoise=denoise)
+    count = sum(denoise for _, _, denoise in grid_keys(results))
+    if count:
+        yield Collapsed(
+            summary=f"Larger grids with the denoising step, one per variant ({count})",
+            note="Those without the denoising step are in figures/.",
+            blocks=_sample_grids(results, denoise=True),
+        )
 
 
-def _embed(picture: Picture, directory: Path) -> dict[str, Any]:
-    png, _ = save_picture(picture, directory)
-    data = base64.b64encode(png.read_bytes()).decode("ascii")
-    width, height = picture.figure.get_size_inches()
-    return {
-        "name": picture.name,
-        "title": picture.title,
-        "caption": picture.caption,
-        "alt": picture.alt,
-        "source": f"data:image/png;base64,{data}",
-        "wide": width > 8,
-        "ratio": f"{width:.3f} / {height:.3f}",
-        "width_px": round(100 * width),
-    }
+def _sample_grids(results: Results, *, denoise: bool) -> Iterator[Picture]:
+    for dataset, variant, denoised in grid_keys(results):
+        if denoised == denoise:
+            yield sample_grid(results, dataset, variant, denoise=denoise)
 
 
 def _budget_note(results: Results) -> str:

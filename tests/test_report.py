@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,9 +15,12 @@ from types import ModuleType
 import fake_results
 import pytest
 
-from ablations.context_tables import timing_table
-from ablations.report import build_report, main, rich, table_groups
+from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
+from ablations.page import Collapsed, Section, rich, table_groups, write_page
+from ablations.pictures import Picture
+from ablations.report import build_report, main, sections
 from ablations.results import Results
+from ablations.tables import Table, ablation_table
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -63,14 +69,104 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_page_stands_alone(whole: Path) -> None:
     page = _Page(whole)
     assert page.open == []
-    assert all(link.startswith(("#", "data:image/png;base64,")) for link in page.links)
+    images = ("data:image/png;base64,", "data:image/svg+xml;base64,")
+    assert all(link.startswith(("#", *images)) or link == "data:," for link in page.links)
     assert 'src="http' not in page.source and 'href="http' not in page.source
     assert "url(" not in page.source and "@import" not in page.source
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 1
     assert len(page.ids) == len(set(page.ids))
     anchors = [link[1:] for link in page.links if link.startswith("#")]
     assert anchors and set(anchors) <= set(page.ids)
-    assert page.tags.count("img") == page.attributes.count("alt") == 7 + 4
+    # Seven pictures, four grids of samples, and the one that is enlarged.
+    assert page.tags.count("img") == page.attributes.count("alt") == 7 + 4 + 1
+
+
+def test_a_browser_may_run_the_pages_own_script_only(whole: Path) -> None:
+    source = whole.read_text(encoding="utf-8")
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', source)
+    script = re.search(r"<script>(.*?)</script>", source, re.DOTALL)
+    assert policy is not None and script is not None
+    digest = base64.b64encode(hashlib.sha256(script[1].encode()).digest()).decode()
+    rules = dict(rule.strip().split(" ", 1) for rule in policy[1].split(";"))
+    assert rules["default-src"] == "'none'" and rules["img-src"] == "data:"
+    assert rules["script-src"] == f"'sha256-{digest}'"
+    assert script[1].count("\n") < 100
+
+
+def test_the_ablation_table_comes_first_and_contents_lead_to_every_section(whole: Path) -> None:
+    page = _Page(whole)
+    contents = [link[1:] for link in page.links if link.startswith("#")]
+    assert contents[:4] == ["ablation", "samples", "curves", "ema"]
+    assert contents == [name for name in page.ids if name in contents]
+    assert page.source.index("<table>") < page.source.index("<figure")
+
+
+def test_sections_are_a_list_that_a_page_is_made_of(tmp_path: Path) -> None:
+    results = fake_results.complete(tmp_path / "data")
+    table, picture = ablation_table(results), _picture(results)
+    other = replace(table, name="other", title="Another & table")
+    made = [
+        Section(id="none", title="Nothing measured", blocks=[None]),
+        Section(id="some", title="Some", blocks=(block for block in (picture, None, other))),
+        Section(
+            id="more",
+            title=table.title,
+            blocks=[Collapsed(summary="Behind a line", blocks=[table], note="A note.")],
+            only_files=[replace(picture, name="beside")],
+        ),
+    ]
+    path = write_page(
+        tmp_path / "report",
+        made,
+        run=results.run,
+        budget_note="",
+        state={"complete": True, "counts": ""},
+        problems=[],
+    )
+    page = _Page(path)
+    assert page.open == []
+    assert "Nothing measured" not in page.text and "none" not in page.ids
+    assert [link for link in page.links if link.startswith("#")] == ["#some", "#more"]
+    figure = f"figure-{picture.name}"
+    assert page.ids == ["some", figure, "table-other", "more", "table-ablation", "enlarged"]
+    # A table is not headed twice by the same words.
+    assert "<h3>Another &amp; table</h3>" in page.source
+    assert f"<h3>{table.title}</h3>" not in page.source
+    assert page.tags.count("details") == 1 and "A note." in page.text
+    assert (tmp_path / "report" / "figures" / "beside.svg").is_file()
+    assert "beside" not in page.text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_has_the_contrast_of_wcag_aa(whole: Path, scheme: str) -> None:
+    source = whole.read_text(encoding="utf-8")
+    light, dark = re.findall(r":root \{(.*?)\}", source, re.DOTALL)[:2]
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", light))
+    if scheme == "dark":
+        assert "prefers-color-scheme: dark" in source
+        colours |= dict(re.findall(r"--([a-z-]+): (#[0-9a-f]{6})", dark))
+    for ink in ("ink", "soft", "accent", "bad"):
+        for paper in ("paper", "faint"):
+            assert _contrast(colours[ink], colours[paper]) >= 4.5, (ink, paper)
+    for ink in ("ink", "warn"):
+        assert _contrast(colours[ink], colours["warn-paper"]) >= 4.5, ink
+
+
+def _contrast(a: str, b: str) -> float:
+    """Contrast of two hex colours, 1 to 21 (WCAG 2.2, "contrast ratio")."""
+
+    def luminance(colour: str) -> float:
+        channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(a), luminance(b)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+def _picture(results: Results) -> Picture:
+    blocks = next(section for section in sections(results) if section.id == "loss").blocks
+    return next(block for block in blocks if isinstance(block, Picture))
 
 
 def test_the_page_says_its_conditions(whole: Path) -> None:
@@ -110,7 +206,7 @@ def test_a_running_grid_says_what_is_missing(tmp_path: Path) -> None:
 def test_hostile_text_stays_text(tmp_path: Path) -> None:
     page = _Page(build_report(fake_results.hostile(tmp_path / "data"), tmp_path / "report"))
     assert page.open == []
-    assert not {"script", "b", "i"} & set(page.tags)
+    assert not {"b", "i"} & set(page.tags) and page.tags.count("script") == 1
     assert not [name for name in page.attributes if name.startswith("on")]
     assert '<script>alert("x")</script>' in page.text
     assert "<img src=x onerror=alert(1)>" in page.text
@@ -141,7 +237,39 @@ def test_quoted_rows_of_other_data_sets_make_one_group(tmp_path: Path) -> None:
     assert [name for name, _ in groups] == ["digits", "Quoted from the paper"]
     kinds, cells = zip(*groups[1][1], strict=True)
     assert kinds == ("paper",) * 6
-    assert cells[0][0] == "CIFAR-10, NCSNv2"
+    assert cells[0][0] == ("CIFAR-10, NCSNv2", None)
+
+
+def _sorted_by(table: Table, heading: str) -> dict[str, list[str | None]]:
+    column = list(table.display.columns[1:]).index(heading)
+    return {name: [cells[column][1] for _, cells in rows] for name, rows in table_groups(table)}
+
+
+def test_numbers_sort_by_their_raw_values(tmp_path: Path) -> None:
+    results = fake_results.complete(tmp_path, datasets=("cifar10-jpeg",), n_seeds=2)
+    ablation = ablation_table(results)
+    (distances,) = _sorted_by(ablation, "Distance ↓").values()
+    assert [float(value or "nan") for value in distances] == list(ablation.raw["distance_mean"])
+    (n,) = _sorted_by(ablation, "n").values()
+    assert set(n) == {"1000"}
+    assert set(_sorted_by(ablation, "Status")["cifar10-jpeg"]) == {None}
+    assert _sorted_by(ablation, "Checkpoint")["cifar10-jpeg"] == ["5000"] * 8 + [""] * 3
+    times = _sorted_by(timing_table(results), "Training")
+    assert set(times["cifar10-jpeg"]) == {"754.0"}
+    assert times["Quoted from the paper"][0] == str(22 * 3600.0)
+    epsilon = _sorted_by(hyperparameter_table(results), "ε")["cifar10-jpeg"]
+    assert [float(value or "nan") for value in epsilon] == [2e-5, 2e-5, 6.2e-6, 6.2e-6]
+    quoted = quoted_scores_table(results)
+    assert quoted is not None
+    assert _sorted_by(quoted, "Inception ↑")["CIFAR-10"][-1] == "8.40"
+
+
+def test_shown_numbers_serve_where_a_table_has_no_raw_column_of_them(tmp_path: Path) -> None:
+    table = ablation_table(fake_results.complete(tmp_path))
+    texts = ["FID 1,234.5", "KID 3.1e-3 ± 2e-4", "—", *["−"] * (len(table.display) - 3)]
+    display = table.display.assign(**{"Score ↑": [t.replace("KID ", "") for t in texts]})
+    (values,) = _sorted_by(replace(table, display=display), "Score ↑").values()
+    assert values[:4] == ["1234.5", "3.1e-3", "", ""]
 
 
 def test_rich_text_is_escaped_before_it_is_marked() -> None:
