@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from pathlib import Path
 
 from ablations.presentation import write_file
@@ -16,18 +17,62 @@ _LATEX = {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
+    # Behind \\, a row that begins with one of these would be read as the command's argument.
+    **{character: f"{{{character}}}" for character in "[]*"},
     "±": r"$\pm$",
     "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "·": r"$\cdot$",
+    "−": "$-$",
+    "≈": r"$\approx$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "∞": r"$\infty$",
     "↓": r"$\downarrow$",
     "↑": r"$\uparrow$",
-    "₁": r"$_1$",
-    "\N{GREEK SMALL LETTER SIGMA}": r"$\sigma$",
-    "ε": r"$\epsilon$",
+    "→": r"$\rightarrow$",
     "—": "---",
+    "–": "--",
     "“": "``",
     "”": "''",
+    "‘": "`",
+    "’": "'",
+    "…": r"\ldots{}",
+    "°": r"$^{\circ}$",
+    "µ": r"$\mu$",
+    "ß": r"\ss{}",
+    "ø": r"\o{}",
+    "Ø": r"\O{}",
+    "æ": r"\ae{}",
+    "Æ": r"\AE{}",
+    "ł": r"\l{}",
+    "Ł": r"\L{}",
+    "ı": r"\i{}",
 }
-_MARKDOWN = re.compile(r"([\\`*|<>\[\]]|(?<!\w)_|_(?!\w))")
+# All Greek letters that do not look like Latin ones.
+_GREEK = (
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau "
+    "upsilon phi chi psi omega Gamma Delta Theta Lambda Xi Pi Sigma Upsilon Phi Psi Omega"
+)
+for _name in _GREEK.split():
+    _case = "SMALL" if _name.islower() else "CAPITAL"
+    _letter = _name.upper().replace("LAMBDA", "LAMDA")
+    _LATEX[unicodedata.lookup(f"GREEK {_case} LETTER {_letter}")] = f"$\\{_name}$"
+# Unicode's combining accents, and LaTeX's.
+_ACCENTS = {
+    "\u0300": "`",
+    "\u0301": "'",
+    "\u0302": "^",
+    "\u0303": "~",
+    "\u0304": "=",
+    "\u0306": "u",
+    "\u0307": ".",
+    "\u0308": '"',
+    "\u030a": "r",
+    "\u030b": "H",
+    "\u030c": "v",
+    "\u0327": "c",
+}
+_MARKDOWN = re.compile(r"([\\`*|<>\[\]$&~]|(?<!\w)_|_(?!\w))")
 _LATEX_VARIANT = re.compile(r"NCSN\\_(\d+(?:,\d+)*)")
 
 
@@ -43,15 +88,16 @@ def save_table(table: Table, directory: Path) -> list[Path]:
 
 def markdown(table: Table) -> str:
     """The readable table in GitHub's Markdown, title above and caption below, text escaped."""
-    columns = [str(column) for column in table.display.columns]
-    rules = ["--:" if column in table.numeric else ":--" for column in columns]
-    rows = [[_markdown_cell(value) for value in row] for row in table.display.to_numpy()]
-    lines = [" | ".join(cells) for cells in [columns, rules, *rows]]
+    rules = ["--:" if column in table.numeric else ":--" for column in table.display.columns]
+    rows = [[markdown_text(value) for value in row] for row in table.display.to_numpy()]
+    headings = [markdown_text(column) for column in table.display.columns]
+    lines = [" | ".join(cells) for cells in [headings, rules, *rows]]
     body = "\n".join(f"| {line} |" for line in lines)
-    return f"## {table.title}\n\n{body}\n\n{_markdown_cell(table.caption)}\n"
+    return f"## {markdown_text(table.title)}\n\n{body}\n\n{markdown_text(table.caption)}\n"
 
 
-def _markdown_cell(value: object) -> str:
+def markdown_text(value: object) -> str:
+    """Text on one line with all that GitHub's Markdown would read as markup escaped."""
     return _MARKDOWN.sub(r"\\\1", " ".join(str(value).split()))
 
 
@@ -91,6 +137,28 @@ def _with_rules(rows: list[str], groups: list[str]) -> list[str]:
 
 
 def latex_text(value: object) -> str:
-    """Text with LaTeX's special characters escaped and technique numbers as subscripts."""
-    escaped = "".join(_LATEX.get(character, character) for character in str(value))
-    return _LATEX_VARIANT.sub(r"NCSN\\textsubscript{\1}", " ".join(escaped.split()))
+    """Text for pdfLaTeX: its special characters escaped, technique numbers as subscripts.
+
+    Accents, Greek, subscripts and superscripts become commands, so that no package need know them;
+    any other character that LaTeX might lack is given by its code: U+4E2D.
+    """
+    composed = unicodedata.normalize("NFC", " ".join(str(value).split()))
+    return _LATEX_VARIANT.sub(r"NCSN\\textsubscript{\1}", "".join(map(_latex, composed)))
+
+
+def _latex(character: str) -> str:
+    if character in _LATEX:
+        return _LATEX[character]
+    if character.isascii() and character.isprintable():
+        return character
+    # "<super> 0032" for ², "0065 0301" for é.
+    kind, *codes = unicodedata.decomposition(character).split() or [""]
+    if kind in ("<super>", "<sub>"):
+        inner = "".join(chr(int(code, 16)) for code in codes).replace("−", "-")
+        if inner.isascii():
+            return f"$_{{{inner}}}$" if kind == "<sub>" else f"$^{{{inner}}}$"
+    if len(codes) == 1 and (accent := _ACCENTS.get(chr(int(codes[0], 16)))):
+        base = chr(int(kind, 16))
+        if base.isascii():
+            return f"\\{accent}{{{base}}}"
+    return rf"\texttt{{U+{ord(character):04X}}}"

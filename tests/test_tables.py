@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import shutil
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,13 +13,16 @@ import fake_results
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ablations import quoted
 from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
 from ablations.presentation import distance_text, duration, number, variant_order, without_ema
+from ablations.report import build_report
 from ablations.results import CELL_COLUMNS, DISTANCE_COLUMNS, empty_results, make_frame
-from ablations.table_files import latex_text, markdown, save_table
-from ablations.tables import ablation_table
+from ablations.table_files import latex_text, markdown, markdown_text, save_table
+from ablations.tables import Table, ablation_table
 
 
 def _rows(frame: pd.DataFrame, **where: object) -> pd.DataFrame:
@@ -179,6 +186,119 @@ def test_latex_and_markdown_are_escaped(tmp_path: Path) -> None:
     body = [line for line in latex.splitlines() if line.endswith(r" \\")]
     assert {line.count(" & ") for line in body} == {columns - 1}
     assert latex_text("NCSN_1,2") == r"NCSN\textsubscript{1,2}"
+
+
+# Every name a user may give, at its worst.
+HOSTILE = (
+    *("50% of $a_b$ & {c}\\d", "~tilde ^caret #hash", "[x] at the start", "*star", "| pipe |"),
+    *(
+        "two\nlines\r\nand\ttab",
+        "σ₁ ε ± ∞ ↑ ↓ ² 10⁻³ λ Σ × ≤",
+        "Łódź, Ångström, naïve ő",
+        "中文 \x07 🙂",
+    ),
+    *(
+        "\\input{/etc/passwd}",
+        "`code` *bold* _it_ ~~no~~",
+        "<b onclick=x>&copy;</b> [l](http://x)",
+        "",
+    ),
+)
+
+
+def _hostile_table() -> Table:
+    names = pd.Series(HOSTILE, dtype="str")
+    display = pd.DataFrame({"Dataset": names, "A_b% | $c$ ↑": names, "n": names}, dtype="str")
+    return Table(
+        name="hostile",
+        title="50% of $x_1$ & <b>",
+        caption=" / ".join(HOSTILE),
+        raw=pd.DataFrame({"name": names}),
+        display=display,
+        kinds=("ours",) * len(display),
+        numeric=("n",),
+    )
+
+
+def _parse_markdown(text: str) -> tuple[str, list[list[str]], str]:
+    """Title, rows and caption of a table as GitHub's Markdown has them (GFM 4.10, 2.4)."""
+    heading, body, caption = text.rstrip("\n").split("\n\n")
+    rows = []
+    for line in body.split("\n"):
+        assert line.startswith("| ") and line.endswith(" |"), line
+        rows.append([_plain(cell.strip()) for cell in re.findall(r"((?:\\.|[^\\|])*)\|", line[1:])])
+    assert heading.startswith("## ")
+    return _plain(heading[3:]), rows, _plain(caption)
+
+
+def _plain(text: str) -> str:
+    """Markdown without any markup as plain text; fails where something would be markup."""
+    escape = r"\\([!-/:-@\[-`{-~])"
+    assert not re.search(r"[\\`*|<>\[\]$&~\n]|(?<!\w)_|_(?!\w)", re.sub(escape, "x", text))
+    return re.sub(escape, r"\1", text)
+
+
+def test_markdown_reads_back_as_the_table() -> None:
+    table = _hostile_table()
+    title, (headings, rules, *rows), caption = _parse_markdown(markdown(table))
+    one_line = [" ".join(text.split()) for text in HOSTILE]
+    assert title == table.title
+    assert caption == " ".join(table.caption.split())
+    assert headings == list(table.display.columns)
+    assert rules == [":--", ":--", "--:"]
+    assert rows == [[text] * 3 for text in one_line]
+
+
+@given(st.text())
+def test_markdown_text_is_one_line_without_markup(text: str) -> None:
+    assert _plain(markdown_text(text)) == " ".join(text.split())
+
+
+@given(st.text())
+def test_latex_text_is_ascii_with_nothing_left_open(text: str) -> None:
+    written = latex_text(text)
+    assert written.isascii() and written.isprintable()
+    bare = re.sub(r"\\([&%$#_{}]|[A-Za-z]+|['`^~=.\"])", "", written)
+    assert not set(bare) & set("\\%#&~")
+    assert bare.count("{") == bare.count("}")
+    assert bare.count("$") % 2 == 0
+
+
+@pytest.mark.slow
+def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
+    pdflatex = shutil.which("pdflatex")
+    if pdflatex is None:
+        if os.environ.get("SCOREKIT_REQUIRE_LATEX") == "1":
+            pytest.fail("SCOREKIT_REQUIRE_LATEX=1, and there is no pdflatex")
+        pytest.skip("no pdflatex (Debian: texlive-latex-recommended)")
+    results = {
+        "complete": fake_results.complete(tmp_path / "a", datasets=("digits", "cifar10-jpeg")),
+        "hostile": fake_results.hostile(tmp_path / "b"),
+        "empty": fake_results.empty(),
+    }
+    for name, given_results in results.items():
+        build_report(replace(given_results, samples=[], real={}), tmp_path / name)
+    save_table(_hostile_table(), tmp_path / "names" / "tables")
+    tables = sorted(tmp_path.glob("*/tables/*.tex"))
+    assert len(tables) == 4 + 3 + 3 + 1
+    blocks = (range(0x20, 0x250), range(0x370, 0x400), range(0x2000, 0x2300))
+    characters = [latex_text(chr(code)) for block in blocks for code in block]
+    document = [
+        r"\documentclass{article}\usepackage{booktabs}\usepackage{graphicx}\begin{document}",
+        # Floats that wait for a page are limited in number.
+        *(rf"\input{{{table.relative_to(tmp_path)}}}\clearpage" for table in tables),
+        " ".join(characters),
+        r"\end{document}",
+    ]
+    (tmp_path / "report.tex").write_text("\n".join(document), encoding="utf-8")
+    command = [pdflatex, "-interaction=nonstopmode", "-halt-on-error", "-no-shell-escape"]
+    done = subprocess.run(
+        [*command, "report.tex"], cwd=tmp_path, capture_output=True, timeout=120, check=False
+    )
+    log = done.stdout.decode("utf-8", "replace")
+    assert done.returncode == 0, log[-3000:]
+    assert "Missing character" not in log
+    assert "root:" not in log
 
 
 def test_empty_results_give_empty_tables_that_can_be_saved(tmp_path: Path) -> None:
