@@ -113,7 +113,8 @@ def latex(table: Table) -> str:
         r"\centering",
         rf"\caption{{{latex_text(table.title)}. {latex_text(table.caption)}}}",
         rf"\label{{tab:{table.name}}}",
-        r"\resizebox{\textwidth}{!}{%",
+        # Made narrower where it is too wide, never wider.
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
         " & ".join(map(latex_text, columns)) + r" \\",
