@@ -37,8 +37,10 @@ _SORTED_BY = {
     "Peak memory": ("peak_memory_bytes",),
 }
 _VARIANT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
-_MEASURE = re.compile(r"^(FD\[[^\]]*\]|FID) (?=[\d.-])")
+_MEASURE = re.compile(r"^(FD\[[^\]]*\]|FID|(?:KID|IS)(?:\[[^\]]*\])?) (?=[\d.-])")
 _NUMBER = re.compile(r"\s*(-?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)")
+# A number without a unit: "3 min" and "40 s" do not compare as 3 and 40.
+_BARE = re.compile(_NUMBER.pattern + r"(?:\s*[±(].*)?|\D*")
 # Longer texts than this are wrapped, in a column that holds no numbers.
 _LONG = 24
 
@@ -189,11 +191,12 @@ def _sort_values(table: Table, column: str) -> list[str | None]:
     raw = next((table.raw[name] for name in names if name in table.raw.columns), None)
     if raw is not None and (column in _SORTED_BY or is_numeric_dtype(raw)):
         values = [_number(value) for value in raw]
-    elif column in table.numeric or column.endswith(("↑", "↓")):
-        values = [_number(_MEASURE.sub("", str(text))) for text in table.display[column]]
     else:
-        values = []
-    return list(values) if any(values) else [None] * len(table.display)
+        texts = [_MEASURE.sub("", str(text)) for text in table.display[column]]
+        numeric = column in table.numeric or column.endswith(("↑", "↓"))
+        bare = numeric and all(_BARE.fullmatch(text) for text in texts)
+        values = [_number(text) for text in texts] if bare else []
+    return [*values] if any(values) else [None] * len(table.display)
 
 
 def _number(value: object) -> str:

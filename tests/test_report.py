@@ -266,10 +266,14 @@ def test_numbers_sort_by_their_raw_values(tmp_path: Path) -> None:
 
 def test_shown_numbers_serve_where_a_table_has_no_raw_column_of_them(tmp_path: Path) -> None:
     table = ablation_table(fake_results.complete(tmp_path))
-    texts = ["FID 1,234.5", "KID 3.1e-3 ± 2e-4", "—", *["−"] * (len(table.display) - 3)]
-    display = table.display.assign(**{"Score ↑": [t.replace("KID ", "") for t in texts]})
+    texts = ["FID 1,234.5", "KID 3.1e-3 ± 2e-4", "—", *["failed"] * (len(table.display) - 3)]
+    display = table.display.assign(**{"Score ↑": texts})
     (values,) = _sorted_by(replace(table, display=display), "Score ↑").values()
     assert values[:4] == ["1234.5", "3.1e-3", "", ""]
+    # Numbers with units do not compare as numbers.
+    units = table.display.assign(**{"Time ↓": ["3 min", *["40 s"] * (len(display) - 1)]})
+    (values,) = _sorted_by(replace(table, display=units), "Time ↓").values()
+    assert set(values) == {None}
 
 
 def test_rich_text_is_escaped_before_it_is_marked() -> None:
