@@ -24,6 +24,12 @@ from ablations.tables import ablation_table
 pytestmark = pytest.mark.slow
 
 
+def _lacking(what: str) -> None:
+    if os.environ.get("SCOREKIT_REQUIRE_BROWSER") == "1":
+        pytest.fail(f"SCOREKIT_REQUIRE_BROWSER=1, and there is no {what}")
+    pytest.skip(f"no {what}")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """Headless Chromium, driven through chromedriver; both as Debian has them."""
@@ -38,10 +44,7 @@ def browser() -> Iterator[Any]:
     except ImportError:
         lacking.append("selenium")
     if lacking:
-        words = f"no {', '.join(lacking)} (Debian: chromium, chromium-driver; pip: selenium)"
-        if os.environ.get("SCOREKIT_REQUIRE_BROWSER") == "1":
-            pytest.fail(f"SCOREKIT_REQUIRE_BROWSER=1, and there is {words}")
-        pytest.skip(words)
+        _lacking(f"{', '.join(lacking)} (Debian: chromium, chromium-driver; pip: selenium)")
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-background-networking"):
@@ -240,7 +243,7 @@ def test_paper_has_every_row_and_what_was_closed(
 ) -> None:
     pdftotext = shutil.which("pdftotext")
     if pdftotext is None:
-        pytest.skip("no pdftotext (Debian: poppler-utils)")
+        _lacking("pdftotext (Debian: poppler-utils)")
     opened.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not scripts})
     opened.get(page)
     path = tmp_path / "page.pdf"
