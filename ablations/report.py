@@ -13,6 +13,8 @@ from ablations.figures import distance_curves, ema_curves, loss_curves
 from ablations.page import Collapsed, Section, write_page
 from ablations.pictures import Picture
 from ablations.presentation import joined
+from ablations.quality_figures import distance_against_n, steps_curve
+from ablations.quality_tables import quality_table, steps_table
 from ablations.results import Results
 from ablations.sample_figures import grid_keys, sample_grid, sample_overview
 from ablations.settings import BUDGETS
@@ -28,6 +30,7 @@ NOT_THE_PAPERS = (
 def sections(results: Results) -> list[Section]:
     """What the page holds, in its order: a new table or figure is a line here."""
     both = (True, False)
+    steps = steps_table(results)
     return [
         Section(
             id="ablation",
@@ -40,6 +43,19 @@ def sections(results: Results) -> list[Section]:
             blocks=_sample_pictures(results),
             # One of the two settings is enough inside the page: they hardly differ to the eye.
             only_files=_sample_grids(results, denoise=False),
+        ),
+        Section(
+            id="quality",
+            title="Other metrics",
+            blocks=[
+                quality_table(results),
+                *(distance_against_n(results, denoise=denoise) for denoise in both),
+            ],
+        ),
+        Section(
+            id="steps",
+            title="Ways of sampling",
+            blocks=[] if steps is None else [steps, steps_curve(results, steps)],
         ),
         Section(
             id="curves",
