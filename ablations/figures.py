@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -24,7 +26,43 @@ from ablations.results import Results
 TRAIN, TEST = "#23449b", "#c8501e"
 SMOOTHING = 0.9
 # More points than a figure is wide in pixels only make the SVG heavy.
-_MAX_POINTS = 2000
+MAX_POINTS = 2000
+
+
+def selection_distances(results: Results, *, denoise: bool) -> pd.DataFrame:
+    """The rows of `results.distances` that the curves over training are drawn from."""
+    chosen = results.distances[results.distances["denoise"] == denoise]
+    return chosen[chosen["purpose"] == "selection"].dropna(subset=["distance", "iteration"])
+
+
+def ema_pairs(results: Results, frame: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """(data set, variant, the same with technique 5) of all pairs that both have rows in `frame`.
+
+    The two share one training run, of which raw and averaged weights are sampled.
+    """
+    return [
+        (dataset, raw, averaged)
+        for dataset in dataset_order(results)
+        for there in [set(frame[frame["dataset"] == dataset]["variant"])]
+        for averaged in variant_order(there)
+        if (raw := without_ema(averaged)) is not None and raw in there
+    ]
+
+
+def smoothed(losses: pd.Series) -> pd.Series:
+    """The losses smoothed by the exponential moving average of momentum SMOOTHING (App. B.2)."""
+    return losses.astype(float).ewm(alpha=1 - SMOOTHING, adjust=False).mean()
+
+
+def training_losses(results: Results, variants: Collection[str] | None = None) -> pd.DataFrame:
+    """The finite rows of `results.losses`; with `variants`, of their training runs alone."""
+    losses = results.losses.dropna(subset=["loss", "iteration"])
+    losses = losses[np.isfinite(losses["loss"].astype(float))]
+    if variants is None:
+        return losses
+    # Names joined by ", ", themselves with commas but without spaces.
+    users = losses["variants"].fillna("").str.split(", ")
+    return losses[[not set(variants).isdisjoint(names) for names in users]]
 
 
 def distance_curves(results: Results, *, denoise: bool) -> Picture:
@@ -33,8 +71,8 @@ def distance_curves(results: Results, *, denoise: bool) -> Picture:
     One panel per data set, one curve per variant: the mean over seeds with a band from the
     smallest to the largest. Rings mark the snapshots that were selected.
     """
+    selection = selection_distances(results, denoise=denoise)
     chosen = results.distances[results.distances["denoise"] == denoise]
-    selection = chosen[chosen["purpose"] == "selection"].dropna(subset=["distance", "iteration"])
     final = chosen[chosen["purpose"] == "final"].dropna(subset=["iteration"])
     datasets = dataset_order(results)
     logarithmic = spans_decades(selection["distance"])
@@ -70,16 +108,8 @@ def ema_curves(results: Results, *, denoise: bool) -> Picture:
 
     One panel per data set and pair; both curves of a pair come from the same training run.
     """
-    selection = results.distances[
-        (results.distances["denoise"] == denoise) & (results.distances["purpose"] == "selection")
-    ].dropna(subset=["distance", "iteration"])
-    pairs = [
-        (dataset, raw, averaged)
-        for dataset in dataset_order(results)
-        for averaged in variant_order(selection[selection["dataset"] == dataset]["variant"])
-        if (raw := without_ema(averaged))
-        in set(selection[selection["dataset"] == dataset]["variant"])
-    ]
+    selection = selection_distances(results, denoise=denoise)
+    pairs = ema_pairs(results, selection)
     figure, panels = new_panels(results, [f"{d}{r}" for d, r, _ in pairs], "pair of variants")
     logarithmic = spans_decades(selection["distance"])
     for (dataset, raw, averaged), axes in zip(pairs, panels, strict=False):
@@ -103,10 +133,12 @@ def ema_curves(results: Results, *, denoise: bool) -> Picture:
     )
 
 
-def loss_curves(results: Results) -> Picture:
-    """Training and test loss of every shared training run (the paper's Fig. 15)."""
-    losses = results.losses.dropna(subset=["loss", "iteration"])
-    losses = losses[np.isfinite(losses["loss"].astype(float))]
+def loss_curves(results: Results, variants: Collection[str] | None = None) -> Picture:
+    """Training and test loss of every shared training run, or of those of `variants`.
+
+    The paper's Fig. 15 is that of NCSNv2.
+    """
+    losses = training_losses(results, variants)
     runs = [
         (dataset, training)
         for dataset in dataset_order(results)
@@ -182,9 +214,9 @@ def _rings(axes: Axes, curve: pd.DataFrame, final: pd.DataFrame, variant: str) -
 def _loss_lines(axes: Axes, data: pd.DataFrame, *, first: bool) -> None:
     train = data[data["split"] == "train"].sort_values("iteration")
     test = data[data["split"] == "test"].sort_values("iteration")
-    smooth = train["loss"].astype(float).ewm(alpha=1 - SMOOTHING, adjust=False).mean()
+    smooth = smoothed(train["loss"])
     x, raw = train["iteration"].to_numpy(float), train["loss"].to_numpy(float)
-    step = max(1, len(x) // _MAX_POINTS)
+    step = max(1, len(x) // MAX_POINTS)
     name = "training, smoothed" if first else None
     axes.plot(x[::step], raw[::step], color=TRAIN, alpha=0.18, linewidth=0.8)
     axes.plot(x[::step], smooth.to_numpy()[::step], color=TRAIN, linewidth=1.6, label=name)
