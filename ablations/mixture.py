@@ -102,8 +102,8 @@ def arms(facts: DataFacts) -> list[Arm]:
 class Mixture:
     """What was drawn: `components` are uint8 (N, C, H, W), the first of them the figure's data.
 
-    `samples` has an arm's float32 images (N_SAMPLES, C, H, W), not clamped, or None where it has
-    not been run; `seconds` how long an arm took.
+    `samples` has of every arm float32 images (N_SAMPLES, C, H, W), not clamped, or None where it
+    has not been run.
     """
 
     facts: DataFacts
@@ -111,7 +111,6 @@ class Mixture:
     components: Tensor
     arms: list[Arm]
     samples: list[Tensor | None]
-    seconds: list[float | None]
 
 
 def sample_mixture(
@@ -134,7 +133,6 @@ def sample_mixture(
     planned = arms(facts)
     work = [arm.n_levels * arm.n_steps_each for arm in planned]
     samples: list[Tensor | None] = []
-    seconds: list[float | None] = []
     for place, arm in enumerate(planned):
         stage = _stage(arm, facts, len(index), seed)
 
@@ -149,20 +147,11 @@ def sample_mixture(
         folder = store.directory(stage)
         if result is None:
             samples.append(None)
-            seconds.append(None)
             continue
         # Only now: a kill before the result was written would have lost it.
         (folder / "trajectory.pt").unlink(missing_ok=True)
         samples.append(torch.from_numpy(np.load(folder / "samples.npy")))
-        seconds.append(result["sampling_s"])
-    return Mixture(
-        facts=facts,
-        seed=seed,
-        components=components,
-        arms=planned,
-        samples=samples,
-        seconds=seconds,
-    )
+    return Mixture(facts=facts, seed=seed, components=components, arms=planned, samples=samples)
 
 
 def component_index(n_test: int, seed: int) -> np.ndarray:
