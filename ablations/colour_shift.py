@@ -126,7 +126,9 @@ def shift_curves(results: Results, *, denoise: bool) -> Artefact:
                 low, high = seeds["min"].to_numpy(float), seeds["max"].to_numpy(float)
                 axes.fill_between(x, low, high, color=colour, alpha=0.14, linewidth=0)
         for yardstick in sorted(set(here["norm_of_real"].dropna())):
-            axes.axhline(yardstick, color=FAINT, linewidth=1, linestyle=(0, (2, 2)), label=_REAL)
+            axes.axhline(
+                yardstick, color=FAINT, linewidth=1, linestyle=(0, (2, 2)), label="real images"
+            )
         axes.set_title(for_figure(shorten(dataset, 52)), loc="left", fontsize=10.5)
         dress(axes, "norm of the colour shift", logarithmic=False, empty=here.empty)
         if not here.empty:
@@ -141,9 +143,6 @@ def shift_curves(results: Results, *, denoise: bool) -> Artefact:
         figure=figure,
     )
     return Artefact(shown=picture, frames={picture.name: frame})
-
-
-_REAL = "as many real images (root mean square)"
 
 
 def shift_table(results: Results, *, denoise: bool) -> Artefact:
@@ -262,7 +261,8 @@ def _meaning(frame: pd.DataFrame, *, denoise: bool) -> str:
         "Mean of a colour channel over the samples of a snapshot, less its mean over the training "
         "images, in units of pixels in [0, 1]; the norm is Euclidean over the channels. Samples "
         f"are those the snapshot was judged by, {how} the denoising step, clamped to [0, 1]. As "
-        "yardstick the norm that as many real images, drawn at random, have (root mean square). "
+        "yardstick (“real images”) the norm that n real ones, drawn at random, have (root mean "
+        "square). "
         f"{measured}With several seeds curves are means, with a band from the smallest to the "
         "largest."
     )

@@ -50,9 +50,9 @@ def conditioning_figure(results: Results) -> Artefact:
         caption=(
             "Training loss with the noise scale given through conditional normalisation layers "
             "(NCSN_1,2,4,5) and through division of the output by σ (NCSNv2, Technique 3): the "
-            "same data and noise scales, and the learning rate that belongs to each (hyperparameter"
-            f" table). Smoothed by an exponential moving average with momentum {SMOOTHING} over "
-            f"every iteration; one line per seed. {_tails(frame)}{conditions(results)}"
+            "same images and noise scales; learning rate and dequantisation are each network's own "
+            "unless set. Smoothed by an exponential moving average with momentum "
+            f"{SMOOTHING} over every iteration; one line per seed. {_tails(frame)}{conditions(results)}"
         ),
         alt="Curves of the training loss of two noise conditioning methods",
         figure=figure,

@@ -62,7 +62,8 @@ def training_losses(results: Results, variants: Collection[str] | None = None) -
         return losses
     # Names joined by ", ", themselves with commas but without spaces.
     users = losses["variants"].fillna("").str.split(", ")
-    return losses[[not set(variants).isdisjoint(names) for names in users]]
+    mask = [not set(variants).isdisjoint(names) for names in users]
+    return losses[np.array(mask, dtype=bool)]
 
 
 def distance_curves(results: Results, *, denoise: bool) -> Picture:

@@ -80,7 +80,7 @@ def place_panels(
     widths = [sum(p.width_px + _MARGIN_PX for p in row) for row in rows]
     width = max([*widths, 420]) + _MARGIN_PX
     heights = [max(p.height_px + p.words_px for p in row) + _MARGIN_PX for row in rows]
-    height = sum(heights) + _NOTE_PX + (_MARGIN_PX if rows else 60)
+    height = sum(heights) + _NOTE_PX + (0 if rows else 60)
     figure = Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor="white")
     FigureCanvasAgg(figure)
     if not rows:
@@ -107,12 +107,13 @@ def _place(
     box = (x, bottom / height, panel.width_px / width, panel.height_px / height)
     axes = figure.add_axes(box)
     axes.set_axis_off()
-    base = top - words_px + 8
+    if panel.heading:
+        heading = shorten(panel.heading, max(24, panel.width_px // _PX_PER_LETTER))
+        y = (top - _HEADING_PX + 10) / height
+        figure.text(x, y, for_figure(heading), fontsize=8.5, color=INK)
     if panel.note:
-        figure.text(x, base / height, for_figure(panel.note), fontsize=6.5, color=FAINT)
-        base += _LINE_PX
-    heading = shorten(panel.heading, max(24, panel.width_px // _PX_PER_LETTER))
-    figure.text(x, base / height, for_figure(heading), fontsize=8.5, color=INK)
+        y = (top - words_px + 8) / height
+        figure.text(x, y, for_figure(panel.note), fontsize=6.5, color=FAINT)
     axes.set(xlim=(0, panel.width_px), ylim=(panel.height_px, 0))
     if panel.image is None:
         axes.axhspan(0, panel.height_px, color="#f4f4f4")

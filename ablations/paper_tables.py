@@ -140,7 +140,7 @@ def _quoted_rows() -> list[dict[str, Any]]:
             for model, denoise, score, fid in models
         ]
     for row in rows:
-        row["distance_text"] = f"FID {row['distance']:g}"
+        row["distance_text"] = f"FID {row['distance']:.2f}"
         value, _, spread = row["inception_text"].partition(" ± ")
         row["inception_score"] = float(value) if value else None
         row["inception_std"] = float(spread) if spread else None
