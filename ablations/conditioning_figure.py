@@ -52,7 +52,8 @@ def conditioning_figure(results: Results) -> Artefact:
             "(NCSN_1,2,4,5) and through division of the output by σ (NCSNv2, Technique 3): the "
             "same images and noise scales; learning rate and dequantisation are each network's own "
             "unless set. Smoothed by an exponential moving average with momentum "
-            f"{SMOOTHING} over every iteration; one line per seed. {_tails(frame)}{conditions(results)}"
+            f"{SMOOTHING} over every iteration; one line per seed. {_tails(frame)}"
+            f"{conditions(results)}"
         ),
         alt="Curves of the training loss of two noise conditioning methods",
         figure=figure,
