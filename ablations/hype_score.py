@@ -129,10 +129,14 @@ def hype_table(scores: pd.DataFrame) -> Table:
         of_paper = {"kind": "paper", "dataset": "CelebA 64", "source": quoted.TABLE_5}
         rows.append({"model": model} | named | of_paper)
     raw = make_frame(columns, rows)
+    models = pd.Series([_model(row) for row in raw.to_dict("records")], dtype="str")
+    # Two runs of the same settings, say under two budgets: told apart by what they sampled.
+    alike = models.duplicated(keep=False) & raw["dump"].notna()
+    models[alike] += " (" + raw["dump"][alike].str[:8] + ")"
     display = pd.DataFrame(
         {
             "Dataset": raw["dataset"],
-            "Model": [_model(row) for row in raw.to_dict("records")],
+            "Model": models,
             "HYPE∞(%)": _decimals(raw["hype"]),
             "Fakes Error(%)": _decimals(raw["fakes_error"]),
             "Reals Error(%)": _decimals(raw["reals_error"]),

@@ -20,7 +20,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from ablations.hype_dumps import KINDS
+from ablations.hype_dumps import KINDS, HypeDump
 from ablations.hype_ratings import N_EACH, RATER_ID, Ratings, Round
 
 MAX_BODY_BYTES = 1024
@@ -50,8 +50,9 @@ class Refused(Exception):
 
 
 class HypeServer(http.server.ThreadingHTTPServer):
-    """Serves `ratings` at `host` and `port` (0: a free one); ratings are used under one lock.
+    """Serves `ratings` at `host` and `port` (0: a free one).
 
+    Requests come in threads of their own; what touches the ratings is called with `lock` held.
     At a loopback address, requests that name another host are refused: a website whose name is
     made to point here (DNS rebinding) cannot read or rate. At any other address the names by which
     raters reach it are not known, and all are taken.
@@ -124,20 +125,16 @@ class HypeServer(http.server.ThreadingHTTPServer):
             raise Refused(HTTPStatus.CONFLICT, "that is not the image being asked for")
         return self.state(rater)
 
-    def image(self, rater: str | None, identity: str) -> bytes:
-        """The image being asked for or the next, as PNG; no other is shown."""
-        with self.lock:
-            current = self.ratings.current(rater) if rater else None
-            found = None
-            if rater is not None and current is not None:
-                position = len(current.answers)
-                for i in range(position, min(position + 2, len(current.images))):
-                    if identity == opaque_id(rater, current, i):
-                        found = current.images[i]
-                dump = self.ratings.dumps[current.label["dump"]]
-        if found is None:
-            raise Refused(HTTPStatus.NOT_FOUND, "no such image")
-        return encode_alike(dump.pixels(found[0], found[1]))
+    def find_image(self, rater: str | None, identity: str) -> tuple[HypeDump, str, str]:
+        """The dump, truth and file of the image being asked for or the next; no other is shown."""
+        current = self.ratings.current(rater) if rater else None
+        if rater is not None and current is not None:
+            position = len(current.answers)
+            for i in range(position, min(position + 2, len(current.images))):
+                if identity == opaque_id(rater, current, i):
+                    truth, name, _ = current.images[i]
+                    return self.ratings.dumps[current.label["dump"]], truth, name
+        raise Refused(HTTPStatus.NOT_FOUND, "no such image")
 
 
 def opaque_id(rater: str, current: Round, position: int) -> str:
@@ -190,8 +187,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 state = self.server.state(self._rater())
             self._json(state)
         elif self.path.startswith("/image/"):
-            data = self.server.image(self._rater(), self.path.removeprefix("/image/"))
-            self._send(HTTPStatus.OK, "image/png", data)
+            identity = self.path.removeprefix("/image/")
+            with self.server.lock:
+                dump, truth, name = self.server.find_image(self._rater(), identity)
+            self._send(HTTPStatus.OK, "image/png", encode_alike(dump.pixels(truth, name)))
         else:
             raise Refused(HTTPStatus.NOT_FOUND, "no such page")
 

@@ -145,6 +145,13 @@ def test_the_table_has_table_5s_columns_and_rows_and_every_dump(opened, tmp_path
     assert r"HYPE$_\infty$(\%)" in (tmp_path / "table5.tex").read_text()
 
 
+def test_two_runs_of_the_same_settings_are_told_apart(opened, tmp_path):
+    other = open_dumps(make_dump(tmp_path / opened.name, key=1))[0]
+    models = list(hype_table(hype_scores(read_ratings([]), [opened, other])).display["Model"][:2])
+    expected = [f"NCSNv2, seed 0, denoised ({dump.digest[:8]})" for dump in (opened, other)]
+    assert sorted(models) == sorted(expected)
+
+
 def test_without_ratings_there_are_the_papers_rows_alone():
     table = hype_table(hype_scores(read_ratings([])))
     assert set(table.kinds) == {"paper"} and len(table.display) == 6

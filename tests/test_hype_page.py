@@ -186,7 +186,6 @@ def test_two_raters_through_reloads_and_a_killed_server(browser, new_browser, tm
         rater.browser.refresh()
         until(lambda rater=rater: "nothing more for you" in text(rater.browser), "thanks again")
     browser.get("about:blank")
-    second.quit()
     served.kill()
     assert sum(one.errors.values()) == 20
     row = hype_scores(read_ratings([folder])).iloc[0]
@@ -206,8 +205,13 @@ def test_the_next_round_is_of_the_other_dump_and_the_next_rater_is_another(brows
     press(browser, "r")
     find(browser, "#between [data-start]").click()
     assert look(browser, 1)
-    browser.delete_all_cookies()  # another rater at the same browser
-    browser.refresh()
+    press(browser, "f")
+    look(browser, 2)
+    find(browser, "#rating [data-leave]").click()
+    browser.switch_to.alert.dismiss()
+    assert look(browser, 2)
+    find(browser, "#rating [data-leave]").click()
+    browser.switch_to.alert.accept()
     find(browser, "#welcome [data-start]").click()
     assert look(browser, 1)
     assert "NCSN" not in browser.page_source and "digits" not in browser.page_source
@@ -255,12 +259,14 @@ def test_it_fits_every_screen_and_pixels_are_squares(browser, served, width, hei
     browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
     try:
         browser.get(served.url)
-        find(browser, "#welcome [data-start]").click()
+        start = find(browser, "#welcome [data-start]")
+        browser.get_log("browser")  # of the tests before
+        start.click()
         for number in (1, 2):
             look(browser, number)
             shown = browser.execute_script("""
                 const image = document.querySelector("#plate img");
-                const { width, height, bottom } = image.getBoundingClientRect();
+                const { width, height } = image.getBoundingClientRect();
                 const page = document.documentElement;
                 return { width, height, rendering: getComputedStyle(image).imageRendering,
                   overflow: page.scrollWidth - page.clientWidth,
@@ -275,6 +281,7 @@ def test_it_fits_every_screen_and_pixels_are_squares(browser, served, width, hei
             dark = int(shown["paper"].removeprefix("rgb(").split(",")[0]) < 128
             assert dark == (scheme == "dark")
             press(browser, "f")
+        look(browser, 3)
         problems = [e for e in browser.get_log("browser") if served.url in e["message"]]
         assert problems == []
     finally:
