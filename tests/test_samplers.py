@@ -11,10 +11,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.dispatch import IMPL_VARIABLE
 from kernels.mixture_score import mixture_score
 from kernels.philox import Stream, philox_key, philox_normal
+from scorekit import samplers
 from scorekit.compilation import compile_unavailable_reason
+from scorekit.consistent import refined_sigmas
 from scorekit.layers import InstanceNormPlus
 from scorekit.networks import ScoreNetwork
-from scorekit.samplers import AnnealedLangevin
+from scorekit.samplers import AnnealedLangevin, interpolation_angles
 from scorekit.techniques import (
     geometric_sigmas,
     ladder_ratio,
@@ -62,6 +64,23 @@ def network(conditional: bool = False, sigmas: torch.Tensor | None = None) -> Sc
         return ScoreNetwork("32-64", sigmas, conditional=conditional, channels=1, width=4).eval()
 
 
+MODES = ["annealed", "consistent", "interpolation", "inpainting"]
+
+
+def asked(mode: str, index: torch.Tensor, shape: tuple[int, ...]) -> dict:
+    """What a mode has :meth:`AnnealedLangevin.sample` be given, as a function of the indices."""
+    if mode == "interpolation":
+        return {"mix_seed": 99, "mix_angle": (1 + index % 7) / 5}
+    if mode == "inpainting":
+        zero = torch.zeros((), dtype=torch.int64, device=index.device)
+        known, mask = (
+            philox_normal(philox_key(k, index.device), index, zero, shape, Stream.LANGEVIN)
+            for k in (7, 8)
+        )
+        return {"known": known.sigmoid(), "mask": mask[:, :1] > 0}
+    return {}
+
+
 def in_batches(drawer: AnnealedLangevin, n: int, batch: int, shape=SHAPE):
     parts = [drawer.sample(index, shape) for index in torch.arange(n).split(batch)]
     return (
@@ -91,6 +110,16 @@ def test_samples_do_not_depend_on_the_batch_size(score):
             assert float(difference) < 1e-4
 
 
+@pytest.mark.parametrize("mode", MODES[1:])
+def test_samples_of_no_mode_depend_on_the_batch(mode):
+    drawer, index = sampler(n_steps_each=1, consistent=mode == "consistent"), torch.arange(12)
+    whole = drawer.sample(index, SHAPE, **asked(mode, index, SHAPE))
+    for part in (index[5:6], index[[8, 2, 11]]):
+        samples = drawer.sample(part, SHAPE, **asked(mode, part, SHAPE))
+        for ours, theirs in ((samples.last, whole.last), (samples.denoised, whole.denoised)):
+            torch.testing.assert_close(ours, theirs[part], rtol=0, atol=1e-5)
+
+
 def test_samples_do_not_depend_on_order_or_on_other_samples():
     drawer = sampler()
     whole = drawer.sample(torch.arange(10), SHAPE).denoised
@@ -116,6 +145,23 @@ def test_the_trajectory_is_algorithm_1():
     torch.testing.assert_close(samples.last.double(), x, rtol=1e-4, atol=1e-5)
     denoised = x + float(sigmas[-1]) ** 2 * score(x, torch.tensor([3, 3]))
     torch.testing.assert_close(samples.denoised.double(), denoised, rtol=1e-4, atol=1e-5)
+
+
+def test_float32_trajectories_are_algorithm_1_to_the_last_bit():
+    sigmas, n_steps_each, step_size = geometric_sigmas(2, 0.1, 4), 3, 1e-3
+    score = Mixture(sigmas)
+    index, key = torch.tensor([3, 17]), philox_key(5)
+    drawer = sampler(score, sigmas=sigmas, n_steps_each=n_steps_each, step_size=step_size, seed=5)
+    samples = drawer.sample(index, SHAPE)
+    alphas = (step_size * (sigmas.double() / sigmas[-1].double()) ** 2).float()
+    x = drawer.initial(index, SHAPE)
+    for step in range(4 * n_steps_each):
+        i = step // n_steps_each
+        z = philox_normal(key, index, torch.tensor(step), SHAPE, Stream.LANGEVIN)
+        x = x + alphas[i] * score(x, torch.tensor([i, i])) + torch.sqrt(2 * alphas[i]) * z
+    assert torch.equal(samples.last, x)
+    denoised = x + sigmas[-1].square() * score(x, torch.tensor([3, 3]))
+    assert torch.equal(samples.denoised, denoised)
 
 
 @pytest.mark.parametrize("score", ["mixture", "network"])
@@ -229,16 +275,202 @@ def test_a_seed_is_a_set_of_samples():
     assert torch.equal(drawer.sample(index, SHAPE).denoised, first.denoised)
 
 
-def test_a_mixture_is_sampled_at_its_centres():
-    sigmas = geometric_sigmas(5, 0.01, 60)
-    score = Mixture(sigmas, n_centres=3)
-    samples = sampler(score, sigmas=sigmas, n_steps_each=5).sample(torch.arange(300), SHAPE)
-    distance = torch.cdist(samples.denoised.flatten(1), score.centres)
+@pytest.mark.parametrize(
+    ("n_levels", "n_steps_each", "consistent"),
+    [(60, 5, False), (25, 5, False), (60, 1, True), (25, 5, True)],
+)
+def test_a_mixture_is_sampled_at_its_centres(n_levels, n_steps_each, consistent):
+    # The exact score is that of any noise scale, as an unconditional network's is meant to be.
+    sigmas = geometric_sigmas(5, 0.01, n_levels)
+    ladder = refined_sigmas(sigmas, n_steps_each) if consistent else sigmas
+    mixture = Mixture(ladder, n_centres=3)
+
+    def score(x, noise_index):
+        return ladder[noise_index].reshape(-1, 1, 1, 1) * mixture(x, noise_index)
+
+    steps_per_sigma = 1 if consistent else n_steps_each
+    drawer = sampler(
+        score,
+        sigmas=sigmas,
+        n_steps_each=n_steps_each,
+        step_size=langevin_step_size(ladder_ratio(ladder), 0.01, steps_per_sigma),
+        times_sigma=True,
+        consistent=consistent,
+    )
+    samples = drawer.sample(torch.arange(300), SHAPE)
+    distance = torch.cdist(samples.denoised.flatten(1), mixture.centres)
     nearest = distance.min(dim=1)
     assert float(nearest.values.max()) < 0.02
     counts = torch.bincount(nearest.indices, minlength=3)
     # sigma_1 above the largest distance between centres: none of them is missed.
     assert stats.chisquare(counts.numpy()).pvalue > 1e-4
+
+
+@pytest.mark.parametrize("n_levels", [3, 12])
+@pytest.mark.parametrize("consistent", [False, True])
+def test_an_unconditional_network_is_sampled_along_any_ladder(n_levels, consistent):
+    trained, other = geometric_sigmas(1, 0.1, 8), geometric_sigmas(2, 0.1, n_levels)
+    index, shape = torch.arange(2), (1, 8, 8)
+    options = {"sigmas": other, "step_size": 0.009, "times_sigma": True, "consistent": consistent}
+    ours, theirs = (
+        sampler(network(sigmas=sigmas).features, **options).sample(index, shape)
+        for sigmas in (trained, other)
+    )
+    assert torch.equal(ours.denoised, theirs.denoised)
+
+
+def test_interpolation_goes_from_one_seed_to_another_with_one_start():
+    drawer, index = sampler(seed=1), torch.arange(4)
+    quarter = math.pi / 2
+    angles = torch.tensor([0.0, 0.0, quarter, quarter])
+    mixed = drawer.sample(index, SHAPE, mix_seed=2, mix_angle=angles)
+    own = drawer.sample(index, SHAPE)
+    other = sampler(seed=2).sample(index, SHAPE, initial=drawer.initial(index, SHAPE))
+    assert torch.equal(mixed.last[:2], own.last[:2])
+    assert torch.equal(mixed.denoised[:2], own.denoised[:2])
+    torch.testing.assert_close(mixed.last[2:], other.last[2:], rtol=0, atol=1e-4)
+    torch.testing.assert_close(mixed.denoised[2:], other.denoised[2:], rtol=0, atol=1e-4)
+    assert (own.last - other.last).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+def test_mixed_noise_has_the_variance_of_either(consistent):
+    sigmas, n = geometric_sigmas(1, 0.1, 4), 2000
+    index, angle = torch.arange(n), 0.6
+
+    def no_score(x, noise_index):
+        return torch.zeros_like(x)
+
+    drawer = sampler(
+        no_score,
+        sigmas=sigmas,
+        n_steps_each=1,
+        step_size=0.008,
+        consistent=consistent,
+    )
+    start = drawer.initial(index, SHAPE)
+    own = (drawer.sample(index, SHAPE).last - start).double()
+    mixed = drawer.sample(index, SHAPE, mix_seed=2, mix_angle=torch.full((n,), angle))
+    mixed = (mixed.last - start).double()
+    rate = 0.008 / float(sigmas[-1]) ** 2
+    squares = sigmas.double().square()
+    added = squares[1:] - (1 - rate) ** 2 * squares[:-1] if consistent else 2 * rate * squares
+    variance = float(added.sum())
+    five_sigma = 5 * math.sqrt(2 / mixed.numel())
+    assert float(own.square().mean()) == pytest.approx(variance, rel=five_sigma)
+    assert float(mixed.square().mean()) == pytest.approx(variance, rel=five_sigma)
+    covariance = float((own * mixed).mean()) / variance
+    assert covariance == pytest.approx(math.cos(angle), abs=five_sigma)
+
+
+def test_the_angles_of_the_paper():
+    angles = interpolation_angles(3)
+    torch.testing.assert_close(angles, torch.tensor([1, 2, 3]) * math.pi / 8)
+    with pytest.raises(ValueError, match="n = 0 must be at least 1"):
+        interpolation_angles(0)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"mix_seed": 3}, "mix_seed and mix_angle are needed together"),
+        ({"mix_angle": torch.zeros(2)}, "mix_seed and mix_angle are needed together"),
+        ({"mix_seed": 0, "mix_angle": torch.zeros(2)}, "mix_seed = 0 is the sampler's own seed"),
+        (
+            {"mix_seed": 2**64, "mix_angle": torch.zeros(2)},
+            r"seed = 18446744073709551616 .*2\*\*64",
+        ),
+        ({"mix_seed": 3, "mix_angle": torch.zeros(3)}, r"mix_angle has shape \(3,\).*\(2,\)"),
+        ({"known": torch.zeros(2, *SHAPE)}, "known and mask are needed together"),
+        ({"mask": torch.ones(2, *SHAPE, dtype=torch.bool)}, "known and mask are needed together"),
+        (
+            {"known": torch.zeros(1, *SHAPE), "mask": torch.ones(2, *SHAPE, dtype=torch.bool)},
+            r"known is torch.float32 of shape \(1, 1, 4, 4\); floating point \(2, 1, 4, 4\)",
+        ),
+        (
+            {
+                "known": torch.zeros(2, *SHAPE, dtype=torch.uint8),
+                "mask": torch.ones(2, *SHAPE, dtype=torch.bool),
+            },
+            "known is torch.uint8",
+        ),
+        (
+            {"known": torch.zeros(2, *SHAPE), "mask": torch.ones(2, *SHAPE)},
+            r"mask is torch.float32 of shape \(2, 1, 4, 4\); torch.bool",
+        ),
+        (
+            {"known": torch.zeros(2, *SHAPE), "mask": torch.ones(4, 4, dtype=torch.bool)},
+            r"mask is torch.bool of shape \(4, 4\); torch.bool",
+        ),
+        (
+            {
+                "known": torch.full((2, *SHAPE), 1.5),
+                "mask": torch.ones(2, *SHAPE, dtype=torch.bool),
+            },
+            r"known pixels must lie in \[0, 1\]",
+        ),
+    ],
+)
+def test_mixing_and_inpainting_of_the_wrong_kind_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        sampler().sample(torch.arange(2), SHAPE, **given)
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+def test_known_pixels_carry_the_noise_of_their_scale_until_the_end(consistent):
+    sigmas, index = geometric_sigmas(1, 0.1, 4), torch.tensor([3, 17])
+    drawer = sampler(
+        sigmas=sigmas, step_size=0.009, n_steps_each=1 if consistent else 3, consistent=consistent
+    )
+    given = asked("inpainting", index, SHAPE)
+    known, mask = given["known"], given["mask"].expand(2, *SHAPE)
+    # What is not known is not looked at.
+    given["known"] = torch.where(mask, known, math.nan)
+    samples = drawer.sample(index, SHAPE, keep_levels=range(4), **given)
+    assert mask.any() and not mask.all()
+    assert torch.equal(samples.last[mask], known[mask])
+    assert torch.equal(samples.denoised[mask], known[mask])
+    assert samples.denoised.isfinite().all()
+    for level in range(3):
+        reached = level + 1 if consistent else level
+        step = torch.tensor(reached)
+        z = philox_normal(philox_key(0), index, step, SHAPE, Stream.INPAINTING)
+        expected = known + sigmas[reached] * z
+        torch.testing.assert_close(samples.levels[level][mask], expected[mask])
+    plain = drawer.sample(index, SHAPE)
+    assert not torch.equal(plain.denoised[~mask], samples.denoised[~mask])
+
+
+def test_nothing_known_is_plain_sampling():
+    drawer, index = sampler(), torch.arange(3)
+    nothing = torch.zeros(3, *SHAPE, dtype=torch.bool)
+    samples = drawer.sample(index, SHAPE, known=torch.zeros(3, *SHAPE), mask=nothing)
+    assert torch.equal(samples.denoised, drawer.sample(index, SHAPE).denoised)
+
+
+def test_inpainting_a_gaussian_draws_from_its_conditional():
+    mean, variance, correlation, known = 0.5, 0.04, 0.8, 0.8
+    covariance = variance * torch.tensor([[1.0, correlation], [correlation, 1.0]])
+    sigmas, n = geometric_sigmas(1, 0.02, 10), 2000
+
+    precisions = torch.linalg.inv(covariance + sigmas.square().reshape(-1, 1, 1) * torch.eye(2))
+
+    def score(x, noise_index):
+        return (mean - x) @ precisions[noise_index[0]]
+
+    drawer = sampler(score, sigmas=sigmas, n_steps_each=80, step_size=0.5 * 0.02**2)
+    samples = drawer.sample(
+        torch.arange(n),
+        (1, 1, 2),
+        known=torch.full((n, 1, 1, 2), known),
+        mask=torch.tensor([True, False]).expand(n, 1, 1, 2),
+    )
+    other = samples.denoised[..., 1].double()
+    expected = mean + correlation * (known - mean)
+    conditional = variance * (1 - correlation**2)
+    # The noise of the smallest scales, and mixing that slows down at them, leave a few per cent.
+    assert float(other.mean()) == pytest.approx(expected, abs=0.01)
+    assert float(other.var()) == pytest.approx(conditional, rel=0.15)
 
 
 def test_no_gradients_are_recorded():
@@ -291,6 +523,28 @@ def test_steps_beyond_the_last_stay_at_the_smallest_noise_scale():
     assert int(state.step) == 8
 
 
+def test_a_captured_step_serves_one_mode_and_takes_new_conditions(monkeypatch):
+    captured = []
+
+    def stand_in(step, device):
+        for _ in range(3):  # the warm-up before a capture
+            step()
+        captured.append(step)
+        return step
+
+    monkeypatch.setattr(samplers, "cuda_graph", stand_in)
+    drawer, index = sampler(seed=1), torch.arange(3)
+    monkeypatch.setattr(drawer, "_graphed", True)
+    for part in (index, index + 3):
+        for mode in ("annealed", "interpolation", "inpainting"):
+            given = asked(mode, part, SHAPE)
+            ours = drawer.sample(part, SHAPE, **given)
+            theirs = sampler(seed=1).sample(part, SHAPE, **given)
+            assert torch.equal(ours.last, theirs.last)
+            assert torch.equal(ours.denoised, theirs.denoised)
+    assert len(captured) == 3
+
+
 class HostReads(TorchDispatchMode):
     """Counts the operations that make the host wait for a device's value."""
 
@@ -304,38 +558,52 @@ class HostReads(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("conditional", [False, True])
-def test_the_loop_never_waits_for_the_device(conditional):
+@pytest.mark.parametrize(
+    ("conditional", "mode"), [(False, "annealed"), *((True, mode) for mode in MODES)]
+)
+def test_the_loop_never_waits_for_the_device(conditional, mode):
     sigmas = geometric_sigmas(1, 0.1, 3)
     score = network(conditional=conditional, sigmas=sigmas)
-    drawer, index = sampler(score, sigmas=sigmas, n_steps_each=2), torch.arange(3)
+    drawer = sampler(
+        score,
+        sigmas=sigmas,
+        n_steps_each=1,
+        step_size=0.01,
+        consistent=mode == "consistent",
+    )
+    index, shape = torch.arange(3), (1, 8, 8)
+    given = asked(mode, index, shape)
     with HostReads() as reads:
-        drawer.sample(index, (1, 8, 8))
-    assert reads.count == 0
+        drawer.sample(index, shape, **given)
+    # Known pixels are looked at once, before the loop.
+    assert reads.count == (mode == "inpainting")
     with HostReads() as reads:
         float(index[0])
     assert reads.count == 1
 
 
-def compare_compiled(score, sigmas: torch.Tensor, shape, **options) -> None:
+def compare_compiled(score, sigmas: torch.Tensor, shape, mode="annealed", **options) -> None:
     """Compiled and eager samples agree, and two graphs serve all noise scales and batches."""
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     batches = [torch.tensor([0, 1, 2]), torch.tensor([3, 4, 4])]  # a short last batch is filled up
     drawer = sampler(score, sigmas=sigmas, compile=True, **options)
-    fast = [drawer.sample(index, shape) for index in batches]
+    fast = [drawer.sample(index, shape, **asked(mode, index, shape)) for index in batches]
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 2  # a step and the denoising step
     assert not counters["graph_break"]
     eager = sampler(score, sigmas=sigmas, **options)
     for index, ours in zip(batches, fast, strict=True):
-        theirs = eager.sample(index, shape)
+        theirs = eager.sample(index, shape, **asked(mode, index, shape))
         for a, b in ((ours.last, theirs.last), (ours.denoised, theirs.denoised)):
             assert float((a.clamp(0, 1) - b.clamp(0, 1)).abs().max()) < 1e-4
 
 
 @pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
-def test_a_compiled_sampler_gives_the_eager_ones_samples():
+@pytest.mark.parametrize(
+    "mode", ["annealed", *(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES[1:])]
+)
+def test_a_compiled_sampler_gives_the_eager_ones_samples(mode):
     sigmas = geometric_sigmas(5, 0.05, 8)
     norm = InstanceNormPlus(2)
     convs = [torch.nn.Conv2d(1, 2, 3, padding=1), torch.nn.Conv2d(2, 1, 3, padding=1)]
@@ -344,7 +612,8 @@ def test_a_compiled_sampler_gives_the_eager_ones_samples():
         h = torch.nn.functional.elu(norm(convs[0](2 * x - 1), noise_index))
         return convs[1](h) / sigmas[noise_index].reshape(-1, 1, 1, 1)
 
-    compare_compiled(net, sigmas, (1, 8, 8))
+    options = {"consistent": True, "n_steps_each": 1} if mode == "consistent" else {}
+    compare_compiled(net, sigmas, (1, 8, 8), mode, **options)
 
 
 @pytest.mark.slow
@@ -360,17 +629,26 @@ def test_a_compiled_network_gives_the_eager_ones_samples(conditional):
 
 @pytest.mark.slow
 @needs_kernel
-@pytest.mark.parametrize("conditional", [False, True])
-def test_kernels_and_plain_torch_give_the_same_samples(conditional, monkeypatch):
+@pytest.mark.parametrize(
+    ("conditional", "mode"), [(True, "annealed"), *((False, mode) for mode in MODES)]
+)
+def test_kernels_and_plain_torch_give_the_same_samples(conditional, mode, monkeypatch):
     sigmas = geometric_sigmas(1, 0.5, 2)
     net = network(conditional=conditional, sigmas=sigmas).to(DEVICE)
     score = net if conditional else net.features
-    options = {"sigmas": net.sigmas, "n_steps_each": 1, "times_sigma": not conditional}
+    options = {
+        "sigmas": net.sigmas,
+        "n_steps_each": 1,
+        "times_sigma": not conditional,
+        "consistent": mode == "consistent",
+        **({"step_size": 0.2} if mode == "consistent" else {}),
+    }
     index, shape = torch.tensor([3, 2**31], device=DEVICE), (1, 8, 8)
+    given = asked(mode, index, shape)
     results = {}
     for impl in ("torch", "triton"):
         monkeypatch.setenv(IMPL_VARIABLE, impl)
-        results[impl] = sampler(score, **options).sample(index, shape)
+        results[impl] = sampler(score, **options).sample(index, shape, **given)
     # Not equal to the bit: it really was another implementation.
     assert not torch.equal(results["triton"].last, results["torch"].last)
     torch.testing.assert_close(
