@@ -11,7 +11,7 @@ import socket
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--grid", default="paper", help=f"{', '.join(GRIDS)}, or a TOML file (default: paper)")
+    add("--rows", choices=GRIDS, help="run that grid's rows with the settings of --grid")
     add(
         "--budget",
         choices=["auto", *BUDGETS],
@@ -100,6 +101,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     import torch
 
     grid = load_grid(args.grid)
+    if args.rows is not None:
+        grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
     cuda = torch.cuda.is_available()
     device = args.device if args.device != "auto" else ("cuda" if cuda else "cpu")
     if device == "cuda" and not cuda:
@@ -121,7 +124,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             f"--inception-weights {weights}: no such file; torch-fidelity's "
             "weights-inception-2015-12-05-6726825d.pth is expected"
         )
-    out = (args.out or Path("runs") / grid.name).resolve()
+    out = (args.out or Path("runs") / load_grid(args.grid).name).resolve()
     data_root = (args.data_root or out / "data").resolve()
     specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
     existing = load_manifest(out)

@@ -3,7 +3,7 @@ import pytest
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.resolution import resolve
 from ablations.settings import BUDGETS, apply_overrides
-from ablations.variants import NCSNV2
+from ablations.variants import NCSNV2, PAPER_VARIANTS
 from scorekit.techniques import ladder_ratio, langevin_step_size
 
 
@@ -18,6 +18,7 @@ def test_built_in_grids():
         "ncsn",
         "ncsn_5",
         "ncsn_1245",
+        "ncsnv2",
         "ncsnv2",
     ]
     assert len(GRIDS["factorial"].rows) == 8
@@ -66,10 +67,10 @@ def test_facts_of_the_digits_and_cells_of_a_grid(tmp_path):
     # Measured once, then read.
     assert data == data_facts("digits", tmp_path, image_size=None, inception_weights=None)
     cells = build_cells(GRIDS["paper"], BUDGETS["quick"].settings, [data], seeds=2)
-    assert len(cells) == len({cell.name for cell in cells}) == 8
-    assert cells == [
-        resolve(BUDGETS["quick"].settings, row.variant, data, seed)
-        for row in GRIDS["paper"].rows
+    assert len(cells) == len({cell.name for cell in cells}) == 10
+    assert cells[:8] == [
+        resolve(BUDGETS["quick"].settings, variant, data, seed)
+        for variant in PAPER_VARIANTS
         for seed in range(2)
     ]
 
@@ -84,22 +85,23 @@ def test_rows_that_differ_in_sampling_only_share_one_training(digits):
     cells = build_cells(GRIDS["steps"], BUDGETS["quick"].settings, [digits], seeds=1)
     assert len({cell.train_stage().digest for cell in cells}) == 1
     n_levels = cells[0].train.n_levels
+    annealed, consistent = cells[:5], cells[5:]
     shares = (25 / 232, 100 / 232, 1, 1, 1)
-    assert [cell.sampling_levels for cell in cells] == [max(2, round(n_levels * s)) for s in shares]
-    assert [cell.n_steps_each for cell in cells] == [1, 1, 1, 3, 5]
-    assert [c.score_evaluations for c in cells] == [
-        c.sampling_levels * c.n_steps_each + 1 for c in cells
-    ]
-    assert cells[-1].label == f"NCSNv2, {n_levels}×5"
-    assert cells[-1].name == f"digits/ncsnv2-{n_levels}x5/seed0"
+    assert [c.sampling_levels for c in annealed] == [max(2, round(n_levels * s)) for s in shares]
+    assert [cell.n_steps_each for cell in cells] == [1, 1, 1, 3, 5, 1, 3, 5]
+    for cell in annealed:
+        assert cell.score_evaluations == cell.sampling_levels * cell.n_steps_each + 1
+    for cell in consistent:
+        assert cell.score_evaluations == (n_levels - 1) * cell.n_steps_each + 1
+    assert annealed[-1].label == f"NCSNv2, {n_levels}×5"
+    assert annealed[-1].name == f"digits/ncsnv2-{n_levels}x5/seed0"
+    assert consistent[-1].name == f"digits/ncsnv2-consistent-{n_levels}x5/seed0"
     # The variant's own row, at the same T, is the same work under another name.
-    own = resolve(
-        apply_overrides(BUDGETS["quick"].settings, {"n_steps_each": 5}), NCSNV2, digits, seed=0
-    )
+    settings = apply_overrides(BUDGETS["quick"].settings, {"n_steps_each": 5})
+    own = resolve(settings, NCSNV2, digits, seed=0)
     assert own.name == "digits/ncsnv2/seed0"
-    assert own.distance_stage(600, denoise=True, final=True) == cells[-1].distance_stage(
-        600, denoise=True, final=True
-    )
+    final = {"denoise": True, "final": True}
+    assert own.distance_stage(600, **final) == annealed[-1].distance_stage(600, **final)
 
 
 def test_step_sizes_follow_the_ladder_that_is_sampled(digits):
@@ -110,7 +112,7 @@ def test_step_sizes_follow_the_ladder_that_is_sampled(digits):
 
 
 def test_consistent_sampling_is_a_row_beside_the_variants_own(digits, tmp_path):
-    own, consistent = build_cells(GRIDS["samplers"], BUDGETS["quick"].settings, [digits], seeds=1)
+    own, consistent = build_cells(GRIDS["paper"], BUDGETS["quick"].settings, [digits], seeds=1)[3:]
     assert (own.label, consistent.label) == ("NCSNv2", "NCSNv2, consistent")
     assert own.train_stage() == consistent.train_stage()
     assert own.sample_stages(600, final=False) != consistent.sample_stages(600, final=False)
@@ -125,12 +127,18 @@ def test_consistent_sampling_is_a_row_beside_the_variants_own(digits, tmp_path):
     assert [cell.label for cell in cells] == ["NCSNv2", "NCSNv2, consistent, 5×10"]
 
 
-def test_two_rows_of_one_name_are_refused(digits, tmp_path):
-    text = "".join(
-        f'[[rows]]\nvariant = "ncsnv2"\nsampling_levels = {share}\n' for share in (0.51, 0.5101)
-    )
-    with pytest.raises(ValueError, match="two rows come to NCSNv2, "):
-        build_cells(load_grid(write(tmp_path, text)), BUDGETS["quick"].settings, [digits], seeds=1)
+def rows(tmp_path, key, values):
+    text = "".join(f'[[rows]]\nvariant = "ncsnv2"\n{key} = {value}\n' for value in values)
+    return load_grid(write(tmp_path, text))
+
+
+def test_rows_that_come_to_one_cell_are_one_and_others_of_its_name_are_refused(digits, tmp_path):
+    settings = BUDGETS["quick"].settings
+    same = rows(tmp_path, "sampling_levels", (0.51, 0.5101))
+    assert len(build_cells(same, settings, [digits], seeds=1)) == 1
+    other = rows(tmp_path, "step_size", (1e-5, 1.0001e-5))
+    with pytest.raises(ValueError, match="two rows are called NCSNv2, ε=1e-05 on digits"):
+        build_cells(other, settings, [digits], seeds=1)
 
 
 def test_a_feature_space_by_name(tmp_path):

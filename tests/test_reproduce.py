@@ -10,7 +10,8 @@ import pytest
 from tiny_grid import TOML
 
 from ablations import reproduce
-from ablations.reproduce import ITEMS, find_items, main
+from ablations.reproduce import find_items, main
+from ablations.reproductions import ITEMS
 
 NAMES = [name for item in ITEMS for name in (item.name, *item.aliases)]
 

@@ -1,0 +1,100 @@
+"""Interpolations and nearest neighbours of a grid, as the paper shows them (App. C.5)."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ablations.artefacts import Artefact
+from ablations.generalisation_figures import (
+    interpolation_picture,
+    memorisation_summary,
+    neighbour_distances_picture,
+    neighbour_picture,
+)
+from ablations.presentation import number
+from ablations.results import NeighbourSet, Results, SampleSet
+
+_SHOWN = 8
+
+
+def interpolation_artefacts(results: Results) -> list[Artefact]:
+    """Interpolations of every cell that has them (Figs. 6, 20-24); ValueError where none has."""
+    if not results.interpolations:
+        raise ValueError("nothing has been interpolated yet; leave out --no-run")
+    artefacts = []
+    for found in results.interpolations:
+        images = np.load(found.path, allow_pickle=False)
+        picture = interpolation_picture(
+            results,
+            images,
+            dataset=found.dataset,
+            variant=found.variant,
+            details=_details(found),
+        )
+        artefacts.append(Artefact(shown=picture, arrays={"images": images}))
+    return artefacts
+
+
+def neighbour_artefacts(results: Results) -> list[Artefact]:
+    """Nearest training images of samples and of held-out images, and the distances (Figs. 16-19).
+
+    ValueError where no cell has them.
+    """
+    if not results.neighbours:
+        raise ValueError("no neighbours have been searched for yet; leave out --no-run")
+    return [artefact for found in results.neighbours for artefact in _of_one(results, found)]
+
+
+def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
+    train = np.load(results.real[found.dataset], mmap_mode="r", allow_pickle=False)
+    sources = {
+        "fake": (found.variant, np.load(found.samples[0], mmap_mode="r", allow_pickle=False)),
+        "held_out": (
+            "held-out images",
+            np.load(results.held_out[found.dataset], mmap_mode="r", allow_pickle=False),
+        ),
+    }
+    details = (
+        f"{_details(found)} Feature space {found.feature_space}; searched: "
+        f"{number(found.n_searched)} of {number(len(train))} training images."
+    )
+    artefacts = []
+    with np.load(found.path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    for kind, (what, images) in sources.items():
+        shown = np.array(images[:_SHOWN])
+        index = arrays[f"{kind}_train_index"][: len(shown)]
+        mirrored = arrays[f"{kind}_flipped"][: len(shown)]
+        picture = neighbour_picture(
+            results,
+            shown,
+            train[index],
+            arrays[f"{kind}_distance"][: len(shown)],
+            dataset=found.dataset,
+            what=what,
+            details=details,
+            flipped=mirrored if arrays[f"{kind}_flipped"].any() else None,
+        )
+        saved = {"images": shown, "neighbours": train[index], "train_index": index}
+        artefacts.append(Artefact(shown=picture, arrays=saved))
+    nearest = {kind: arrays[f"{kind}_distance"][:, 0] for kind in sources}
+    picture = neighbour_distances_picture(
+        results,
+        nearest["fake"],
+        nearest["held_out"],
+        dataset=found.dataset,
+        variant=found.variant,
+        feature_space=found.feature_space,
+        details=details,
+    )
+    summary = memorisation_summary(nearest["fake"], nearest["held_out"])
+    numbers = {name: np.asarray(value) for name, value in summary.items()}
+    return [*artefacts, Artefact(shown=picture, arrays=nearest | numbers)]
+
+
+def _details(found: SampleSet | NeighbourSet) -> str:
+    how = "with" if found.denoise else "without"
+    return (
+        f"{found.weights} weights of iteration {number(found.iteration)}, seed {found.seed}, {how} "
+        "the denoising step."
+    )

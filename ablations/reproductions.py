@@ -1,0 +1,299 @@
+"""The registry of the paper's tables and figures: what each shows, needs and is made by."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Literal
+
+from tqdm import tqdm
+
+from ablations.artefacts import Artefact
+from ablations.cells import DataFacts
+from ablations.collect import collect, published_hyperparameters
+from ablations.colour_shift import shift_curves, shift_strips, shift_table
+from ablations.conditioning_figure import conditioning_figure
+from ablations.generalisation import interpolation_artefacts, neighbour_artefacts
+from ablations.hype_dumps import open_dumps
+from ablations.hype_score import hype_scores, hype_table, read_ratings
+from ablations.jobs import Context
+from ablations.manifest import load_manifest
+from ablations.mixture import sample_mixture
+from ablations.mixture_figure import mixture_artefact
+from ablations.paper_figures import (
+    ema_artefact,
+    group_artefact,
+    loss_artefact,
+    overview_artefact,
+    sheet_artefacts,
+)
+from ablations.paper_tables import table_1, table_4, table_6
+from ablations.quality_figures import distance_against_n, steps_curve
+from ablations.quality_tables import quality_table, steps_table
+from ablations.results import HYPERPARAMETER_COLUMNS, Results, empty_results, make_frame
+
+_LINE_EVERY_S = 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What items are made from: an output folder and, where one needs them, the data sets.
+
+    With `sample` False, nothing is computed that is not there.
+    """
+
+    out: Path
+    facts: tuple[DataFacts, ...] = ()
+    context: Context | None = None
+    sample: bool = True
+
+    @cached_property
+    def results(self) -> Results:
+        """What the grid in `out` has given so far; without a grid, the paper's settings alone."""
+        if load_manifest(self.out) is not None:
+            return collect(self.out)
+        run = {"grid": "none", "budget": "none", "n_seeds": 0, "datasets": [], "complete": False}
+        run |= {"software": {}, "hardware": "", "n_cells": 0, "n_done": 0}
+        settings = make_frame(HYPERPARAMETER_COLUMNS, published_hyperparameters())
+        return replace(empty_results(run), hyperparameters=settings)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Item:
+    """A table or figure of the paper: what it shows, what it takes, and how it is made.
+
+    `needs` is "grid" (the ablation is run first), "data" (the data sets are prepared) or "none".
+    `rows` names a grid whose rows are run besides, `more` a kind of job (:mod:`ablations.jobs`)
+    that is run besides for NCSNv2. `aliases` are figures of the paper that this one shows as well.
+    """
+
+    name: str
+    shows: str
+    needs: Literal["grid", "data", "none"]
+    make: Callable[[Run], list[Artefact]]
+    rows: str | None = None
+    more: str | None = None
+    aliases: tuple[str, ...] = ()
+
+
+def _mixtures(run: Run) -> list[Artefact]:
+    assert run.context is not None
+    artefacts = []
+    for facts in run.facts:
+        with _Progress() as progress:
+            mixture = sample_mixture(
+                facts,
+                run.context.dataset(facts),
+                run.context.store,
+                device=run.context.device,
+                run=run.sample,
+                progress=progress,
+            )
+        artefacts.append(mixture_artefact(mixture))
+    return artefacts
+
+
+def _ema(run: Run, *, denoise: bool) -> list[Artefact]:
+    results = run.results
+    return [ema_artefact(results, denoise=denoise), shift_strips(results, denoise=denoise)]
+
+
+def _colours(run: Run) -> list[Artefact]:
+    return [
+        make(run.results, denoise=denoise)
+        for denoise in (True, False)
+        for make in (shift_curves, shift_table, shift_strips)
+    ]
+
+
+def _human_evaluation(run: Run) -> list[Artefact]:
+    """Table 5 from the ratings in OUT/hype-ratings, of the dumps that the grid has written."""
+    folder, ratings = run.out / "samples", run.out / "hype-ratings"
+    paths = sorted(path.parent for path in folder.glob("*/manifest.json"))
+    dumps = [dump for path in paths for dump in open_dumps(path, decode=False)]
+    read = read_ratings([ratings] if ratings.is_dir() else [])
+    return [Artefact(shown=hype_table(hype_scores(read, dumps)))]
+
+
+def _steps(run: Run) -> list[Artefact]:
+    table = steps_table(run.results)
+    if table is None:
+        raise ValueError(f"{run.out}: no variant has been sampled in two ways yet")
+    return [Artefact(shown=table), Artefact(shown=steps_curve(run.results, table))]
+
+
+def _qualities(run: Run) -> list[Artefact]:
+    pictures = [distance_against_n(run.results, denoise=denoise) for denoise in (True, False)]
+    frame = run.results.extrapolations
+    return [
+        Artefact(shown=quality_table(run.results)),
+        *(
+            Artefact(shown=p, frames={p.name: frame[frame["denoise"] == denoise]})
+            for p, denoise in zip(pictures, (True, False), strict=True)
+        ),
+    ]
+
+
+def _of_results(make: Callable[[Results], Artefact]) -> Callable[[Run], list[Artefact]]:
+    return lambda run: [make(run.results)]
+
+
+def _numbered(*numbers: int) -> tuple[str, ...]:
+    return tuple(f"fig{number}" for number in numbers)
+
+
+#: In the paper's order, tables first.
+ITEMS = (
+    Item(
+        name="table1",
+        shows="Inception score and distance, with and without denoising, beside the paper's models",
+        needs="grid",
+        make=_of_results(table_1),
+    ),
+    Item(
+        name="table4",
+        shows="hyperparameters: published, by Techniques 2 and 4, and those of the grid in OUT",
+        needs="none",
+        make=_of_results(table_4),
+    ),
+    Item(
+        name="table5",
+        shows="HYPE∞ of the grid's dumps from ratings in OUT/hype-ratings, the paper's rows beside",
+        needs="grid",
+        make=_human_evaluation,
+    ),
+    Item(
+        name="table6",
+        shows="training and sampling times, the paper's beside",
+        needs="grid",
+        make=_of_results(table_6),
+    ),
+    Item(
+        name="fig2",
+        shows="a mixture of Gaussians sampled with its exact score: σ₁ = 1 against Technique 1",
+        needs="data",
+        make=_mixtures,
+    ),
+    Item(
+        name="fig3",
+        shows="training loss of conditional normalisation against division by σ",
+        needs="grid",
+        make=_of_results(conditioning_figure),
+    ),
+    Item(
+        name="fig4",
+        shows="raw against averaged weights over training, with denoising, and sample strips",
+        needs="grid",
+        make=partial(_ema, denoise=True),
+    ),
+    Item(
+        name="fig5",
+        shows="groups of techniques over training, with denoising",
+        needs="grid",
+        make=_of_results(partial(group_artefact, denoise=True)),
+    ),
+    Item(
+        name="fig6",
+        shows="interpolations between samples",
+        needs="grid",
+        more="interpolate",
+        make=lambda run: interpolation_artefacts(run.results),
+        aliases=_numbered(20, 21, 22, 23, 24),
+    ),
+    Item(
+        name="fig7",
+        shows="sheets of uncurated samples, the same indices for every variant",
+        needs="grid",
+        make=lambda run: sheet_artefacts(run.results),
+        aliases=_numbered(1, 10, 25, 26, 27, 28, 29, 30),
+    ),
+    Item(
+        name="fig8",
+        shows="fig4 without denoising",
+        needs="grid",
+        make=partial(_ema, denoise=False),
+    ),
+    Item(
+        name="fig9",
+        shows="fig5 without denoising",
+        needs="grid",
+        make=_of_results(partial(group_artefact, denoise=False)),
+    ),
+    Item(
+        name="fig11",
+        shows="the colour shift over training as a curve, a table and sample strips",
+        needs="grid",
+        make=_colours,
+        aliases=_numbered(12),
+    ),
+    Item(
+        name="fig13",
+        shows="samples of groups of techniques side by side, with denoising",
+        needs="grid",
+        make=_of_results(partial(overview_artefact, denoise=True)),
+    ),
+    Item(
+        name="fig14",
+        shows="fig13 without denoising",
+        needs="grid",
+        make=_of_results(partial(overview_artefact, denoise=False)),
+    ),
+    Item(
+        name="fig15",
+        shows="training and test loss of NCSNv2",
+        needs="grid",
+        make=_of_results(loss_artefact),
+    ),
+    Item(
+        name="fig16",
+        shows="nearest training images of samples and of held-out images, and their distances",
+        needs="grid",
+        more="neighbours",
+        make=lambda run: neighbour_artefacts(run.results),
+        aliases=_numbered(17, 18, 19),
+    ),
+    Item(
+        name="quality",
+        shows="not in the paper: KID, precision and recall, and what n does to the distance",
+        needs="grid",
+        make=_qualities,
+    ),
+    Item(
+        name="steps",
+        shows="not in the paper: distance against score evaluations, L×T, consistent sampling",
+        needs="grid",
+        rows="steps",
+        make=_steps,
+    ),
+)
+
+
+class _Progress:
+    """A bar on a terminal, and elsewhere a line now and then."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=100.0,
+            disable=not self._terminal,
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+        )
+        self._began = self._last_line = time.monotonic()
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, fraction: float, text: str) -> None:
+        if self._terminal:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(100 * fraction - self._bar.n)
+        elif (now := time.monotonic()) - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            print(f"[{now - self._began:5.0f} s] {100 * fraction:.0f} %; {text}", flush=True)
