@@ -2,6 +2,7 @@
 
 One step per noise scale, x + eta sigma_i^2 s(x, sigma_i) with eta = epsilon / sigma_L^2, shrinks
 the noise sigma_i of x to (1 - eta) sigma_i; what is added makes it the next scale's, sigma_{i+1}.
+A start of another variance than sigma_1^2 differs from it by (1 - eta)^(2i) as much after i steps.
 """
 
 from collections.abc import Sequence

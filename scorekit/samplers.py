@@ -110,7 +110,9 @@ class AnnealedLangevin:
         alphas = step_size * (sigmas.double() / sigmas[-1].double()).square()
         self._alphas = alphas.to(torch.float32)
         self._rate = step_size / float(sigmas[-1]) ** 2
-        self._amplitudes = consistent_amplitudes(self._rate, sigmas).to(torch.float32)
+        self._amplitudes = (
+            consistent_amplitudes(self._rate, sigmas).to(torch.float32) if consistent else None
+        )
         self._key = philox_key(seed, sigmas.device)
         self._last_index = torch.tensor(len(sigmas) - 1, device=sigmas.device)
         device = str(sigmas.device)
@@ -134,7 +136,7 @@ class AnnealedLangevin:
         # torch.take, since indexing with a scalar tensor would read it on the host.
         alpha = torch.take(self._alphas, index)
         sigma = torch.take(self._sigmas, index) if self._times_sigma else None
-        amplitude = torch.take(self._amplitudes, index) if self._consistent else None
+        amplitude = None if self._amplitudes is None else torch.take(self._amplitudes, index)
         langevin_step(
             x,
             score,
