@@ -1,9 +1,13 @@
-"""Checkpoints that are whole or absent, and checked before they are trusted."""
+"""Checkpoints that are whole or absent, and checked before they are trusted.
+
+``python -m scorekit.checkpoints export|import`` moves them: :mod:`scorekit.checkpoint_export`.
+"""
 
 import hashlib
 import io
 import logging
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,15 @@ def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     return torch.load(io.BytesIO(body), map_location=map_location, weights_only=True)
 
 
+def numbered_files(directory: Path, prefix: str) -> list[tuple[int, Path]]:
+    """Return (iteration, path) of each ``<prefix>-<iteration>.pt`` in a directory, in order."""
+    found = []
+    for path in directory.glob(f"{prefix}-*.pt"):
+        if match := re.fullmatch(prefix + r"-(\d+)\.pt", path.name):
+            found.append((int(match[1]), path))
+    return sorted(found)
+
+
 class CheckpointStore:
     """Rolling checkpoints ``checkpoint-<iteration>.pt`` in a directory: the last two and the best.
 
@@ -50,28 +63,21 @@ class CheckpointStore:
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
         self.directory, self.keep = directory, keep
 
-    def _files(self, prefix: str) -> list[tuple[int, Path]]:
-        found = []
-        for path in self.directory.glob(f"{prefix}-*.pt"):
-            if match := re.fullmatch(prefix + r"-(\d+)\.pt", path.name):
-                found.append((int(match[1]), path))
-        return sorted(found)
-
     def last_iteration(self) -> int:
         """Return the iteration of the newest checkpoint, 0 where there is none."""
-        files = self._files("checkpoint")
+        files = numbered_files(self.directory, "checkpoint")
         return files[-1][0] if files else 0
 
     def save(self, iteration: int, content: dict[str, Any], *, is_best: bool) -> None:
         """Write a checkpoint, then remove what is no longer to be kept."""
         path = self.directory / f"checkpoint-{iteration:07d}.pt"
         save_tensors(path, content)
-        for _, old in self._files("checkpoint")[: -self.keep]:
+        for _, old in numbered_files(self.directory, "checkpoint")[: -self.keep]:
             old.unlink()
         if is_best:
             best = self.directory / f"best-{iteration:07d}.pt"
             write_bytes(best, path.read_bytes())
-            for _, old in self._files("best"):
+            for _, old in numbered_files(self.directory, "best"):
                 if old != best:
                     old.unlink()
 
@@ -82,7 +88,9 @@ class CheckpointStore:
 
         Damaged ones are set aside.
         """
-        candidates = self._files("checkpoint") + self._files("best")
+        candidates = numbered_files(self.directory, "checkpoint") + numbered_files(
+            self.directory, "best"
+        )
         for iteration, path in sorted(candidates, reverse=True):
             if at_most is not None and iteration > at_most:
                 continue
@@ -91,3 +99,9 @@ class CheckpointStore:
             except CorruptFile as error:
                 _log.warning("%s; set aside as %s", error, set_aside(path).name)
         return None
+
+
+if __name__ == "__main__":
+    from scorekit.checkpoint_export import main
+
+    sys.exit(main())
