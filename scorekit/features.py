@@ -13,7 +13,7 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
-import scorekit.extractors  # noqa: F401  registers digits-cnn and patches-cnn with torch-fidelity
+import scorekit.extractors  # noqa: F401  registers ours with torch-fidelity
 from kernels.precision import float32_precision
 from scorekit.metrics import (
     FEATURE_LAYERS,

@@ -23,9 +23,11 @@ INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 WEIGHTS = Path(__file__).parent / "weights"
 #: Which of an extractor's outputs is the feature space of the distance.
-FEATURE_LAYERS = {INCEPTION: "2048", "digits-cnn": "64", "patches-cnn": "64"}
+FEATURE_LAYERS = {INCEPTION: "2048", "digits-cnn": "64", "patches-cnn": "64", "cifar-cnn": "96"}
 #: Which of an extractor's outputs are the class logits of the Inception score.
-LOGITS_LAYERS = {INCEPTION: "logits_unbiased", "digits-cnn": "logits", "patches-cnn": "logits"}
+LOGITS_LAYERS = {INCEPTION: "logits_unbiased"} | {
+    name: "logits" for name in FEATURE_LAYERS if name != INCEPTION
+}
 #: The one output of an extractor that a user registers.
 REGISTERED_LAYER = "features"
 MAX_COVARIANCE_DIM = 4096
@@ -40,13 +42,15 @@ def default_extractor(
 ) -> str:
     """Name the feature space for a data set: Inception where its weights are given, else ours.
 
-    Without: `digits-cnn` for the data set "digits", `patches-cnn` for any other. Raises
-    MetricError where `channels` is neither 1 nor 3.
+    Without: `digits-cnn` for the data set "digits", `cifar-cnn` for "cifar10" and "cifar10-...",
+    `patches-cnn` for any other. Raises MetricError where `channels` is neither 1 nor 3.
     """
     if channels not in (1, 3):
         raise MetricError(f"dataset={dataset_name}: {channels} channels; 1 or 3 are right")
     if inception_weights is not None:
         return INCEPTION
+    if dataset_name == "cifar10" or dataset_name.startswith("cifar10-"):
+        return "cifar-cnn"
     return "digits-cnn" if dataset_name == "digits" else "patches-cnn"
 
 

@@ -1,5 +1,7 @@
 """Feature extractors: what they take, and orderings that a Fréchet distance on them must keep."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,14 +10,16 @@ from scipy.ndimage import gaussian_filter
 
 from scorekit import extractors
 from scorekit.data import digits_split, photo_patches
-from scorekit.features import extract_features
+from scorekit.features import extract, extract_features
 from scorekit.files import CorruptFile
+from scorekit.imagefolder import list_images, read_images
 from scorekit.metrics import (
     FeatureStatistics,
     MetricError,
     default_extractor,
     distance_label,
     extractor_digest,
+    feature_dimension,
     feature_statistics,
     frechet_distance,
     metric_label,
@@ -24,6 +28,8 @@ from scorekit.metrics import (
 )
 
 SETS = {"digits": digits_split, "patches": photo_patches}
+SPACES = [("digits", "digits-cnn"), ("patches", "patches-cnn"), ("patches", "cifar-cnn")]
+CIFAR = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"
 
 
 def statistics(images: np.ndarray, extractor: str) -> FeatureStatistics:
@@ -59,11 +65,14 @@ def test_digits_cnn_knows_unseen_digits():
         ("digits-cnn", (1, 9, 8)),
         ("patches-cnn", (3, 32, 48)),
         ("patches-cnn", (1, 8, 8)),
+        ("cifar-cnn", (3, 32, 32)),
+        ("cifar-cnn", (3, 16, 21)),
+        ("cifar-cnn", (1, 8, 8)),
     ],
 )
 def test_other_sizes_are_taken(extractor, shape):
     features = extract_features(uniform_noise_samples(shape, 3, 0), extractor)
-    assert features.shape == (3, 64) and np.isfinite(features).all()
+    assert features.shape == (3, feature_dimension(extractor)) and np.isfinite(features).all()
 
 
 def test_grey_is_rgb_repeated():
@@ -87,7 +96,7 @@ def test_grey_is_rgb_repeated():
         ("patches-cnn", np.zeros((2, 3, 8, 8), np.float32), "float32 .* uint8"),
         ("patches-cnn", np.zeros((0, 3, 8, 8), np.uint8), "non-empty"),
         ("patches-cnn", np.zeros((3, 8, 8), np.uint8), r"\(N, C, H, W\) is right"),
-        ("resnet", np.zeros((2, 3, 8, 8), np.uint8), "resnet: unknown; known are digits-cnn, "),
+        ("resnet", np.zeros((2, 3, 8, 8), np.uint8), "resnet: unknown; known are cifar-cnn, "),
         (
             "inception-v3-compat",
             np.zeros((2, 3, 8, 8), np.uint8),
@@ -127,6 +136,9 @@ def test_names():
     assert default_extractor("digits", 1) == "digits-cnn"
     assert default_extractor("patches", 3) == "patches-cnn"
     assert default_extractor("imagefolder:digits", 1) == "patches-cnn"
+    assert default_extractor("cifar10", 3) == default_extractor("cifar10-jpeg", 3) == "cifar-cnn"
+    assert default_extractor("cifar100", 3) == "patches-cnn"
+    assert default_extractor("cifar10", 3, "w.pth") == "inception-v3-compat"
     assert default_extractor("imagefolder:x", 3, "w.pth") == "inception-v3-compat"
     with pytest.raises(MetricError, match="4 channels; 1 or 3"):
         default_extractor("imagefolder:x", 4)
@@ -139,11 +151,11 @@ def test_names():
 
 def test_weights_are_identified_small_and_checked(tmp_path):
     digests = {extractor_digest(name) for name in extractors.EXTRACTORS}
-    assert len(digests) == 2
+    assert len(digests) == len(extractors.EXTRACTORS) == 3
     with pytest.raises(MetricError, match="no weights file"):
         extractor_digest("inception-v3-compat")
     for name in extractors.EXTRACTORS:
-        assert (extractors.WEIGHTS / f"{name}.safetensors").stat().st_size < 200_000
+        assert (extractors.WEIGHTS / f"{name}.safetensors").stat().st_size < 500_000
     (tmp_path / "w").write_bytes(b"junk")
     with pytest.raises(CorruptFile, match="no weights for digits-cnn"):
         extract_features(
@@ -151,23 +163,65 @@ def test_weights_are_identified_small_and_checked(tmp_path):
         )
 
 
-def test_training_is_deterministic(tmp_path, monkeypatch):
-    monkeypatch.setitem(extractors.EPOCHS, "digits-cnn", 1)
-    accuracy = [extractors.train("digits-cnn", tmp_path / str(i), seed=3) for i in range(2)]
-    assert accuracy[0] == accuracy[1]
-    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
-    extractors.train("digits-cnn", tmp_path / "2", seed=4)
-    assert (tmp_path / "2").read_bytes() != (tmp_path / "0").read_bytes()
+# --- CIFAR-10 itself ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cifar_test():
+    """Every fifth test image of the JPEG copy with its label."""
+    if not CIFAR.exists():
+        pytest.skip(f"{CIFAR} is not there")
+    names = [name for name in list_images(CIFAR) if name.startswith("test/")][::5]
+    images = dict(read_images(CIFAR, set(names), 32))
+    _, labels = np.unique([name.split("/")[1] for name in names], return_inverse=True)
+    return np.stack([images[name] for name in names]), labels
+
+
+@pytest.mark.slow
+def test_cifar_cnn_knows_unseen_images(cifar_test):
+    images, labels = cifar_test
+    logits = extract(images, "cifar-cnn").logits
+    assert (logits.argmax(axis=1) == labels).mean() > 0.6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["noise", "blur"])
+def test_stronger_corruption_of_cifar10_is_farther(cifar_test, kind):
+    assert_growing_with_corruption(cifar_test[0], "cifar-cnn", kind)
+
+
+@pytest.mark.slow
+def test_dropped_classes_of_cifar10_are_seen(cifar_test):
+    images, labels = cifar_test
+    assert_growing_with_dropped_classes(images, labels, "cifar-cnn", (10, 8, 6, 4, 2, 1))
 
 
 # --- orderings ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SETS)
-def test_better_samples_are_nearer(name):
+def assert_growing_with_dropped_classes(images, labels, extractor, kept) -> None:
+    """Without the images of some classes a set is the farther from all, the more they are."""
+    reference = statistics(images, extractor)
+    values = [frechet_distance(reference, statistics(images[labels < n], extractor)) for n in kept]
+    assert all(np.diff(values) > 0), values
+
+
+def test_dropped_digits_are_seen():
+    images, labels = digits_split("train")
+    assert_growing_with_dropped_classes(images, labels, "digits-cnn", (10, 8, 6, 4, 2, 1))
+
+
+@pytest.mark.parametrize("extractor", ["patches-cnn", "cifar-cnn"])
+def test_dropped_parts_of_photographs_are_seen(extractor):
+    images, places = photo_patches("train")
+    bands = places[:, 0] * 4 + places[:, 1] // 53  # four bands a photograph
+    assert_growing_with_dropped_classes(images, bands, extractor, (99, 6, 4, 2, 1))
+
+
+@pytest.mark.parametrize(("name", "extractor"), SPACES)
+def test_better_samples_are_nearer(name, extractor):
     """Real halves << test split < pixel Gaussian < uniform noise."""
     train, test = SETS[name]("train")[0], SETS[name]("test")[0]
-    extractor = default_extractor(name, train.shape[1])
     reference = statistics(train, extractor)
     halves = frechet_distance(statistics(train[::2], extractor), statistics(train[1::2], extractor))
     held_out, gaussian, uniform = (
@@ -182,11 +236,8 @@ def test_better_samples_are_nearer(name):
     assert halves < held_out < 0.5 * gaussian < gaussian < 0.5 * uniform
 
 
-@pytest.mark.parametrize("name", SETS)
-@pytest.mark.parametrize("kind", ["noise", "blur"])
-def test_stronger_corruption_is_farther(name, kind):
-    images = SETS[name]("train")[0][:1500]
-    extractor = default_extractor(name, images.shape[1])
+def assert_growing_with_corruption(images, extractor, kind) -> None:
+    """The noisier or the more blurred the images, the farther they are from the clean ones."""
     reference = statistics(images, extractor)
     rng = np.random.Generator(np.random.Philox(0))
     noise = rng.standard_normal(images.shape)
@@ -203,3 +254,9 @@ def test_stronger_corruption_is_farther(name, kind):
         frechet_distance(reference, statistics(corrupt(s), extractor)) for s in strengths
     ]
     assert all(np.diff(values) > 0), values
+
+
+@pytest.mark.parametrize(("name", "extractor"), SPACES)
+@pytest.mark.parametrize("kind", ["noise", "blur"])
+def test_stronger_corruption_is_farther(name, extractor, kind):
+    assert_growing_with_corruption(SETS[name]("train")[0][:1500], extractor, kind)
