@@ -139,9 +139,12 @@ def import_checkpoint(source: str | Path, directory: str | Path) -> int:
         reader.decode(content)
     if reader.decode(reader.checkpoint).get("iteration") != iteration:
         raise CorruptFile(reader.path, f"its checkpoint is not of iteration {iteration}")
-    if directory.exists() and directory.resolve().name != reader.training:
+    if directory.resolve().name != reader.training:
         log.warning(
-            "%s: the export is of a training directory named %r", directory, reader.training
+            "%s: the export is of a training directory named %r; in a grid's output another name "
+            "means other settings",
+            directory,
+            reader.training,
         )
     directory.mkdir(parents=True, exist_ok=True)
     for i, content in wanted:

@@ -323,7 +323,8 @@ def test_a_damaged_newest_checkpoint_is_not_the_one_exported(tmp_path):
 
 
 def test_a_directory_of_another_name_is_remarked(exported, half, tmp_path, caplog):
-    (tmp_path / "other").mkdir()
+    import_checkpoint(exported, tmp_path / half.name)
+    assert not caplog.records
     import_checkpoint(exported, tmp_path / "other")
     assert f"the export is of a training directory named '{half.name}'" in caplog.text
 
