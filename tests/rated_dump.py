@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def make_dump(folder: Path, *, n=60, size=(8, 8), key=0, **manifest) -> Path:
-    """Write a dump of `n` dark fakes and `n` light reals; the fakes' PNGs carry a comment."""
+    """Write a dump of `n` dark flat fakes and `n` light noisy reals, with comments that tell."""
     generator = np.random.default_rng(key)
     names = [f"{i:05d}.png" for i in range(n)]
     for kind, low in (("fake", 0), ("real", 156)):
@@ -23,6 +23,8 @@ def make_dump(folder: Path, *, n=60, size=(8, 8), key=0, **manifest) -> Path:
         comment.add_text("Comment", kind)
         for name in names:
             pixels = generator.integers(low, low + 100, (*size[::-1], 3), dtype=np.uint8)
+            if kind == "fake":  # flat, so that compression would tell them
+                pixels[1:] = pixels[0, 0]
             Image.fromarray(pixels).save(folder / kind / name, pnginfo=comment)
     images = [{"file": name, "sample_index": i} for i, name in enumerate(names)]
     labels = {"dataset": "digits", "variant": "NCSNv2", "seed": 0, "denoise": True}

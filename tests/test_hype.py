@@ -33,7 +33,7 @@ from ablations.hype_score import (
     hype_table,
     read_ratings,
 )
-from ablations.hype_server import HypeServer
+from ablations.hype_server import HypeServer, opaque_id
 from ablations.report import rich
 from ablations.results import make_frame
 from ablations.table_files import markdown, save_table
@@ -315,6 +315,9 @@ def test_a_zip_has_the_same_bytes_each_time_and_is_the_same_dump(dump, opened, t
         assert entry[f"{kind}_sha256"] == hashlib.sha256(data).hexdigest()
         assert np.array_equal(packed.pixels(kind, entry["file"]), Image.open(io.BytesIO(data)))
     assert pack_dumps([packed], tmp_path / "c.zip").read_bytes() == first
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:  # no clock and no zlib in the bytes
+        members = {(m.date_time, m.compress_type) for m in archive.infolist()}
+    assert members == {((1980, 1, 1, 0, 0, 0), zipfile.ZIP_STORED)}
 
 
 def test_one_zip_holds_several_dumps(opened, tmp_path, capsys):
@@ -573,6 +576,9 @@ def test_only_the_image_asked_for_and_the_next_are_shown_and_only_to_their_rater
     assert browser.request("GET", f"/image/{theirs['image']}")[0] == 404
     assert Browser(server).request("GET", f"/image/{first['image']}")[0] == 404
     assert browser.request("GET", f"/image/{first['next']}")[0] == 200
+    rater = browser.cookie.split("=")[1]
+    third = opaque_id(rater, server.ratings.current(rater), 2)
+    assert browser.request("GET", f"/image/{third}")[0] == 404
     browser.post("/answer", image=first["image"], answer="real")
     assert browser.request("GET", f"/image/{first['image']}")[0] == 404
     assert other.state() == theirs  # what one does the other does not see
