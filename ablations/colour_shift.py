@@ -18,6 +18,7 @@ from ablations.pictures import FAINT, Picture, dress, new_panels, shared_legend
 from ablations.presentation import (
     conditions,
     dataset_order,
+    file_slug,
     for_figure,
     joined,
     number,
@@ -194,7 +195,7 @@ def shift_strips(results: Results, *, denoise: bool) -> Artefact:
                 panel, images = _strip(sets.get(iteration), variant, iteration, norms)
                 panels.append(panel)
                 if images is not None:
-                    arrays[f"{dataset}, {variant}, {iteration}".replace("/", "_")] = images
+                    arrays[file_slug(f"{dataset}, {variant}, {iteration}")] = images
             rows.append(panels)
     how = "with" if denoise else "without"
     picture = Picture(

@@ -61,9 +61,12 @@ def training_losses(results: Results, variants: Collection[str] | None = None) -
     if variants is None:
         return losses
     # Names joined by ", ", themselves with commas but without spaces.
-    users = losses["variants"].fillna("").str.split(", ")
-    mask = [not set(variants).isdisjoint(names) for names in users]
-    return losses[np.array(mask, dtype=bool)]
+    users = [
+        joint
+        for joint in losses["variants"].dropna().unique()
+        if not set(variants).isdisjoint(joint.split(", "))
+    ]
+    return losses[losses["variants"].isin(users)]
 
 
 def distance_curves(results: Results, *, denoise: bool) -> Picture:

@@ -25,6 +25,7 @@ def contents(out: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+@pytest.mark.slow
 def test_all_makes_every_item_and_again_the_same_bytes(finished, capsys) -> None:
     out = finished / "out"
     # The grid is finished, so nothing is trained; Fig. 2 is sampled the first time.
