@@ -48,11 +48,8 @@ def neighbour_artefacts(results: Results) -> list[Artefact]:
 def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
     train = np.load(results.real[found.dataset], mmap_mode="r", allow_pickle=False)
     sources = {
-        "fake": (found.variant, np.load(found.samples[0], mmap_mode="r", allow_pickle=False)),
-        "held_out": (
-            "held-out images",
-            np.load(results.held_out[found.dataset], mmap_mode="r", allow_pickle=False),
-        ),
+        "fake": (found.variant, found.samples),
+        "held_out": ("held-out images", (results.held_out[found.dataset],)),
     }
     details = (
         f"{_details(found)} Feature space {found.feature_space}; searched: "
@@ -61,8 +58,9 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
     artefacts = []
     with np.load(found.path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    for kind, (what, images) in sources.items():
-        shown = np.array(images[:_SHOWN])
+    for kind, (what, paths) in sources.items():
+        files = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        shown = np.concatenate([images[:_SHOWN] for images in files])[:_SHOWN]
         index = arrays[f"{kind}_train_index"][: len(shown)]
         mirrored = arrays[f"{kind}_flipped"][: len(shown)]
         picture = neighbour_picture(

@@ -57,7 +57,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=["auto", *BUDGETS],
         help="auto (default): paper on CUDA, quick otherwise",
     )
-    add("--datasets", help="comma-separated; `python -m scorekit.data list` has their names")
+    add("--datasets", help="comma-separated; `python -m scorekit.data list` names them")
     add("--data-root", type=Path, help="where prepared images are kept (default: OUT/data)")
     add("--out", type=Path, help="default: runs/<grid>")
     add("--seeds", type=int, metavar="N", help="number of seeds (default: 1)")

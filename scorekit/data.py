@@ -6,9 +6,9 @@ import hashlib
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -16,25 +16,34 @@ import torch
 from PIL import Image
 
 from scorekit.files import CorruptFile, set_aside
-from scorekit.imagefolder import (
+from scorekit.imagefolder import Square, list_images, listing_digest, read_images, split_images
+from scorekit.paper_datasets import PAPER_DATASETS, check_image_size
+from scorekit.preparation import make_store
+from scorekit.store import (
+    SPLITS,
     DataError,
-    list_images,
-    listing_digest,
-    read_images,
-    split_images,
+    Dataset,
+    Encoded,
+    KnownDataset,
+    Request,
+    Source,
+    Splits,
+    check,
+    open_store,
 )
-from scorekit.store import SPLITS, Dataset, Source, Splits, check, make_store, open_store
 
 log = logging.getLogger("scorekit")
 
 __all__ = [
     "DataError",
     "Dataset",
+    "Encoded",
     "Request",
     "Source",
     "Splits",
     "check",
     "digits_split",
+    "known_dataset",
     "photo_patches",
     "prepare",
     "register_dataset",
@@ -43,55 +52,66 @@ __all__ = [
 ]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What `prepare` was asked for: `argument` is what follows the colon of the name, or None."""
-
-    argument: str | None
-    image_size: int | None
-    seed: int
-
-
-_REGISTRY: dict[str, tuple[Callable[[Request], Source], str]] = {}
+KNOWN: dict[str, KnownDataset] = dict(PAPER_DATASETS)
 
 
 def register_dataset(
-    name: str, spelling: str | None = None
+    name: str, spelling: str | None = None, about: str = ""
 ) -> Callable[[Callable[[Request], Source]], Callable[[Request], Source]]:
     """Register the decorated function as data set `name` (`spelling` is how errors show it)."""
 
     def register(function: Callable[[Request], Source]) -> Callable[[Request], Source]:
-        if name in _REGISTRY:
+        if name in KNOWN:
             raise ValueError(f"data set {name!r} is already registered")
-        _REGISTRY[name] = (function, spelling or name)
+        KNOWN[name] = KnownDataset(source=function, spelling=spelling or name, about=about)
         return function
 
     return register
 
 
+def known_dataset(name: str) -> KnownDataset:
+    """Return what is known of "name" or "name:PATH"; DataError where unknown or misspelt."""
+    base, colon, argument = name.partition(":")
+    if base not in KNOWN:
+        spellings = ", ".join(sorted(known.spelling for known in KNOWN.values()))
+        raise DataError(f"dataset={name}: unknown; known are {spellings}")
+    known = KNOWN[base]
+    wrong = {"": bool(colon), ":PATH": not argument, "[:PATH]": bool(colon) and not argument}
+    if wrong[known.spelling.removeprefix(base)]:
+        raise DataError(f"dataset={name}: write {known.spelling}")
+    return known
+
+
 def prepare(
-    name: str, root: str | Path, *, image_size: int | None = None, seed: int = 0
+    name: str,
+    root: str | Path,
+    *,
+    image_size: int | None = None,
+    seed: int = 0,
+    workers: int | None = None,
+    skip_corrupt: bool = False,
 ) -> Dataset:
     """Open the store of data set `name` under `root`, making it first where there is none.
 
-    `image_size` is for image folders (4..1024) and must otherwise agree with the data; `seed`
-    draws an image folder's test split where it has none. A damaged store is set aside with a
-    warning and made again. Raises DataError for bad input.
+    For the paper's data sets, "name:PATH" says where they are to be made from (without it:
+    `root`/raw/name); a store that is there is opened, whatever the PATH. `image_size` is for image
+    folders, CelebA, LSUN and FFHQ (4..1024) and must otherwise agree with the data; `seed` draws
+    the test split where the data have none. `workers` and `skip_corrupt` are those of `make_store`.
+    A damaged store is set aside with a warning and made again. Raises DataError for bad input.
     """
-    base, colon, argument = name.partition(":")
-    if base not in _REGISTRY:
-        known = ", ".join(sorted(spelling for _, spelling in _REGISTRY.values()))
-        raise DataError(f"dataset={name}: unknown; known are {known}")
-    function, spelling = _REGISTRY[base]
-    if bool(colon and argument) != (":" in spelling):
-        raise DataError(f"dataset={name}: write {spelling}")
-    source = function(Request(argument=argument or None, image_size=image_size, seed=seed))
+    _, _, argument = name.partition(":")
     root = Path(root)
+    if seed < 0:
+        raise DataError(f"seed={seed}: a whole number from 0 is right")
+    if workers is not None and workers < 1:
+        raise DataError(f"workers={workers}: a whole number from 1 is right")
+    request = Request(argument=argument or None, image_size=image_size, seed=seed, root=root)
+    source = known_dataset(name).source(request)
     root.mkdir(parents=True, exist_ok=True)
     store = root / source.store
     for _ in range(3):  # another process may make, or set aside, the store between two of our steps
         if not os.path.lexists(store):
-            make_store(source, store)
+            make_store(source, store, workers=workers, skip_corrupt=skip_corrupt)
         try:
             return open_store(store)
         except CorruptFile as error:
@@ -136,20 +156,8 @@ def _in_memory(
     if request.image_size not in (None, image_size):
         raise DataError(f"image_size={request.image_size}: {name} has {image_size}; leave it out")
 
-    def build() -> Splits:
-        both = arrays()
-        c, h, w = both["train"].shape[1:]
-        return Splits(
-            shape=(c, h, w),
-            n_train=len(both["train"]),
-            n_test=len(both["test"]),
-            images=lambda: (
-                (split, i, image) for split in SPLITS for i, image in enumerate(both[split])
-            ),
-        )
-
     # A changed rule gets a new number: stores made by the old one are not taken for new ones.
-    return Source(name=name, store=f"{name}-v1", flip=flip, build=build)
+    return Source(name=name, store=f"{name}-v1", flip=flip, build=lambda: Splits.of(arrays()))
 
 
 N_DIGITS_TRAIN = 1500
@@ -176,7 +184,7 @@ def digits_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[part], labels[part]
 
 
-@register_dataset("digits")
+@register_dataset("digits", about="8x8 grey, scikit-learn's handwritten digits; embedded")
 def _digits_source(request: Request) -> Source:
     """Grey (1, 8, 8) digits; see `digits_split`."""
     return _in_memory(
@@ -220,7 +228,7 @@ def photo_patches(split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(patches)[order], np.array(places, dtype=np.int64)[order]
 
 
-@register_dataset("patches")
+@register_dataset("patches", about="16x16, patches of two photographs; embedded")
 def _patches_source(request: Request) -> Source:
     """Patches (3, 16, 16) of two photographs; see `photo_patches`."""
     return _in_memory(
@@ -232,22 +240,20 @@ def _patches_source(request: Request) -> Source:
     )
 
 
-@register_dataset("imagefolder", "imagefolder:PATH")
+@register_dataset("imagefolder", "imagefolder:PATH", about="any folder, tar or zip of images")
 def _imagefolder_source(request: Request) -> Source:
     """Any folder, tar or zip of images, RGB; see `scorekit.imagefolder`."""
     path = Path(os.path.abspath(os.path.expanduser(request.argument or "")))
     size, name = request.image_size, f"imagefolder:{path.name}"
     if size is None:
         raise DataError(f"{name}: image_size is not set; give it as --set image_size=32")
-    if request.seed < 0:
-        raise DataError(f"seed={request.seed}: a whole number from 0 is right")
-    if not 4 <= size <= 1024:
-        raise DataError(f"image_size={size}: a whole number from 4 to 1024 is right")
+    check_image_size(size)
     key = f"{path}\0{size}\0{request.seed}\0{listing_digest(path)}"
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
     def build() -> Splits:
-        names = list_images(path)
+        listed = list_images(path)
+        names = list(listed)
         if len(names) < 3:
             raise DataError(
                 f"imagefolder:{path}: has {len(names)} images; at least 2 to train "
@@ -259,17 +265,20 @@ def _imagefolder_source(request: Request) -> Source:
                 f"imagefolder:{path}: train/ has {len(splits['train'])} image; at "
                 "least 2 are needed"
             )
-        place = {image: (split, i) for split in SPLITS for i, image in enumerate(splits[split])}
         return Splits(
             shape=(3, size, size),
             n_train=len(splits["train"]),
             n_test=len(splits["test"]),
-            images=lambda: (
-                (*place[image], pixels) for image, pixels in read_images(path, set(place), size)
-            ),
+            images=partial(read_images, path, listed, splits, Square(size=size)),
         )
 
     basename = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:60]
     return Source(
         name=name, store=f"imagefolder-{basename}-{size}-{digest}", flip=True, build=build
     )
+
+
+if __name__ == "__main__":
+    from scorekit.data_cli import main
+
+    sys.exit(main())

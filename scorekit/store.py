@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import os
-import secrets
-import shutil
+import io
+import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,30 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scorekit.files import CorruptFile, fsync_directory, read_json, sha256_file, write_json
-from scorekit.imagefolder import DataError
+from scorekit.files import CorruptFile, read_json, write_json
 
-__all__ = ["SPLITS", "Dataset", "Source", "Splits", "check", "make_store", "open_store"]
+__all__ = [
+    "SPLITS",
+    "DataError",
+    "Dataset",
+    "Encoded",
+    "KnownDataset",
+    "Request",
+    "Source",
+    "Splits",
+    "check",
+    "npy_header",
+    "open_store",
+    "write_record",
+]
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "test")
 CHUNK_BYTES = 2**24
+
+
+class DataError(ValueError):
+    """A data set that is unknown or cannot be read: one line that says what would be right."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -30,7 +45,8 @@ class Dataset:
     """An opened store: `train` and `test` are read-only uint8 (N, C, H, W), 0..255.
 
     `flip` says whether a horizontal flip is a sensible augmentation; `fingerprint` is the SHA-256
-    over the shapes and bytes of both splits; `directory` is the store.
+    over the shapes and bytes of both splits; `directory` is the store; `left_out` names the corrupt
+    images that preparation was told to skip.
     """
 
     name: str
@@ -39,6 +55,7 @@ class Dataset:
     flip: bool
     fingerprint: str
     directory: Path | None = None
+    left_out: tuple[str, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -56,14 +73,53 @@ class Dataset:
         return int(np.prod(self.train.shape[1:]))
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Encoded:
+    """An image not decoded yet: `decode()` gives uint8 (C, H, W), or raises DataError naming it.
+
+    `decode` is called once, in any thread. `name` is the image's within its source; `held_bytes`
+    what the object keeps in memory until then.
+    """
+
+    name: str
+    decode: Callable[[], np.ndarray]
+    held_bytes: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Splits:
-    """What a source yields: `images()` gives (split, index, uint8 (C, H, W)), each index once."""
+    """What a source yields: `images(start)` gives (split, index, image), each index once.
+
+    An image is uint8 (C, H, W) or `Encoded`. The order is the same at every call, and the first
+    `start` images are passed over: so an interrupted preparation goes on, under an equal `version`,
+    a text that changes with the content. The generator is closed at the end, whatever it was.
+    """
 
     shape: tuple[int, int, int]
     n_train: int
     n_test: int
-    images: Callable[[], Iterator[tuple[str, int, np.ndarray]]]
+    images: Callable[[int], Generator[tuple[str, int, np.ndarray | Encoded]]]
+    version: str = ""
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Splits:
+        """Wrap uint8 (N, C, H, W) arrays "train" and "test"."""
+        c, h, w = arrays["train"].shape[1:]
+        digest = hashlib.sha256()
+
+        def images(start: int) -> Generator[tuple[str, int, np.ndarray]]:
+            everything = ((split, i, x) for split in SPLITS for i, x in enumerate(arrays[split]))
+            yield from itertools.islice(everything, start, None)
+
+        for split in SPLITS:
+            digest.update(np.ascontiguousarray(arrays[split]).data)
+        return cls(
+            shape=(c, h, w),
+            n_train=len(arrays["train"]),
+            n_test=len(arrays["test"]),
+            images=images,
+            version=digest.hexdigest(),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,80 +132,77 @@ class Source:
     build: Callable[[], Splits]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What `prepare` was asked for: `argument` is what follows the colon of the name, or None."""
+
+    argument: str | None
+    image_size: int | None
+    seed: int
+    root: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class KnownDataset:
+    """A data set by name: `source` answers a request, `spelling` is how errors show the name.
+
+    `about` says in a few words what it is, `place` where it is to be had, and `download(folder)`,
+    if any, fetches it there. `counts` are the published numbers of train and test images.
+    """
+
+    source: Callable[[Request], Source]
+    spelling: str
+    about: str = ""
+    place: str = ""
+    counts: tuple[int, int] | None = None
+    download: Callable[[Path], None] | None = None
+
+
 def check(dataset_dir: str | Path) -> None:
     """Verify every byte of a store against its store.json; CorruptFile names what disagrees."""
     directory = Path(dataset_dir)
     dataset = open_store(directory)
     record = read_json(directory / "store.json")
+    shapes = {split: getattr(dataset, split).shape for split in SPLITS}
+    found, fingerprint = _digests(directory, shapes)
     for split in SPLITS:
-        path = directory / f"{split}.npy"
-        if sha256_file(path) != record["splits"][split]["sha256"]:
-            raise CorruptFile(path, "its bytes disagree with the SHA-256 in store.json")
-    if _fingerprint(dataset.train, dataset.test) != dataset.fingerprint:
+        if found[split] != record["splits"][split]["sha256"]:
+            raise CorruptFile(
+                directory / f"{split}.npy", "its bytes disagree with the SHA-256 in store.json"
+            )
+    if fingerprint != dataset.fingerprint:
         raise CorruptFile(directory / "store.json", "its fingerprint is not that of the images")
 
 
-def make_store(source: Source, store: Path) -> None:
-    """Build the store beside its place and rename it there; another's finished store is kept."""
-    temporary = store.parent / f".{store.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
-    try:
-        splits = source.build()
-        _write(source, splits, temporary)
-        try:
-            os.rename(temporary, store)
-        except OSError:
-            if not (store / "store.json").is_file():
-                raise
-        fsync_directory(store.parent)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+def npy_header(shape: tuple[int, ...]) -> bytes:
+    """Return the header of a .npy file of uint8; its length does not depend on the first axis."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": tuple(shape)}
+    )
+    return header.getvalue()
 
 
-def _write(source: Source, splits: Splits, directory: Path) -> None:
-    counts = dict(zip(SPLITS, (splits.n_train, splits.n_test), strict=True))
-    size = int(np.prod(splits.shape)) * sum(counts.values())
-    # A full disk under a memory map kills the process (SIGBUS): find out before.
-    if (free := shutil.disk_usage(directory.parent).free) < size + 2**20:
-        raise DataError(
-            f"dataset={source.name}: needs {size / 1e6:.0f} MB in {directory.parent}, "
-            f"where {free / 1e6:.0f} MB are free"
-        )
-    directory.mkdir()
-    arrays = {
-        split: np.lib.format.open_memmap(
-            directory / f"{split}.npy", mode="w+", dtype=np.uint8, shape=(n, *splits.shape)
-        )
-        for split, n in counts.items()
-    }
-    filled = {split: np.zeros(n, dtype=bool) for split, n in counts.items()}
-    for split, index, image in tqdm(
-        splits.images(),
-        total=sum(counts.values()),
-        unit="image",
-        desc=source.name,
-        disable=not sys.stderr.isatty(),
-    ):
-        arrays[split][index] = image
-        filled[split][index] = True
-    if missing := sum(int((~done).sum()) for done in filled.values()):
-        raise DataError(f"dataset={source.name}: {missing} images vanished while they were read")
+def write_record(
+    directory: Path, source: Source, shapes: dict[str, tuple[int, ...]], left_out: list[str]
+) -> None:
+    """Write the store.json of a directory that holds the whole train.npy and test.npy."""
+    digests, fingerprint = _digests(directory, shapes)
     record: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
         "name": source.name,
         "flip": source.flip,
-        "splits": {},
-        "fingerprint": _fingerprint(arrays["train"], arrays["test"]),
+        "fingerprint": fingerprint,
+        "left_out": left_out,
+        "splits": {
+            split: {
+                "shape": list(shapes[split]),
+                "bytes": (directory / f"{split}.npy").stat().st_size,
+                "sha256": digests[split],
+            }
+            for split in SPLITS
+        },
     }
-    for split, array in arrays.items():
-        path = directory / f"{split}.npy"
-        array.flush()
-        with open(path, "r+b") as file:  # pages and size are on the disk before store.json is
-            os.fsync(file.fileno())
-        record["splits"][split] = {
-            "shape": list(array.shape),
-            "bytes": path.stat().st_size,
-            "sha256": sha256_file(path),
-        }
     write_json(directory / "store.json", record)
 
 
@@ -178,17 +231,36 @@ def open_store(directory: Path) -> Dataset:
             flip=bool(record["flip"]),
             directory=directory,
             fingerprint=str(record["fingerprint"]),
+            left_out=tuple(map(str, record.get("left_out", []))),  # absent in older stores
             **arrays,
         )
     except (KeyError, TypeError, ValueError, FileNotFoundError, NotADirectoryError) as error:
         raise CorruptFile(path, f"{type(error).__name__}: {error}") from error
 
 
-def _fingerprint(train: np.ndarray, test: np.ndarray) -> str:
-    digest = hashlib.sha256()
-    for array in (train, test):
-        digest.update(repr(tuple(int(n) for n in array.shape)).encode())
-        step = max(1, CHUNK_BYTES // max(1, int(np.prod(array.shape[1:]))))
-        for start in range(0, len(array), step):
-            digest.update(array[start : start + step].tobytes())
-    return digest.hexdigest()
+def _digests(directory: Path, shapes: dict[str, tuple[int, ...]]) -> tuple[dict[str, str], str]:
+    """Return the SHA-256 of each split's file and the fingerprint, in one reading of the files.
+
+    Read and not mapped: mapped pages would count as this process's memory.
+    """
+    fingerprint, of_files = hashlib.sha256(), {}
+    paths = {split: directory / f"{split}.npy" for split in SPLITS}
+    with tqdm(
+        total=sum(path.stat().st_size for path in paths.values()),
+        desc=f"{directory.name}: digests",
+        unit="B",
+        unit_scale=True,
+        delay=2,
+        disable=not sys.stderr.isatty(),
+    ) as bar:
+        for split, path in paths.items():
+            of_file = hashlib.sha256()
+            with open(path, "rb") as file:
+                of_file.update(file.read(len(npy_header(shapes[split]))))
+                fingerprint.update(repr(tuple(int(n) for n in shapes[split])).encode())
+                while chunk := file.read(CHUNK_BYTES):
+                    of_file.update(chunk)
+                    fingerprint.update(chunk)
+                    bar.update(len(chunk))
+            of_files[split] = of_file.hexdigest()
+    return of_files, fingerprint.hexdigest()

@@ -130,7 +130,7 @@ def test_any_shape_becomes_a_square_of_the_same_colour(width, height, size):
     file = io.BytesIO()
     Image.new("RGB", (width, height), (10, 200, 90)).save(file, format="PNG")
     file.seek(0)
-    square = imagefolder.image_square(file, size, "x.png")
+    square = imagefolder.image_square(file, imagefolder.Square(size=size), "x.png")
     assert square.shape == (3, size, size) and square.dtype == np.uint8
     assert (square == np.array([10, 200, 90], np.uint8)[:, None, None]).all()
 
@@ -140,7 +140,7 @@ def test_downscaling_is_antialiased():
     file = io.BytesIO()
     Image.fromarray(np.stack([checker] * 3, -1).astype(np.uint8)).save(file, format="PNG")
     file.seek(0)
-    square = imagefolder.image_square(file, 8, "x.png")
+    square = imagefolder.image_square(file, imagefolder.Square(size=8), "x.png")
     assert np.abs(square.astype(int) - 127).max() < 12
 
 
