@@ -138,6 +138,8 @@ class _Preparation:
             )
         self._check_disk()
         self.directory.mkdir(exist_ok=True)
+        for path in self.directory.glob(".*.tmp"):  # of an atomic write that was killed
+            path.unlink()
         try:
             with ExitStack() as stack:
                 for split in SPLITS:
@@ -210,7 +212,7 @@ class _Preparation:
                 f"dataset={self.source.name}: {total - self.n_done} images vanished while they "
                 "were read"
             )
-        if self.recorded or self.left_out:
+        if self.recorded:  # closing gaps changes what an older record speaks of
             self._save()
 
     def _write(self, chunk: Chunk) -> tuple[int, list[tuple[str, int, str, DataError]]]:
