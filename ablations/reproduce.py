@@ -49,8 +49,7 @@ def describe_items() -> str:
         "The paper's data sets, each with the settings of Table 4:",
     ]
     lines += [
-        f"  {row.dataset:<14} --datasets imagefolder:PATH --set image_size={row.image_size} "
-        f"--set preset={row.dataset}"
+        f"  {row.dataset:<14} --datasets {row.dataset}:PATH --set preset={row.dataset}"
         for row in TABLE_4
         if row.model == "NCSNv2"
     ]

@@ -15,8 +15,9 @@ from tqdm import tqdm
 from scorekit.data import digits_split, photo_patches
 from scorekit.extractors import EXTRACTORS, scaled
 from scorekit.files import write_bytes
-from scorekit.imagefolder import DataError, list_images, read_images
+from scorekit.imagefolder import Square, list_images, read_images
 from scorekit.metrics import WEIGHTS
+from scorekit.store import DataError
 
 __all__ = ["EPOCHS", "labelled_images", "train"]
 
@@ -93,29 +94,35 @@ def labelled_images(source: str | Path) -> dict[str, Labelled]:
     an image cannot be read.
     """
     source = Path(source)
-    places = {}
-    for name in list_images(source):
+    listed = list_images(source)
+    splits: dict[str, list[str]] = {"train": [], "test": []}
+    for name in listed:
         parts = PurePosixPath(name).parts
-        if len(parts) >= 3 and parts[-3] in ("train", "test"):
-            places[name] = parts[-3], parts[-2]
-    classes = {
-        split: sorted({label for where, label in places.values() if where == split})
-        for split in ("train", "test")
-    }
+        if len(parts) >= 3 and parts[-3] in splits:
+            splits[parts[-3]].append(name)
+    classes = {split: sorted({_class_of(n) for n in names}) for split, names in splits.items()}
     if classes["train"] != classes["test"] or len(classes["train"]) != CIFAR_CLASSES:
         raise DataError(
             f"source={source}: holds images of {len(classes['train'])} classes in train/<class>/ "
             f"and of {len(classes['test'])} in test/<class>/; the same {CIFAR_CLASSES} are right"
         )
-    images = dict(read_images(source, set(places), CIFAR_SIZE))
-    splits = {}
-    for split, labels in classes.items():
-        names = [name for name in sorted(places) if places[name][0] == split]
-        splits[split] = (
-            torch.from_numpy(np.stack([images[name] for name in names])),
-            torch.tensor([labels.index(places[name][1]) for name in names]),
+    images = {
+        split: np.empty((len(names), 3, CIFAR_SIZE, CIFAR_SIZE), np.uint8)
+        for split, names in splits.items()
+    }
+    for split, index, image in read_images(source, listed, splits, Square(size=CIFAR_SIZE), 0):
+        images[split][index] = image.decode()
+    return {
+        split: (
+            torch.from_numpy(images[split]),
+            torch.tensor([classes[split].index(_class_of(name)) for name in names]),
         )
-    return splits
+        for split, names in splits.items()
+    }
+
+
+def _class_of(name: str) -> str:
+    return PurePosixPath(name).parts[-2]
 
 
 def _labelled(name: str) -> dict[str, Labelled]:

@@ -12,7 +12,7 @@ from scorekit import extractors
 from scorekit.data import digits_split, photo_patches
 from scorekit.features import extract, extract_features
 from scorekit.files import CorruptFile
-from scorekit.imagefolder import list_images, read_images
+from scorekit.imagefolder import Square, list_images, read_images
 from scorekit.metrics import (
     FeatureStatistics,
     MetricError,
@@ -171,8 +171,10 @@ def cifar_test():
     """Every fifth test image of the JPEG copy with its label."""
     if not CIFAR.exists():
         pytest.skip(f"{CIFAR} is not there")
-    names = [name for name in list_images(CIFAR) if name.startswith("test/")][::5]
-    images = dict(read_images(CIFAR, set(names), 32))
+    listed = list_images(CIFAR)
+    names = [name for name in listed if name.startswith("test/")][::5]
+    read = read_images(CIFAR, listed, {"train": [], "test": names}, Square(size=32), 0)
+    images = {names[index]: image.decode() for _, index, image in read}
     _, labels = np.unique([name.split("/")[1] for name in names], return_inverse=True)
     return np.stack([images[name] for name in names]), labels
 

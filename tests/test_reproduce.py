@@ -54,7 +54,7 @@ def test_every_name_of_the_list_is_known_and_the_papers(capsys) -> None:
     for name in NAMES:
         assert re.search(rf"\b{name}\b", printed)
         assert len(find_items([name])) == 1
-    assert re.search(r"cifar10 .*image_size=32 .*preset=cifar10", printed)
+    assert re.search(r"cifar10 .*--datasets cifar10:PATH --set preset=cifar10", printed)
     assert find_items(["all"]) == list(ITEMS)
     assert [item.name for item in find_items(["fig12", "fig11", "table4"])] == ["fig11", "table4"]
 
