@@ -213,7 +213,7 @@ class _Collector:
                 "dataset": cell.data.name,
                 "seed": cell.seed,
                 "training": f"{kind}, L={cell.train.n_levels}",
-                "variants": ", ".join(c.label for c in cells),
+                "variants": ", ".join(dict.fromkeys(c.variant.name for c in cells)),
             }
             with np.load(self.store.directory(stage) / "losses.npz") as losses:
                 for i, loss in enumerate(losses["train"], start=1):
@@ -309,6 +309,7 @@ class _Collector:
                 **self.snapshot(cell, denoise, iteration),
                 feature_space=cell.data.extractor,
                 n_searched=result["n_searched"],
+                flip=stage.settings["flip"],
                 path=self.store.directory(stage) / "neighbours.npz",
                 samples=tuple(self.store.directory(s) / sample_file(denoise) for s in samples),
             )

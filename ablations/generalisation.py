@@ -59,9 +59,9 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
     with np.load(found.path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
     for kind, (what, paths) in sources.items():
+        index = arrays[f"{kind}_train_index"][:_SHOWN]
         files = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
-        shown = np.concatenate([images[:_SHOWN] for images in files])[:_SHOWN]
-        index = arrays[f"{kind}_train_index"][: len(shown)]
+        shown = np.concatenate([images[: len(index)] for images in files])[: len(index)]
         mirrored = arrays[f"{kind}_flipped"][: len(shown)]
         picture = neighbour_picture(
             results,
@@ -71,7 +71,7 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
             dataset=found.dataset,
             what=what,
             details=details,
-            flipped=mirrored if arrays[f"{kind}_flipped"].any() else None,
+            flipped=mirrored if found.flip else None,
         )
         saved = {"images": shown, "neighbours": train[index], "train_index": index}
         artefacts.append(Artefact(shown=picture, arrays=saved))
@@ -84,6 +84,7 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
         variant=found.variant,
         feature_space=found.feature_space,
         details=details,
+        flip=found.flip,
     )
     summary = memorisation_summary(nearest["fake"], nearest["held_out"])
     numbers = {name: np.asarray(value) for name, value in summary.items()}

@@ -70,8 +70,7 @@ def neighbour_picture(
             f"{distances.shape} do not fit: (S, C, H, W), (S, K, C, H, W) and (S, K) are needed"
         )
     if flipped is not None:
-        mirrored = flipped[:, :, None, None, None]
-        neighbours = np.where(mirrored, neighbours[..., ::-1], neighbours)
+        neighbours = np.where(flipped[:, :, None, None, None], neighbours[..., ::-1], neighbours)
     factor = enlargement(samples.shape[-1], _TILE_PX)
     side = samples.shape[-1] * factor
     rows = np.full((count * (side + _TEXT_PX), _SPLIT_PX + (k + 1) * (side + GAP_PX), 3), 255)
@@ -96,14 +95,19 @@ def neighbour_picture(
                 fontsize=5,
                 color=FAINT,
             )
-    mirrored_note = "" if flipped is None else " A star marks a training image shown mirrored."
+    mirrored = (
+        ""
+        if flipped is None
+        else "each image and its mirror image considered and the nearer taken (a star marks a "
+        "training image shown mirrored); "
+    )
     return Picture(
         name=f"neighbours_{file_slug(dataset)}_{file_slug(what)}",
         title=f"Nearest training images: {dataset}, {what}",
         caption=(
-            f"{what}, left of the red line, and the {k} nearest training images in order, each "
-            "image and its mirror image considered and the nearer taken; below each the Euclidean "
-            f"distance in feature space.{mirrored_note} Uncurated. {details} {conditions(results)}"
+            f"{what}, left of the red line, and the {k} nearest training images in order; "
+            f"{mirrored}below each the Euclidean distance in feature space. Uncurated. {details} "
+            f"{conditions(results)}"
         ),
         alt="Images beside their nearest neighbours among the training images",
         figure=figure,
@@ -140,6 +144,7 @@ def neighbour_distances_picture(
     variant: str,
     feature_space: str,
     details: str,
+    flip: bool = True,
 ) -> Picture:
     """Distribution of the distance to the nearest training image, of samples and held-out images.
 
@@ -169,9 +174,10 @@ def neighbour_distances_picture(
         name=f"neighbour_distances_{file_slug(dataset)}_{file_slug(variant)}",
         title=f"Distance to the nearest training image: {dataset}, {variant}",
         caption=(
-            "Cumulative distribution of the Euclidean distance to the nearest training image or "
-            f"its mirror image in the feature space {feature_space}, for samples and, as yardstick,"
-            " for held-out test images, which cannot have been memorised. Medians (dots): "
+            "Cumulative distribution of the Euclidean distance to the nearest training image"
+            f"{' or its mirror image' if flip else ''} in the feature space {feature_space}, for "
+            "samples and, as yardstick, for held-out test images, which cannot have been "
+            "memorised. Medians (dots): "
             f"{number(summary['median'])} and {number(summary['median_held_out'])}. "
             f"{summary['share_nearer']:.1%} of the samples are nearer than the closest "
             f"{CLOSEST_SHARE:.0%} of the held-out images (red line); clearly more than that share "

@@ -67,17 +67,23 @@ def tile(images: np.ndarray, columns: int, *, factor: int = 1, gap: int = GAP_PX
     return grid
 
 
-def draw_panels(rows: Sequence[Sequence[Panel]], note: str, *, what: str = "images") -> Figure:
-    """Place every grid so that one of its pixels is one pixel of the PNG; `note` in the corner."""
-    figure, _ = place_panels(rows, note, what=what)
+def draw_panels(
+    rows: Sequence[Sequence[Panel]], note: str, *, what: str = "images", aligned: bool = False
+) -> Figure:
+    """Place every grid so that one of its pixels is one pixel of the PNG; `note` in the corner.
+
+    With `aligned`, all panels take the width of the widest, so that columns stand below another.
+    """
+    figure, _ = place_panels(rows, note, what=what, aligned=aligned)
     return figure
 
 
 def place_panels(
-    rows: Sequence[Sequence[Panel]], note: str, *, what: str = "images"
+    rows: Sequence[Sequence[Panel]], note: str, *, what: str = "images", aligned: bool = False
 ) -> tuple[Figure, list[list[Axes]]]:
     """Return the figure of `draw_panels` and the axes of its panels, in units of their pixels."""
-    widths = [sum(p.width_px + _MARGIN_PX for p in row) for row in rows]
+    widest = max((p.width_px for row in rows for p in row), default=0)
+    widths = [sum((widest if aligned else p.width_px) + _MARGIN_PX for p in row) for row in rows]
     width = max([*widths, 420]) + _MARGIN_PX
     heights = [max(p.height_px + p.words_px for p in row) + _MARGIN_PX for row in rows]
     height = sum(heights) + _NOTE_PX + (0 if rows else 60)
@@ -90,7 +96,7 @@ def place_panels(
         words, left, axes = max(p.words_px for p in row), _MARGIN_PX, []
         for panel in row:
             axes.append(_place(figure, panel, left, top, words, (width, height)))
-            left += panel.width_px + _MARGIN_PX
+            left += (widest if aligned else panel.width_px) + _MARGIN_PX
         placed.append(axes)
         top -= row_height
     x, y = 1 - _MARGIN_PX / width, 1 - 0.6 * _NOTE_PX / height

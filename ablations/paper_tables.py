@@ -22,13 +22,6 @@ from ablations.presentation import (
 from ablations.results import Results
 from ablations.tables import Table, ablation_table
 
-#: The rows of Table 1 that are not the authors' models: model, Inception score, FID, on CIFAR-10.
-OTHER_MODELS: list[tuple[str, str, float]] = [
-    ("PixelCNN", "4.60", 65.93),
-    ("IGEBM", "6.02", 40.58),
-    ("WGAN-GP", "7.86 ± .07", 36.4),
-    ("SNGAN", "8.22 ± .05", 21.7),
-]
 _KEY = ["dataset", "variant", "weights", "denoise"]
 
 
@@ -102,9 +95,7 @@ def _our_rows(results: Results) -> list[dict[str, Any]]:
 
 def _inception(results: Results, cell: dict[str, Any]) -> dict[str, Any]:
     """The Inception score of a variant, over its seeds; nothing where it was not measured."""
-    frame = getattr(results, "qualities", None)
-    if frame is None or frame.empty:
-        return {}
+    frame = results.qualities
     same = (frame["metric"] == "IS") & frame["value"].notna()
     for key in _KEY:
         same &= frame[key] == cell[key]
@@ -130,7 +121,7 @@ def _quoted_rows() -> list[dict[str, Any]]:
         base
         | {"dataset": "CIFAR-10", "variant": model, "inception_text": score, "distance": fid}
         | {"reference": "not stated"}
-        for model, score, fid in OTHER_MODELS
+        for model, score, fid in quoted.OTHER_MODELS
     ]
     for family, models in quoted.SCORES.items():
         rows += [

@@ -114,10 +114,10 @@ def _steps_line(axes: Axes, curve: pd.DataFrame, source: str, *, consistent: boo
         markersize=4,
         label=f"{for_figure(base)}, {how}, {source}",
     )
-    below = source == "published"
-    for variant, at, height in zip(curve["variant"], x, y, strict=True):
+    below = consistent or source == "published"
+    for ladder, at, height in zip(curve["ladder"], x, y, strict=True):
         axes.annotate(
-            str(variant).partition(", ")[2],
+            str(ladder),
             (at, height),
             xytext=(-4, -12) if below else (4, 5),
             textcoords="offset points",

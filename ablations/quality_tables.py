@@ -37,9 +37,10 @@ def quality_table(results: Results) -> Table:
         record |= {"reference": _against(rows)}
         for metric in METRICS:
             record |= _metric_columns(rows[rows["metric"] == metric], metric)
-        record["note"] = joined(rows[rows["value"].isna()]["note"].dropna(), "; ")
+        record["feature_space"] = joined(rows["feature_space"].dropna())
+        record["note"] = _notes(rows)
         records.append(record)
-    columns = [*_KEYS, "n", "n_seeds", "reference"]
+    columns = [*_KEYS, "n", "n_seeds", "reference", "feature_space"]
     for metric in METRICS:
         columns += [f"{metric}_{part}" for part in ("label", "mean", "std", "low", "high")]
     raw = pd.DataFrame(records, columns=[*columns, "note"])
@@ -48,13 +49,14 @@ def quality_table(results: Results) -> Table:
             "Dataset": raw["dataset"],
             "Variant": raw["variant"],
             "Denoised": [yes_no(value) for value in raw["denoise"]],
-            "Inception score ↑": [_cell(r, "IS") for r in records],
+            "IS ↑": [_cell(r, "IS") for r in records],
             "KID ↓": [_cell(r, "KID") for r in records],
             "Precision ↑": [_cell(r, "precision") for r in records],
             "Recall ↑": [_cell(r, "recall") for r in records],
             "F ↑": [_cell(r, "f_score") for r in records],
             "Distance at n ↓": [_interval_cell(r) for r in records],
-            "At infinite n": [_cell(r, "infinite n", spread="±") for r in records],
+            "At infinite n": [_named(r, "infinite n", _cell(r, "infinite n")) for r in records],
+            "Feature space": raw["feature_space"],
             "n": raw["n"],
             "Reference": raw["reference"],
             "Note": raw["note"],
@@ -65,13 +67,13 @@ def quality_table(results: Results) -> Table:
         name="quality",
         title="Other metrics, and what n does to the distance",
         caption=(
-            "Of the same final samples and features as the ablation's distance. Inception score: "
-            "mean over its splits; KID: mean over subsets; ± is the standard deviation over seeds, "
-            "with one seed over splits or subsets. Precision and recall (Kynkäänniemi et "
-            "al. 2019, 3 neighbours) compare equally many real images where there are so many. "
-            "Each is named with its feature space unless that is Inception's. In brackets: a 95 % "
-            "bootstrap interval for other images of the same model at this n. At infinite n: the "
-            "intercept of a line in 1/n (Chong & Forsyth 2020) ± its standard error. "
+            "Of the same final samples and features as the ablation's distance; in Inception's "
+            "features alone do they compare with published ones. IS, the Inception score: mean "
+            "over its splits; KID: mean over subsets; ± is the standard deviation over seeds, with "
+            "one seed over splits or subsets. Precision and recall (Kynkäänniemi et al. 2019, 3 "
+            "neighbours) compare equally many real images where there are so many. In brackets: a "
+            "95 % bootstrap interval for other images of the same model at this n. At infinite n: "
+            "the intercept of a line in 1/n (Chong & Forsyth 2020) ± its standard error. "
             f"{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
@@ -99,6 +101,11 @@ def steps_table(results: Results) -> Table | None:
             strict=True,
         )
     )
+    sampled = results.hyperparameters.dropna(subset=["L", "T"])
+    ladders = {
+        (row["dataset"], row["variant"]): f"{row['L']}×{row['T']}"
+        for row in sampled.to_dict("records")
+    }
     records: list[dict[str, Any]] = []
     for key in _groups(final, results):
         rows = _where(final, key)
@@ -108,6 +115,7 @@ def steps_table(results: Results) -> Table | None:
             record
             | {
                 "score_evaluations": evaluations.get((key[0], key[1])),
+                "ladder": ladders.get((key[0], key[1]), ""),
                 "label": joined(rows["label"].dropna()),
                 "distance_mean": values.mean(),
                 "distance_std": values.std(ddof=1) if len(values) > 1 else np.nan,
@@ -117,13 +125,15 @@ def steps_table(results: Results) -> Table | None:
     for dataset in dataset_order(results):
         for row in quoted.step_rows(dataset):
             records.append({"kind": "paper", "dataset": dataset} | row)
-    columns = [*_KEYS, "score_evaluations", "label", "distance_mean", "distance_std", "n", "source"]
+    columns = [*_KEYS, "ladder", "score_evaluations"]
+    columns += ["label", "distance_mean", "distance_std", "n", "source"]
     raw = pd.DataFrame(records, columns=[*columns, "kind"])
     display = pd.DataFrame(
         {
             "Dataset": raw["dataset"],
             "Variant": raw["variant"],
             "Denoised": [yes_no(value) for value in raw["denoise"]],
+            "L×T": raw["ladder"],
             "Score evaluations": [number(value) for value in raw["score_evaluations"]],
             "Distance ↓": [
                 f"{r['label']} {distance_text(r['distance_mean'], r['distance_std'])}"
@@ -145,7 +155,7 @@ def steps_table(results: Results) -> Table | None:
         raw=raw.assign(budget=str(results.run["budget"])),
         display=display,
         kinds=tuple(raw["kind"]),
-        numeric=("Score evaluations", "n"),
+        numeric=("L×T", "Score evaluations", "n"),
     )
 
 
@@ -196,17 +206,27 @@ def _own(row: pd.Series | None, column: str) -> float:
     return np.nan if row is None or pd.isna(row[column]) else float(row[column])
 
 
-def _cell(record: dict[str, Any], metric: str, spread: str = "±") -> str:
+def _notes(rows: pd.DataFrame) -> str:
+    """What a number was taken over, and why one is not there."""
+    named = rows.dropna(subset=["note"]).drop_duplicates(["metric", "note"])
+    return "; ".join(f"{row['metric']}: {row['note']}" for row in named.to_dict("records"))
+
+
+def _cell(record: dict[str, Any], metric: str) -> str:
     mean, std = record[f"{metric}_mean"], record[f"{metric}_std"]
     if pd.isna(mean):
         return "—"
-    text = f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} {spread} {std:.2g}"
-    return f"{record[f'{metric}_label']} {text}"
+    return f"{mean:.3g}" if pd.isna(std) else f"{mean:.3g} ± {std:.2g}"
+
+
+def _named(record: dict[str, Any], metric: str, text: str) -> str:
+    """A distance, with its feature space in the same cell."""
+    return text if text == "—" else f"{record[f'{metric}_label']} {text}"
 
 
 def _interval_cell(record: dict[str, Any]) -> str:
     mean = record["interval_mean"]
     if pd.isna(mean):
         return "—"
-    text = f"{record['interval_label']} {mean:.3g}"
-    return f"{text} [{record['interval_low']:.3g}, {record['interval_high']:.3g}]"
+    low, high = record["interval_low"], record["interval_high"]
+    return _named(record, "interval", f"{mean:.3g} [{low:.3g}, {high:.3g}]")

@@ -25,6 +25,14 @@ SCORES: dict[str, list[tuple[str, bool, str, float]]] = {
     ],
 }
 
+#: The rows of Table 1 that are not the authors' models: model, Inception score, FID, on CIFAR-10.
+OTHER_MODELS: list[tuple[str, str, float]] = [
+    ("PixelCNN", "4.60", 65.93),
+    ("IGEBM", "6.02", 40.58),
+    ("WGAN-GP", "7.86 ± .07", 36.4),
+    ("SNGAN", "8.22 ± .05", 21.7),
+]
+
 # What the FID of Table 1 was measured with (Appendix B.2).
 SCORE_CONDITIONS: dict[str, str] = {
     "CIFAR-10": "against the training data; n not stated",
@@ -68,6 +76,7 @@ def step_rows(dataset: str) -> list[dict[str, object]]:
     return [
         {
             "variant": f"NCSNv2, {n_levels}×{n_steps}",
+            "ladder": f"{n_levels}×{n_steps}",
             "weights": "EMA",
             "denoise": True,
             "score_evaluations": n_levels * n_steps + 1,

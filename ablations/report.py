@@ -31,6 +31,7 @@ def sections(results: Results) -> list[Section]:
     """What the page holds, in its order: a new table or figure is a line here."""
     both = (True, False)
     steps = steps_table(results)
+    everything, results = results, results.ablation
     return [
         Section(
             id="ablation",
@@ -55,7 +56,7 @@ def sections(results: Results) -> list[Section]:
         Section(
             id="steps",
             title="Ways of sampling",
-            blocks=[] if steps is None else [steps, steps_curve(results, steps)],
+            blocks=[] if steps is None else [steps, steps_curve(everything, steps)],
         ),
         Section(
             id="curves",

@@ -98,13 +98,13 @@ def _mixtures(run: Run) -> list[Artefact]:
 
 
 def _ema(run: Run, *, denoise: bool) -> list[Artefact]:
-    results = run.results
+    results = run.results.ablation
     return [ema_artefact(results, denoise=denoise), shift_strips(results, denoise=denoise)]
 
 
 def _colours(run: Run) -> list[Artefact]:
     return [
-        make(run.results, denoise=denoise)
+        make(run.results.ablation, denoise=denoise)
         for denoise in (True, False)
         for make in (shift_curves, shift_table, shift_strips)
     ]
@@ -127,10 +127,11 @@ def _steps(run: Run) -> list[Artefact]:
 
 
 def _qualities(run: Run) -> list[Artefact]:
-    pictures = [distance_against_n(run.results, denoise=denoise) for denoise in (True, False)]
-    frame = run.results.extrapolations
+    results = run.results.ablation
+    pictures = [distance_against_n(results, denoise=denoise) for denoise in (True, False)]
+    frame = results.extrapolations
     return [
-        Artefact(shown=quality_table(run.results)),
+        Artefact(shown=quality_table(results)),
         *(
             Artefact(shown=p, frames={p.name: frame[frame["denoise"] == denoise]})
             for p, denoise in zip(pictures, (True, False), strict=True)
@@ -139,7 +140,7 @@ def _qualities(run: Run) -> list[Artefact]:
 
 
 def _of_results(make: Callable[[Results], Artefact]) -> Callable[[Run], list[Artefact]]:
-    return lambda run: [make(run.results)]
+    return lambda run: [make(run.results.ablation)]
 
 
 def _numbered(*numbers: int) -> tuple[str, ...]:
@@ -208,7 +209,7 @@ ITEMS = (
         name="fig7",
         shows="sheets of uncurated samples, the same indices for every variant",
         needs="grid",
-        make=lambda run: sheet_artefacts(run.results),
+        make=lambda run: sheet_artefacts(run.results.ablation),
         aliases=_numbered(1, 10, 25, 26, 27, 28, 29, 30),
     ),
     Item(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,7 @@ RUN_KEYS = (
     "n_done",
 )
 
+_TRIED = re.compile(r", .*(×|ε)")
 _FRAMES = {
     "cells": CELL_COLUMNS,
     "distances": DISTANCE_COLUMNS,
@@ -187,6 +189,7 @@ class NeighbourSet:
     iteration: int
     feature_space: str
     n_searched: int
+    flip: bool  # mirror images were searched for too
     path: Path
     samples: tuple[Path, ...]
 
@@ -236,6 +239,27 @@ class Results:
                     f"{name}.{column}: {sorted(wrong)[0]!r} is not one of "
                     f"{', '.join(sorted(allowed))}"
                 )
+
+    @property
+    def ablation(self) -> Results:
+        """The same without rows that only try L x T or a step size ("NCSNv2, 25×1").
+
+        All of it where nothing else is there.
+        """
+        own = {label for label in self.cells["variant"] if not _TRIED.search(label)}
+        if not own:
+            return self
+        frames = {
+            name: frame[frame["variant"].isin(own) | _quoted(frame)]
+            for name in _FRAMES
+            if "variant" in (frame := getattr(self, name)).columns
+        }
+        samples = [sample for sample in self.samples if sample.variant in own]
+        return replace(self, samples=samples, **frames)
+
+
+def _quoted(frame: pd.DataFrame) -> pd.Series | bool:
+    return frame["source"] != "this run" if "source" in frame.columns else False
 
 
 def _cast(name: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:

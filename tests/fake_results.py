@@ -157,6 +157,31 @@ def hostile(directory: Path) -> Results:
     return replace(whole, run=run, cells=cells, samples=whole.samples[:2])
 
 
+def stepped(dataset: str) -> dict[str, Any]:
+    """Frames of a grid that samples NCSNv2 in three ways."""
+    rows = {"NCSNv2, 25×1": (26, 46.0), "NCSNv2, 100×1": (101, 17.0), "NCSNv2": (1161, 12.0)}
+    base: dict[str, Any] = {"dataset": dataset, "seed": 0}
+    final = {"weights": "EMA", "denoise": True, "iteration": 5000, "purpose": "final", "n": 1000}
+    final |= {"label": "FD[x]", "feature_space": "x", "n_reference": 1437, "reference": "train"}
+    return {
+        "cells": make_frame(
+            CELL_COLUMNS,
+            [base | {"variant": v, "slug": v, "weights": "EMA", "status": "done"} for v in rows],
+        ),
+        "distances": make_frame(
+            DISTANCE_COLUMNS,
+            [base | final | {"variant": v, "distance": d} for v, (_, d) in rows.items()],
+        ),
+        "timings": make_frame(
+            TIMING_COLUMNS,
+            [
+                base | {"variant": v, "source": "this run", "score_evaluations_per_sample": n}
+                for v, (n, _) in rows.items()
+            ],
+        ),
+    }
+
+
 def _references(dataset: str, label: str) -> list[dict[str, Any]]:
     base = {"dataset": dataset, "label": label, "n": 1000, "n_reference": 1437}
     names = {

@@ -113,18 +113,18 @@ def test_tiles_are_the_images_enlarged_by_whole_factors(channels: int) -> None:
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, size=(5, channels, 8, 8), dtype=np.uint8)
     grid = tile_images(images, side=3, target_px=150)
-    assert grid.shape == (156, 156, 3) and grid.dtype == np.uint8
+    assert grid.shape == (152, 152, 3) and grid.dtype == np.uint8
     factor = 6
-    tile = grid[54 : 54 + 48 : factor, 54 : 54 + 48 : factor]
+    tile = grid[52 : 52 + 48 : factor, 52 : 52 + 48 : factor]
     expected = images[4].transpose(1, 2, 0)
     assert (tile == expected).all()
     assert (grid[:48, :48] == grid[:48:factor, :48:factor].repeat(6, 0).repeat(6, 1)).all()
-    assert (grid[108:, 108:] == 244).all()
+    assert (grid[104:, 104:] == 244).all()
 
 
 def test_large_images_are_shown_fewer_at_a_time() -> None:
     images = np.zeros((64, 3, 256, 256), np.uint8)
-    assert tile_images(images, side=8, target_px=560).shape == (3 * 262 - 6, 3 * 262 - 6, 3)
+    assert tile_images(images, side=8, target_px=560).shape == (3 * 260 - 4, 3 * 260 - 4, 3)
 
 
 def test_overview_has_every_variant_and_says_what_is_missing(tmp_path: Path) -> None:
