@@ -111,10 +111,12 @@ def _colours(run: Run) -> list[Artefact]:
 
 
 def _human_evaluation(run: Run) -> list[Artefact]:
-    """Table 5 from the ratings in OUT/hype-ratings, of the dumps that the grid has written."""
+    """Table 5 from the ratings in OUT/hype-ratings, of the dumps of the ablation's rows."""
     folder, ratings = run.out / "samples", run.out / "hype-ratings"
     paths = sorted(path.parent for path in folder.glob("*/manifest.json"))
     dumps = [dump for path in paths for dump in open_dumps(path, decode=False)]
+    models = set(run.results.ablation.cells["variant"])
+    dumps = [dump for dump in dumps if dump.label["model"] in models]
     read = read_ratings([ratings] if ratings.is_dir() else [])
     return [Artefact(shown=hype_table(hype_scores(read, dumps)))]
 
