@@ -34,7 +34,7 @@ from ablations.hype_score import (
     read_ratings,
 )
 from ablations.hype_server import HypeServer, opaque_id
-from ablations.report import rich
+from ablations.page import rich
 from ablations.results import make_frame
 from ablations.table_files import markdown, save_table
 from scorekit.files import CorruptFile
