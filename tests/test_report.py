@@ -77,8 +77,8 @@ def test_the_page_stands_alone(whole: Path) -> None:
     assert len(page.ids) == len(set(page.ids))
     anchors = [link[1:] for link in page.links if link.startswith("#")]
     assert anchors and set(anchors) <= set(page.ids)
-    # Seven pictures, four grids of samples, and the one that is enlarged.
-    assert page.tags.count("img") == page.attributes.count("alt") == 7 + 4 + 1
+    # Nine pictures, four grids of samples, and the one that is enlarged.
+    assert page.tags.count("img") == page.attributes.count("alt") == 9 + 4 + 1
 
 
 def test_a_browser_may_run_the_pages_own_script_only(whole: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_browser_may_run_the_pages_own_script_only(whole: Path) -> None:
 def test_the_ablation_table_comes_first_and_contents_lead_to_every_section(whole: Path) -> None:
     page = _Page(whole)
     contents = [link[1:] for link in page.links if link.startswith("#")]
-    assert contents[:4] == ["ablation", "samples", "curves", "ema"]
+    assert contents[:5] == ["ablation", "samples", "quality", "curves", "ema"]
     assert contents == [name for name in page.ids if name in contents]
     assert page.source.index("<table>") < page.source.index("<figure")
 

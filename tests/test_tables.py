@@ -280,7 +280,7 @@ def test_latex_compiles_whatever_the_names_are(tmp_path: Path) -> None:
         build_report(replace(given_results, samples=[], real={}), tmp_path / name)
     save_table(_hostile_table(), tmp_path / "names" / "tables")
     tables = sorted(tmp_path.glob("*/tables/*.tex"))
-    assert len(tables) == 4 + 3 + 3 + 1
+    assert len(tables) == 5 + 4 + 4 + 1
     blocks = (range(0x20, 0x250), range(0x370, 0x400), range(0x2000, 0x2300))
     characters = [latex_text(chr(code)) for block in blocks for code in block]
     document = [
