@@ -6,7 +6,8 @@ is imported) for tensors on the CPU. Elsewhere the same operation runs in plain 
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, Literal, get_args
 
@@ -30,6 +31,28 @@ IMPL_VARIABLE = "SCOREKIT_IMPL"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _reasons: dict[str, str] = {}
+
+
+_plain = False  # within plain_operations()
+
+
+@contextmanager
+def plain_operations() -> Iterator[None]:
+    """Within, operations are compositions of torch's own, differentiable in every mode and order.
+
+    Kernels and hand-written backward passes can be differentiated once, in reverse.
+    """
+    global _plain
+    before, _plain = _plain, True
+    try:
+        yield
+    finally:
+        _plain = before
+
+
+def plain_operations_asked_for() -> bool:
+    """Return whether this is run within :func:`plain_operations`."""
+    return _plain
 
 
 def jit(function: Callable[..., Any]) -> Any:
@@ -60,7 +83,9 @@ def unavailable_reason(device_type: str) -> str | None:
 
 # Traced once by torch.compile, whose graphs are specialised on device and dtype anyway.
 @torch._dynamo.assume_constant_result
-def _use_triton(operation: str, impl: str, device_type: str, unsupported: str | None) -> bool:
+def _use_triton(
+    operation: str, impl: str, device_type: str, unsupported: str | None, plain: bool
+) -> bool:
     if impl == "auto":
         impl = os.environ.get(IMPL_VARIABLE, "auto")
         source = IMPL_VARIABLE
@@ -72,6 +97,8 @@ def _use_triton(operation: str, impl: str, device_type: str, unsupported: str | 
         _reasons[operation] = f"{source} = 'torch'"
         return False
     reason = unavailable_reason(device_type) or unsupported
+    if plain:
+        reason = reason or "its derivatives are to be differentiated"
     if impl == "triton":
         if reason is not None:
             raise ValueError(f"{source} = 'triton' is not possible for {operation}: {reason}")
@@ -105,4 +132,4 @@ def use_triton(
         if tensor is not None and tensor.device != device:
             names = f"{device} and {tensor.device}"
             raise ValueError(f"{operation} needs its tensors on one device; they are on {names}")
-    return _use_triton(operation, impl, device.type, unsupported)
+    return _use_triton(operation, impl, device.type, unsupported, _plain)

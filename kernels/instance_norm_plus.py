@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.functional import relu
 
-from kernels.dispatch import Impl, jit, tl, triton, use_triton
+from kernels.dispatch import Impl, jit, plain_operations_asked_for, tl, triton, use_triton
 
 if TYPE_CHECKING:
     from kernels.offline import KernelCase
@@ -141,7 +141,10 @@ def _instance_norm_plus_torch(
 ) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     arguments = [t if t.dtype == dtype else t.to(dtype) for t in (x, gamma, alpha, beta)]
-    if torch.compiler.is_compiling():
+    if plain_operations_asked_for():
+        y = instance_norm_plus_reference(*arguments, eps=eps)
+        y = elu(y) if with_elu else y
+    elif torch.compiler.is_compiling():
         y, _ = _normalise(*arguments, eps=eps)
         y = elu(y) if with_elu else y
     elif torch.is_grad_enabled() and any(argument.requires_grad for argument in arguments):
@@ -578,7 +581,8 @@ def instance_norm_plus(
     ``gamma``, ``alpha`` and ``beta`` are all (C,), or all (B, C) with a row for each sample, in any
     floating dtype. Statistics and arithmetic are float32, or float64 for float64 ``x``; the result
     has the dtype and memory format of ``x``. Over channels the variance is the unbiased one, over
-    space the biased one; the equation is at the top of this file. Differentiable once.
+    space the biased one; the equation is at the top of this file. Differentiable once, in reverse;
+    within :func:`kernels.dispatch.plain_operations` in every mode and order.
 
     Raises ValueError for other shapes and dtypes, an unknown ``activation``, and as
     :func:`kernels.dispatch.use_triton` does.

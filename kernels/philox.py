@@ -63,6 +63,7 @@ class Stream(IntEnum):
     FLIP = 4
     DEQUANTISATION = 5
     INPAINTING = 6
+    PROJECTION = 7
 
 
 def philox_key(seed: int, device: torch.device | str = "cpu") -> Tensor:

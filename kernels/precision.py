@@ -27,3 +27,15 @@ def float32_precision(cuda: Literal["ieee", "tf32"] = "ieee") -> Iterator[None]:
     finally:
         for backend, value in before:
             backend.fp32_precision = value
+
+
+# Read once by torch.compile, when a graph is traced: it cannot trace the settings.
+@torch._dynamo.assume_constant_result
+def reduced_precision(device_type: str) -> str | None:
+    """Return which float32 products are rounded to fewer bits on such a device, or None."""
+    names = ("matmul", "conv", "rnn") if device_type == "cuda" else ("matmul", "conv")
+    backends = _CUDA if device_type == "cuda" else _CPU
+    for name, backend in zip(names, backends, strict=True):
+        if backend.fp32_precision not in ("ieee", "none"):
+            return f"float32 {name} runs in {backend.fp32_precision}"
+    return None

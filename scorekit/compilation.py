@@ -18,6 +18,7 @@ from types import FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from kernels.precision import float32_precision
 
@@ -72,6 +73,52 @@ def compiled(
         "triton.cudagraphs": cuda_graphs and torch.device(device).type == "cuda",
     }
     return torch.compile(_own_code(function), dynamic=False, fullgraph=True, options=options)
+
+
+def refuse_compiled(model: Any, way: str) -> None:
+    """Raise ValueError where the model, or a part of it, is compiled by itself.
+
+    A compiled graph can be differentiated once. Differentiated again it raises or, a score network
+    under sliced score matching, gives a right loss whose trace term has a gradient of zero. An
+    objective with derivatives of the model is compiled as a whole, around the plain model.
+    """
+    inside = model
+    while inside is not None and not _is_compiled(inside):
+        if isinstance(inside, torch.nn.Module):
+            inside = next((m for m in inside.modules() if _is_compiled(m)), None)
+        elif isinstance(inside, MethodType):
+            inside = inside.__self__
+        else:
+            inside = getattr(inside, "model", None)
+    if inside is not None:
+        raise ValueError(f"{_WITHIN_COMPILED.format(way)}, and {type(inside).__name__} is compiled")
+
+
+def refuse_compiled_graph(output: Tensor, way: str) -> None:
+    """Raise ValueError where a tensor was computed, within any function, by a compiled graph."""
+    seen, pending = set(), [output.grad_fn]
+    while pending:
+        node = pending.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if node.name().startswith("CompiledFunction"):
+            raise ValueError(f"{_WITHIN_COMPILED.format(way)}, and a part of it is compiled")
+        pending += [following for following, _ in node.next_functions]
+
+
+_WITHIN_COMPILED = (
+    "way = {!r} differentiates derivatives of the model, which are wrong for a compiled one: hand "
+    "in the model as it was and compile the whole loss"
+)
+
+
+def _is_compiled(model: Any) -> bool:
+    return (
+        isinstance(model, torch._dynamo.OptimizedModule)
+        or getattr(model, "_compiled_call_impl", None) is not None
+        or (isinstance(model, FunctionType) and hasattr(model, "_torchdynamo_orig_callable"))
+    )
 
 
 def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,0 +1,62 @@
+"""What finite differences and per-sample derivatives ask of a model and of its precision."""
+
+from collections.abc import Callable, Iterator
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+
+from kernels.precision import reduced_precision
+
+
+def modules_of(model: Any) -> Iterator[nn.Module]:
+    """Yield the modules of a module, of its bound method or of a wrapper with one as ``model``."""
+    while not isinstance(model, nn.Module):
+        inside = model.__self__ if isinstance(model, MethodType) else getattr(model, "model", None)
+        if inside is None:
+            return
+        model = inside
+    yield from model.modules()
+
+
+def refuse_batch_statistics(model: Callable[..., Tensor], objective: str) -> None:
+    """Raise ValueError for a model with BatchNorm in training mode: its samples are not apart."""
+    for module in modules_of(model):
+        if isinstance(module, _BatchNorm) and module.training:
+            raise ValueError(
+                f"objective = {objective!r} needs samples that do not depend on each other, and "
+                f"{type(module).__name__} in training mode mixes them (and the copies of a finite "
+                "difference): call eval() or use another normalisation"
+            )
+
+
+def refuse_dropout(model: Callable[..., Tensor], objective: str) -> None:
+    """Raise ValueError for a model with dropout in training mode: its copies would differ."""
+    for module in modules_of(model):
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise ValueError(
+                f"objective = {objective!r} takes differences of the model at nearby points, and "
+                f"{type(module).__name__} in training mode draws another mask at each: call "
+                "eval() or remove it"
+            )
+
+
+def refuse_reduced_precision(x: Tensor, objective: str) -> None:
+    """Raise ValueError where products of these samples would be rounded to less than float32."""
+    device = x.device.type
+    reason = reduced_precision(device)
+    if x.dtype in (torch.bfloat16, torch.float16):
+        reason = f"the samples are {x.dtype}"
+    elif torch.is_autocast_enabled(device):
+        reason = f"autocast to {torch.get_autocast_dtype(device)} is on"
+    elif x.dtype == torch.float64:
+        return
+    if reason is not None:
+        raise ValueError(
+            f"objective = {objective!r} divides rounding errors by epsilon^2, and {reason}: run "
+            'the forward and the backward pass within precision_context("fp32"), or pass '
+            "allow_reduced_precision=True and a large epsilon"
+        )

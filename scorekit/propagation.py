@@ -1,0 +1,244 @@
+"""Running a model on something other than tensors: what propagates through torch's functions.
+
+A :class:`Propagated` value goes into a model's own ``forward``; each torch function it meets there
+is replaced by a rule. The rules rest on three sorts of functions: those that act on each element,
+with their first two derivatives here; those with weights; and those that only move, add or scale
+elements.
+"""
+
+import math
+import operator
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+Rule = Callable[..., Any]
+
+# Each returns f(x), f'(x) and f''(x), called as torch calls f.
+
+
+def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> tuple[Tensor, Tensor, Tensor]:
+    sigmoid = torch.sigmoid(beta * x)
+    linear = beta * x > threshold  # torch takes x itself there
+    first = torch.where(linear, 1, sigmoid)
+    second = torch.where(linear, 0, beta * sigmoid * (1 - sigmoid))
+    return functional.softplus(x, beta, threshold), first, second
+
+
+def _tanh(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.tanh(x)
+    first = 1 - y * y
+    return y, first, -2 * y * first
+
+
+def _sigmoid(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.sigmoid(x)
+    first = y * (1 - y)
+    return y, first, first * (1 - 2 * y)
+
+
+def _logsigmoid(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.sigmoid(-x)
+    return functional.logsigmoid(x), y, -y * (1 - y)
+
+
+def _silu(x: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    y, first, second = _sigmoid(x)
+    return x * y, y + x * first, 2 * first + x * second
+
+
+def _elu(x: Tensor, alpha: float = 1, inplace: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    below = alpha * torch.exp(x.clamp(max=0))
+    positive = x > 0
+    second = torch.where(positive, 0, below)
+    return functional.elu(x, alpha), torch.where(positive, 1, below), second
+
+
+def _gelu(x: Tensor, approximate: str = "none") -> tuple[Tensor, Tensor, Tensor]:
+    if approximate != "none":
+        raise NotImplementedError("Taylor and curvature propagation know the exact GELU only")
+    cdf = 0.5 * (1 + torch.erf(x / math.sqrt(2)))
+    pdf = torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+    return x * cdf, cdf + x * pdf, (2 - x * x) * pdf
+
+
+def _relu(x: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.relu(x), (x > 0).to(x.dtype), torch.zeros_like(x)
+
+
+def _leaky_relu(
+    x: Tensor, negative_slope: float = 0.01, inplace: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    first = torch.where(x > 0, 1.0, negative_slope).to(x.dtype)
+    return x * first, first, torch.zeros_like(x)
+
+
+def _exp(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.exp(x)
+    return y, y, y
+
+
+def _log(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    first = 1 / x
+    return torch.log(x), first, -first * first
+
+
+def _square(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x * x, 2 * x, torch.full_like(x, 2)
+
+
+def _sin(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.sin(x)
+    return y, torch.cos(x), -y
+
+
+def _cos(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    y = torch.cos(x)
+    return y, -torch.sin(x), -y
+
+
+#: Functions of each element: f(x, ...) -> f(x), f'(x), f''(x).
+ELEMENTWISE: dict[Any, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+    functional.softplus: _softplus,
+    torch.tanh: _tanh,
+    torch.sigmoid: _sigmoid,
+    functional.logsigmoid: _logsigmoid,
+    functional.silu: _silu,
+    functional.elu: _elu,
+    functional.gelu: _gelu,
+    functional.relu: _relu,
+    torch.relu: _relu,
+    functional.leaky_relu: _leaky_relu,
+    torch.exp: _exp,
+    torch.log: _log,
+    torch.square: _square,
+    torch.sin: _sin,
+    torch.cos: _cos,
+}
+#: f(x, weight, bias, ...), linear in x apart from the bias.
+WEIGHTED: tuple[Any, ...] = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
+#: f(x, ...) whose results are sums of elements of x: coefficients are 0 and 1.
+STRUCTURAL: tuple[Any, ...] = (
+    torch.sum,
+    torch.flatten,
+    torch.reshape,
+    torch.unsqueeze,
+    torch.squeeze,
+    torch.permute,
+    torch.transpose,
+    torch.flip,
+    operator.getitem,
+)
+
+
+class Propagated:
+    """What a model is run on; ``rules`` maps torch functions to what they do to it instead.
+
+    Raises NotImplementedError, naming the function, where there is no rule for one.
+    """
+
+    rules: ClassVar[dict[Any, Rule]] = {}
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        rule = cls.rules.get(function)
+        if rule is None:
+            name = getattr(function, "__name__", str(function))
+            known = ", ".join(sorted({f.__name__ for f in cls.rules}))
+            raise NotImplementedError(
+                f"{cls.__name__} has no rule for {name}, which the model calls; there are rules "
+                f"for {known}"
+            )
+        return rule(*args, **(kwargs or {}))
+
+    def _call(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.__torch_function__(function, (), args, kwargs)
+
+    def __add__(self, other: Any) -> Any:
+        return self._call(torch.add, self, other)
+
+    __radd__ = __add__
+
+    def __mul__(self, other: Any) -> Any:
+        return self._call(torch.mul, self, other)
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Any:
+        return self._call(torch.mul, self, -1)
+
+    def __sub__(self, other: Any) -> Any:
+        return self._call(torch.add, self, -other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._call(torch.add, -self, other)
+
+    def __truediv__(self, other: Any) -> Any:
+        if isinstance(other, Propagated):
+            raise NotImplementedError(f"{type(self).__name__} has no rule for division by another")
+        return self._call(torch.mul, self, 1 / other)
+
+    def __pow__(self, exponent: Any) -> Any:
+        if exponent != 2:
+            raise NotImplementedError(f"{type(self).__name__} has no rule for powers but 2")
+        return self._call(torch.square, self)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._call(operator.getitem, self, index)
+
+    @property
+    def shape(self) -> torch.Size:
+        """The shape of the value."""
+        raise NotImplementedError
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions of the value."""
+        return len(self.shape)
+
+    def size(self, dim: int | None = None) -> Any:
+        """As ``Tensor.size``."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def reshape(self, *shape: Any) -> Any:
+        """As ``Tensor.reshape``."""
+        sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
+        return self._call(torch.reshape, self, sizes)
+
+    view = reshape
+
+    def permute(self, *dims: int) -> Any:
+        """As ``Tensor.permute``."""
+        return self._call(torch.permute, self, dims)
+
+    def chunk(self, chunks: int, dim: int = 0) -> list[Any]:
+        """As ``Tensor.chunk``."""
+        size = -(-self.shape[dim] // chunks)
+        before = (slice(None),) * (dim % self.ndim)
+        starts = range(0, self.shape[dim], size)
+        return [self[(*before, slice(start, start + size))] for start in starts]
+
+    def mean(self, dim: Any = None, keepdim: bool = False) -> Any:
+        """As ``Tensor.mean``."""
+        dims = range(self.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
+        count = math.prod(self.shape[d] for d in dims)
+        return self._call(torch.sum, self, tuple(dims), keepdim=keepdim) / count
+
+
+def _method(function: Any) -> Callable[..., Any]:
+    def method(self: Propagated, *args: Any, **kwargs: Any) -> Any:
+        return self._call(function, self, *args, **kwargs)
+
+    return method
+
+
+# As a Tensor has them.
+for _name in ("sum", "flatten", "unsqueeze", "squeeze", "transpose"):
+    setattr(Propagated, _name, _method(getattr(torch, _name)))
+for _name in ("tanh", "sigmoid", "relu", "exp", "log", "square", "sin", "cos"):
+    setattr(Propagated, _name, _method(getattr(torch, _name)))
