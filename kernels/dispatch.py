@@ -84,7 +84,7 @@ def unavailable_reason(device_type: str) -> str | None:
 # Traced once by torch.compile, whose graphs are specialised on device and dtype anyway.
 @torch._dynamo.assume_constant_result
 def _use_triton(
-    operation: str, impl: str, device_type: str, unsupported: str | None, plain: bool
+    operation: str, impl: str, device_type: str, unsupported: str | None, plain: bool = False
 ) -> bool:
     if impl == "auto":
         impl = os.environ.get(IMPL_VARIABLE, "auto")

@@ -1,6 +1,7 @@
-"""Training objectives of score networks."""
+"""Training objectives of score networks and flows."""
 
 from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -51,6 +52,24 @@ def keyed_dsm_loss(
     sigma = sigmas[noise_index]
     perturbed = perturb(images, sigma, key, sample_index, step)
     return dsm_residual_loss(score(perturbed, noise_index), sigma, key, sample_index, step)
+
+
+class Flow(Protocol):
+    """A model whose density is known: ``log_prob`` maps samples (B, ...) to (B,), in nats."""
+
+    def log_prob(self, x: Tensor) -> Tensor: ...
+
+
+def maximum_likelihood_loss(flow: Flow, x: Tensor) -> Tensor:
+    """Return -log p(x) in nats of each sample x (B, ...), (B,).
+
+    Raises ValueError where ``log_prob`` does not return one number per sample.
+    """
+    log_prob = flow.log_prob(x)
+    if log_prob.shape != x.shape[:1]:
+        shape = tuple(log_prob.shape)
+        raise ValueError(f"log_prob returned shape {shape}; ({x.shape[0]},) is needed")
+    return -log_prob
 
 
 def augment(

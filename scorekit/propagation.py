@@ -149,7 +149,7 @@ class Propagated:
         rule = cls.rules.get(function)
         if rule is None:
             name = getattr(function, "__name__", str(function))
-            known = ", ".join(sorted({f.__name__ for f in cls.rules}))
+            known = ", ".join(sorted({f.__name__.strip("_") for f in cls.rules}))
             raise NotImplementedError(
                 f"{cls.__name__} has no rule for {name}, which the model calls; there are rules "
                 f"for {known}"
@@ -162,26 +162,22 @@ class Propagated:
     def __add__(self, other: Any) -> Any:
         return self._call(torch.add, self, other)
 
-    __radd__ = __add__
+    def __sub__(self, other: Any) -> Any:
+        return self._call(torch.sub, self, other)
+
+    def __rsub__(self, other: Any) -> Any:
+        return self._call(torch.sub, other, self)
 
     def __mul__(self, other: Any) -> Any:
         return self._call(torch.mul, self, other)
 
-    __rmul__ = __mul__
-
     def __neg__(self) -> Any:
         return self._call(torch.mul, self, -1)
 
-    def __sub__(self, other: Any) -> Any:
-        return self._call(torch.add, self, -other)
-
-    def __rsub__(self, other: Any) -> Any:
-        return self._call(torch.add, -self, other)
-
     def __truediv__(self, other: Any) -> Any:
-        if isinstance(other, Propagated):
-            raise NotImplementedError(f"{type(self).__name__} has no rule for division by another")
-        return self._call(torch.mul, self, 1 / other)
+        return self._call(torch.div, self, other)
+
+    __radd__, __rmul__ = __add__, __mul__
 
     def __pow__(self, exponent: Any) -> Any:
         if exponent != 2:
@@ -226,8 +222,34 @@ class Propagated:
     def mean(self, dim: Any = None, keepdim: bool = False) -> Any:
         """As ``Tensor.mean``."""
         dims = range(self.ndim) if dim is None else (dim,) if isinstance(dim, int) else dim
-        count = math.prod(self.shape[d] for d in dims)
+        count = math.prod([self.shape[d] for d in dims])
         return self._call(torch.sum, self, tuple(dims), keepdim=keepdim) / count
+
+
+def arithmetic(add: Rule, mul: Rule) -> dict[Any, Rule]:
+    """Return the rules of torch's +, -, * and / made of two, each of which takes either order."""
+
+    def sub(a: Any, b: Any) -> Any:
+        return add(a, -b)
+
+    def rsub(a: Any, b: Any) -> Any:
+        return add(-a, b)
+
+    def div(a: Any, b: Any) -> Any:
+        if isinstance(b, Propagated):
+            raise NotImplementedError(f"{type(b).__name__} has no rule for division by it")
+        return mul(a, 1 / b)
+
+    # Under these names torch hands on a tensor's operators.
+    names = {
+        add: ("add", "__add__", "__radd__"),
+        mul: ("mul", "__mul__", "__rmul__"),
+        sub: ("sub", "__sub__"),
+        rsub: ("__rsub__",),
+        div: ("div", "__truediv__"),
+    }
+    rules = {getattr(Tensor, name): rule for rule, many in names.items() for name in many}
+    return {torch.add: add, torch.sub: sub, torch.mul: mul, torch.div: div, **rules}
 
 
 def _method(function: Any) -> Callable[..., Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scorekit.propagation import ELEMENTWISE, STRUCTURAL, WEIGHTED, Propagated, Rule
+from scorekit.propagation import ELEMENTWISE, STRUCTURAL, WEIGHTED, Propagated, Rule, arithmetic
 
 
 class Jet(Propagated):
@@ -49,10 +49,6 @@ def _add(a: Any, b: Any) -> Jet:
         return Jet(a.value + b.value, a.first + b.first, a.second + b.second)
     value = a.value + b
     return Jet(value, a.first.expand_as(value), a.second.expand_as(value))
-
-
-def _sub(a: Any, b: Any) -> Jet:
-    return _add(a, -b)
 
 
 def _mul(a: Any, b: Any) -> Jet:
@@ -100,12 +96,7 @@ def _cat(parts: Any, dim: int = 0) -> Jet:
 
 
 Jet.rules = {
-    torch.add: _add,
-    torch.sub: _sub,
-    torch.mul: _mul,
-    torch.Tensor.add: _add,
-    torch.Tensor.sub: _sub,
-    torch.Tensor.mul: _mul,
+    **arithmetic(_add, _mul),
     torch.cat: _cat,
     torch.chunk: Jet.chunk,
     torch.mean: Jet.mean,
