@@ -15,11 +15,20 @@ from torch import Tensor
 from torch.func import vjp
 from torch.nn import functional
 from torch.nn import grad as convolution
+from torch.nn.functional import avg_pool2d
 
 from scorekit.differentiation import Model, log_density
 from scorekit.directional import inner
 from scorekit.model_checks import refuse_batch_statistics
-from scorekit.propagation import ELEMENTWISE, STRUCTURAL, WEIGHTED, Propagated, Rule, arithmetic
+from scorekit.propagation import (
+    ELEMENTWISE,
+    JOINING,
+    STRUCTURAL,
+    WEIGHTED,
+    Propagated,
+    Rule,
+    arithmetic,
+)
 
 _Back = Callable[[Tensor], Tensor]
 
@@ -217,24 +226,49 @@ def _weighted(function: Rule) -> Rule:
     return rule
 
 
-def _cat(parts: Any, dim: int = 0) -> Node:
-    tape = next(part for part in parts if isinstance(part, Node)).tape
-    nodes = [part if isinstance(part, Node) else Node(part, tape) for part in parts]
-    sizes = [node.shape[dim] for node in nodes]
+def _matmul(a: Any, b: Any) -> Node:
+    from_left = isinstance(a, Node)
+    x, weight = (a, b) if from_left else (b, a)
 
-    def part(i: int) -> _Back:
-        return lambda g: g.split(sizes, dim)[i]
+    def product(y: Tensor, weight: Tensor) -> Tensor:
+        return y @ weight if from_left else weight @ y
 
-    inputs = [(node, part(i), part(i)) for i, node in enumerate(nodes)]
-    return Node(torch.cat([node.value for node in nodes], dim), tape, tuple(inputs))
+    value, pull = vjp(lambda y: product(y, weight), x.value)[:2]
+    pull_squared = vjp(lambda y: product(y, weight.square()), x.value)[1]
+    back: tuple[_Back, _Back] = (lambda g: pull(g)[0], lambda h: pull_squared(h)[0])
+    return Node(value, x.tape, ((x, *back),))
+
+
+def _avg_pool2d(x: Node, kernel_size: Any, *args: Any, **kwargs: Any) -> Node:
+    if len(args) > 1 or kwargs.keys() - {"stride"}:
+        raise NotImplementedError("there is no rule for avg_pool2d but with a stride alone")
+    sides = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+    stride = args[0] if args else kwargs.get("stride")
+    summed = _linear(lambda y: avg_pool2d(y, kernel_size, stride, divisor_override=1))
+    return _mul(summed(x), 1 / (sides[0] * sides[1]))
+
+
+def _joining(function: Rule) -> Rule:
+    def rule(parts: Any, dim: int = 0) -> Node:
+        tape = next(part for part in parts if isinstance(part, Node)).tape
+        nodes = [part if isinstance(part, Node) else Node(part, tape) for part in parts]
+        value, pull = vjp(lambda *xs: function(xs, dim), *[node.value for node in nodes])[:2]
+
+        def back(i: int) -> _Back:
+            return lambda g: pull(g)[i]
+
+        return Node(value, tape, tuple([(x, back(i), back(i)) for i, x in enumerate(nodes)]))
+
+    return rule
 
 
 Node.rules = {
-    **arithmetic(_add, _mul),
-    torch.cat: _cat,
-    torch.chunk: Node.chunk,
-    torch.mean: Node.mean,
-    **{function: _elementwise(derivatives) for function, derivatives in ELEMENTWISE.items()},
-    **{function: _weighted(function) for function in WEIGHTED},
-    **{function: _linear(function) for function in STRUCTURAL},
+    **arithmetic(_add, _mul, _matmul),
+    "chunk": Node.chunk,
+    "mean": Node.mean,
+    "avg_pool2d": _avg_pool2d,
+    **{name: _elementwise(derivatives) for name, derivatives in ELEMENTWISE.items()},
+    **{name: _weighted(function) for name, function in WEIGHTED.items()},
+    **{name: _linear(function) for name, function in STRUCTURAL.items()},
+    **{name: _joining(function) for name, function in JOINING.items()},
 }

@@ -100,59 +100,66 @@ def _cos(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return y, -torch.sin(x), -y
 
 
-#: Functions of each element: f(x, ...) -> f(x), f'(x), f''(x).
-ELEMENTWISE: dict[Any, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
-    functional.softplus: _softplus,
-    torch.tanh: _tanh,
-    torch.sigmoid: _sigmoid,
-    functional.logsigmoid: _logsigmoid,
-    functional.silu: _silu,
-    functional.elu: _elu,
-    functional.gelu: _gelu,
-    functional.relu: _relu,
-    torch.relu: _relu,
-    functional.leaky_relu: _leaky_relu,
-    torch.exp: _exp,
-    torch.log: _log,
-    torch.square: _square,
-    torch.sin: _sin,
-    torch.cos: _cos,
+#: Functions of each element, by torch's names: f(x, ...) -> f(x), f'(x), f''(x).
+ELEMENTWISE: dict[str, Callable[..., tuple[Tensor, Tensor, Tensor]]] = {
+    "softplus": _softplus,
+    "tanh": _tanh,
+    "sigmoid": _sigmoid,
+    "logsigmoid": _logsigmoid,
+    "log_sigmoid": _logsigmoid,
+    "silu": _silu,
+    "elu": _elu,
+    "gelu": _gelu,
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "exp": _exp,
+    "log": _log,
+    "square": _square,
+    "sin": _sin,
+    "cos": _cos,
 }
 #: f(x, weight, bias, ...), linear in x apart from the bias.
-WEIGHTED: tuple[Any, ...] = (functional.linear, torch.conv1d, torch.conv2d, torch.conv3d)
+WEIGHTED: dict[str, Rule] = {
+    "linear": functional.linear,
+    "conv1d": torch.conv1d,
+    "conv2d": torch.conv2d,
+    "conv3d": torch.conv3d,
+}
 #: f(x, ...) whose results are sums of elements of x: coefficients are 0 and 1.
-STRUCTURAL: tuple[Any, ...] = (
-    torch.sum,
-    torch.flatten,
-    torch.reshape,
-    torch.unsqueeze,
-    torch.squeeze,
-    torch.permute,
-    torch.transpose,
-    torch.flip,
-    operator.getitem,
-)
+STRUCTURAL: dict[str, Rule] = {
+    "sum": torch.sum,
+    "flatten": torch.flatten,
+    "reshape": torch.reshape,
+    "unsqueeze": torch.unsqueeze,
+    "squeeze": torch.squeeze,
+    "permute": torch.permute,
+    "transpose": torch.transpose,
+    "flip": torch.flip,
+    "getitem": operator.getitem,
+}
+#: f(list of x, dim), whose results are elements of the x.
+JOINING: dict[str, Rule] = {"cat": torch.cat, "stack": torch.stack}
 
 
 class Propagated:
-    """What a model is run on; ``rules`` maps torch functions to what they do to it instead.
+    """What a model is run on; ``rules`` says what a torch function does to it, by its name.
 
-    Raises NotImplementedError, naming the function, where there is no rule for one.
+    By name because torch hands on a function as itself, as a tensor's method and, under
+    torch.compile, as an operator. Raises NotImplementedError, which names the function, where
+    there is no rule.
     """
 
-    rules: ClassVar[dict[Any, Rule]] = {}
+    rules: ClassVar[dict[str, Rule]] = {}
 
     @classmethod
     def __torch_function__(
         cls, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        rule = cls.rules.get(function)
+        rule = cls.rules.get(function.__name__)
         if rule is None:
-            name = getattr(function, "__name__", str(function))
-            known = ", ".join(sorted({f.__name__.strip("_") for f in cls.rules}))
             raise NotImplementedError(
-                f"{cls.__name__} has no rule for {name}, which the model calls; there are rules "
-                f"for {known}"
+                f"{cls.__name__} has no rule for {function.__name__}, which the model calls; "
+                "scorekit.propagation lists the functions that have one"
             )
         return rule(*args, **(kwargs or {}))
 
@@ -170,6 +177,12 @@ class Propagated:
 
     def __mul__(self, other: Any) -> Any:
         return self._call(torch.mul, self, other)
+
+    def __matmul__(self, other: Any) -> Any:
+        return self._call(torch.matmul, self, other)
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return self._call(torch.matmul, other, self)
 
     def __neg__(self) -> Any:
         return self._call(torch.mul, self, -1)
@@ -226,8 +239,11 @@ class Propagated:
         return self._call(torch.sum, self, tuple(dims), keepdim=keepdim) / count
 
 
-def arithmetic(add: Rule, mul: Rule) -> dict[Any, Rule]:
-    """Return the rules of torch's +, -, * and / made of two, each of which takes either order."""
+def arithmetic(add: Rule, mul: Rule, matmul: Rule) -> dict[str, Rule]:
+    """Return the rules of operators, made of those of three: add and mul take either order.
+
+    ``matmul`` takes its operands in order, one of which is no :class:`Propagated`.
+    """
 
     def sub(a: Any, b: Any) -> Any:
         return add(a, -b)
@@ -240,16 +256,20 @@ def arithmetic(add: Rule, mul: Rule) -> dict[Any, Rule]:
             raise NotImplementedError(f"{type(b).__name__} has no rule for division by it")
         return mul(a, 1 / b)
 
-    # Under these names torch hands on a tensor's operators.
-    names = {
-        add: ("add", "__add__", "__radd__"),
-        mul: ("mul", "__mul__", "__rmul__"),
-        sub: ("sub", "__sub__"),
-        rsub: ("__rsub__",),
-        div: ("div", "__truediv__"),
+    def product(a: Any, b: Any) -> Any:
+        if isinstance(a, Propagated) and isinstance(b, Propagated):
+            raise NotImplementedError(f"{type(b).__name__} has no rule for matmul of two of them")
+        return matmul(a, b)
+
+    return {
+        **dict.fromkeys(("add", "__add__", "__radd__"), add),
+        **dict.fromkeys(("mul", "__mul__", "__rmul__"), mul),
+        **dict.fromkeys(("sub", "__sub__"), sub),
+        "__rsub__": rsub,
+        **dict.fromkeys(("div", "__truediv__"), div),
+        **dict.fromkeys(("matmul", "__matmul__"), product),
+        "__rmatmul__": lambda a, b: product(b, a),
     }
-    rules = {getattr(Tensor, name): rule for rule, many in names.items() for name in many}
-    return {torch.add: add, torch.sub: sub, torch.mul: mul, torch.div: div, **rules}
 
 
 def _method(function: Any) -> Callable[..., Any]:

@@ -10,8 +10,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
-from scorekit.propagation import ELEMENTWISE, STRUCTURAL, WEIGHTED, Propagated, Rule, arithmetic
+from scorekit.propagation import (
+    ELEMENTWISE,
+    JOINING,
+    STRUCTURAL,
+    WEIGHTED,
+    Propagated,
+    Rule,
+    arithmetic,
+)
 
 
 class Jet(Propagated):
@@ -83,24 +92,33 @@ def _weighted(function: Rule) -> Rule:
 
 def _structural(function: Rule) -> Rule:
     def rule(x: Jet, *args: Any, **kwargs: Any) -> Jet:
-        parts = (function(part, *args, **kwargs) for part in (x.value, x.first, x.second))
-        return Jet(*parts)
+        return Jet(*[function(part, *args, **kwargs) for part in (x.value, x.first, x.second)])
 
     return rule
 
 
-def _cat(parts: Any, dim: int = 0) -> Jet:
-    jets = [p if isinstance(p, Jet) else Jet(p, *[torch.zeros_like(p)] * 2) for p in parts]
-    series = ([j.value for j in jets], [j.first for j in jets], [j.second for j in jets])
-    return Jet(*(torch.cat(terms, dim) for terms in series))
+def _joining(function: Rule) -> Rule:
+    def rule(parts: Any, dim: int = 0) -> Jet:
+        jets = [p if isinstance(p, Jet) else Jet(p, *[torch.zeros_like(p)] * 2) for p in parts]
+        series = ([j.value for j in jets], [j.first for j in jets], [j.second for j in jets])
+        return Jet(*[function(terms, dim) for terms in series])
+
+    return rule
+
+
+def _matmul(a: Any, b: Any) -> Jet:
+    if isinstance(a, Jet):
+        return Jet(a.value @ b, a.first @ b, a.second @ b)
+    return Jet(a @ b.value, a @ b.first, a @ b.second)
 
 
 Jet.rules = {
-    **arithmetic(_add, _mul),
-    torch.cat: _cat,
-    torch.chunk: Jet.chunk,
-    torch.mean: Jet.mean,
-    **{function: _elementwise(derivatives) for function, derivatives in ELEMENTWISE.items()},
-    **{function: _weighted(function) for function in WEIGHTED},
-    **{function: _structural(function) for function in STRUCTURAL},
+    **arithmetic(_add, _mul, _matmul),
+    "chunk": Jet.chunk,
+    "mean": Jet.mean,
+    "avg_pool2d": _structural(avg_pool2d),
+    **{name: _elementwise(derivatives) for name, derivatives in ELEMENTWISE.items()},
+    **{name: _weighted(function) for name, function in WEIGHTED.items()},
+    **{name: _structural(function) for name, function in STRUCTURAL.items()},
+    **{name: _joining(function) for name, function in JOINING.items()},
 }
