@@ -22,29 +22,29 @@ def modules_of(model: Any) -> Iterator[nn.Module]:
     yield from model.modules()
 
 
-def refuse_batch_statistics(model: Callable[..., Tensor], objective: str) -> None:
+def refuse_batch_statistics(model: Callable[..., Tensor], what: str) -> None:
     """Raise ValueError for a model with BatchNorm in training mode: its samples are not apart."""
     for module in modules_of(model):
         if isinstance(module, _BatchNorm) and module.training:
             raise ValueError(
-                f"objective = {objective!r} needs samples that do not depend on each other, and "
+                f"{what} needs samples that do not depend on each other, and "
                 f"{type(module).__name__} in training mode mixes them (and the copies of a finite "
                 "difference): call eval() or use another normalisation"
             )
 
 
-def refuse_dropout(model: Callable[..., Tensor], objective: str) -> None:
+def refuse_dropout(model: Callable[..., Tensor], what: str) -> None:
     """Raise ValueError for a model with dropout in training mode: its copies would differ."""
     for module in modules_of(model):
         if isinstance(module, _DropoutNd) and module.training and module.p > 0:
             raise ValueError(
-                f"objective = {objective!r} takes differences of the model at nearby points, and "
+                f"{what} takes differences of the model at nearby points, and "
                 f"{type(module).__name__} in training mode draws another mask at each: call "
                 "eval() or remove it"
             )
 
 
-def refuse_reduced_precision(x: Tensor, objective: str) -> None:
+def refuse_reduced_precision(x: Tensor, what: str) -> None:
     """Raise ValueError where products of these samples would be rounded to less than float32."""
     device = x.device.type
     reason = reduced_precision(device)
@@ -56,7 +56,7 @@ def refuse_reduced_precision(x: Tensor, objective: str) -> None:
         return
     if reason is not None:
         raise ValueError(
-            f"objective = {objective!r} divides rounding errors by epsilon^2, and {reason}: run "
+            f"{what} divides rounding errors by powers of epsilon, and {reason}: run "
             'the forward and the backward pass within precision_context("fp32"), or pass '
             "allow_reduced_precision=True and a large epsilon"
         )

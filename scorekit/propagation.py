@@ -259,6 +259,12 @@ def arithmetic(add: Rule, mul: Rule, matmul: Rule) -> dict[str, Rule]:
     def product(a: Any, b: Any) -> Any:
         if isinstance(a, Propagated) and isinstance(b, Propagated):
             raise NotImplementedError(f"{type(b).__name__} has no rule for matmul of two of them")
+        if torch.compiler.is_compiling() and not isinstance(a, Propagated):
+            # Dynamo (torch 2.14) hands on x @ w as matmul(w, x), like w @ x.
+            raise NotImplementedError(
+                f"under torch.compile {type(b).__name__} @ tensor cannot be told from tensor @ "
+                f"{type(b).__name__}: write torch.matmul(x, weight) in the model, or do not compile"
+            )
         return matmul(a, b)
 
     return {
@@ -267,6 +273,7 @@ def arithmetic(add: Rule, mul: Rule, matmul: Rule) -> dict[str, Rule]:
         **dict.fromkeys(("sub", "__sub__"), sub),
         "__rsub__": rsub,
         **dict.fromkeys(("div", "__truediv__"), div),
+        **dict.fromkeys(("__rdiv__", "__rtruediv__"), lambda a, b: div(b, a)),
         **dict.fromkeys(("matmul", "__matmul__"), product),
         "__rmatmul__": lambda a, b: product(b, a),
     }

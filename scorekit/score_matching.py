@@ -33,7 +33,7 @@ from scorekit.differentiation import (
     score_of,
     second_derivatives,
 )
-from scorekit.directional import default_epsilon, inner, per_sample
+from scorekit.directional import basis, default_epsilon, displacement, inner, per_sample
 from scorekit.model_checks import (
     refuse_batch_statistics,
     refuse_dropout,
@@ -126,8 +126,9 @@ def score_matching_loss(
             f"{KIND_NAMES[kind]}; there: {', '.join(there)}"
         )
     _check_arguments(x, objective, projection, noise, sigma, epsilon)
+    what = f"objective = {objective!r}"
     if way != "direct":
-        refuse_batch_statistics(model, objective)
+        refuse_batch_statistics(model, what)
     if noise is not None and sigma is not None:
         scale = per_sample(sigma, x)
         x, noise = x + scale * noise, noise / scale
@@ -139,22 +140,15 @@ def score_matching_loss(
     v = None if projection is None else projection.to(x.dtype)
     if way == "finite_difference" or way == "finite_difference_sequential":
         assert v is not None
-        refuse_dropout(model, objective)
+        refuse_dropout(model, what)
         if not allow_reduced_precision:
-            refuse_reduced_precision(x, objective)
+            refuse_reduced_precision(x, what)
         if epsilon is None:
             epsilon = default_epsilon(x[0].numel(), sigma)
         together = way == "finite_difference"
         return _finite_difference(model, x, v, objective, energy, noise, epsilon, together)
-    directions = _basis(x) if v is None else v[None]
+    directions = basis(x) if v is None else v[None]
     return _exact(model, x, directions, objective, energy, way)
-
-
-def _basis(x: Tensor) -> Tensor:
-    """Return the directions of the coordinates, (d, B, ...)."""
-    dim = x[0].numel()
-    basis = torch.eye(dim, dtype=x.dtype, device=x.device)
-    return basis.reshape(dim, 1, *x.shape[1:]).expand(dim, *x.shape)
 
 
 def _exact(
@@ -180,9 +174,7 @@ def _finite_difference(
     epsilon: Tensor | float,
     together: bool,
 ) -> Tensor:
-    length = v.flatten(1).norm(dim=1)
-    rate = length / epsilon  # turns differences over u epsilon into derivatives along v
-    h = v / per_sample(rate, x)
+    h, rate = displacement(v, epsilon)
     points = [x + h, x - h]
     if energy and objective == "fd_ssm":
         points.append(x)
