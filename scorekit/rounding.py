@@ -1,14 +1,13 @@
-"""How wrong a finite-difference objective is at an epsilon and a dtype, and which of two reasons."""
+"""How wrong a finite-difference objective is at an epsilon and a dtype, and why."""
 
 import logging
-import math
 from copy import deepcopy
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from scorekit.model_checks import modules_of
 from scorekit.score_matching import Conditioned, Objective, score_matching_loss
 
 _log = logging.getLogger("scorekit")
@@ -63,7 +62,8 @@ def finite_difference_error(
 
     def gradient(dtype: torch.dtype, epsilon: float) -> Tensor:
         copy = _copy(model, dtype)
-        parameters = _parameters(copy)
+        parameters = [p for module in modules_of(copy) for p in module.parameters(False)]
+        parameters = [p for p in parameters if p.requires_grad]
         if not parameters:
             raise ValueError("the model has no parameters that require gradients")
         with torch.enable_grad():
@@ -81,26 +81,37 @@ def finite_difference_error(
             found = torch.autograd.grad(loss.mean(), parameters, materialize_grads=True)
         return torch.cat([g.flatten().to(torch.float64) for g in found])
 
-    exact = gradient(torch.float64, epsilon)
-    if not torch.equal(exact, gradient(torch.float64, epsilon)):
-        raise ValueError("the model gives another result at each evaluation: a finite difference")
-    finer = gradient(torch.float64, epsilon / 2)
-    scale = float((exact + 4 / 3 * (finer - exact)).norm())
+    coarse = gradient(torch.float64, epsilon)
+    if not torch.equal(coarse, gradient(torch.float64, epsilon)):
+        raise ValueError("the model is random: two evaluations at the same samples differ")
+    truncation = 4 / 3 * (gradient(torch.float64, epsilon / 2) - coarse)
+    norm = (coarse + truncation).norm()
     error = FiniteDifferenceError(
         epsilon=epsilon,
         dtype=dtype,
-        truncation=4 / 3 * float((exact - finer).norm()) / scale,
-        rounding=float((gradient(dtype, epsilon) - exact).norm()) / scale,
+        truncation=float(truncation.norm() / norm),
+        rounding=float((gradient(dtype, epsilon) - coarse).norm() / norm),
     )
     if error.rounding_dominates and not error.rounding <= negligible:
-        _warn(epsilon, dtype, f"{error.rounding:.2g}", f"{error.truncation:.2g}")
+        _warn_once(error)
     return error
 
 
-@lru_cache(maxsize=64)
-def _warn(epsilon: float, dtype: torch.dtype, rounding: str, truncation: str) -> None:
+def _copy(model: nn.Module | Conditioned, dtype: torch.dtype) -> nn.Module | Conditioned:
+    if isinstance(model, Conditioned):
+        return replace(model, model=_copy(model.model, dtype))  # type: ignore[arg-type]
+    return deepcopy(model).to(dtype)
+
+
+def _warn_once(error: FiniteDifferenceError) -> None:
+    if (error.epsilon, error.dtype) in _warned:
+        return
+    _warned.add((error.epsilon, error.dtype))
     _log.warning(
-        "at epsilon = %s in %s rounding errors dominate: %s of the gradient's norm, truncation %s; "
-        "a larger epsilon would do better",
-        *(f"{epsilon:g}", dtype, rounding, truncation),
+        "at epsilon = %g in %s rounding errors dominate: %.2g of the gradient's norm, truncation "
+        "%.2g; a larger epsilon would do better",
+        *(error.epsilon, error.dtype, error.rounding, error.truncation),
     )
+
+
+_warned: set[tuple[float, torch.dtype]] = set()
