@@ -151,6 +151,8 @@ def _by_reverse_transforms(
 
 
 def _by_nested_jvp(model: Model, x: Tensor, directions: Tensor) -> SecondDerivatives:
+    x, keep = x.clone(), torch.is_grad_enabled()  # transforms refuse an expanded x
+
     def along(v: Tensor) -> tuple[Tensor, Tensor]:
         def slope(y: Tensor) -> Tensor:
             return jvp(lambda z: log_density(model, z), (y,), (v,))[1]
@@ -158,11 +160,17 @@ def _by_nested_jvp(model: Model, x: Tensor, directions: Tensor) -> SecondDerivat
         first, second = jvp(slope, (x,), (v,))[:2]
         return first, second
 
-    slopes, curvatures = _over_directions(along, directions)
+    # Forward derivatives of some functions (silu) are there in grad mode only.
+    with torch.enable_grad():
+        slopes, curvatures = _over_directions(along, directions)
+    if not keep:
+        slopes, curvatures = slopes.detach(), curvatures.detach()
     return SecondDerivatives(slopes, curvatures, None)
 
 
 def _by_jvp(field: Model, x: Tensor, directions: Tensor) -> SecondDerivatives:
+    x = x.clone()
+
     def along(v: Tensor) -> tuple[Tensor, Tensor]:
         score, product = jvp(lambda y: score_network(field, y), (x,), (v,))[:2]
         return score, product
