@@ -161,9 +161,10 @@ def hessian_frobenius_norm_squared(
     """Return (v . H w)^2, (B,), by six evaluations: its mean over v and w is ||H||_F^2.
 
     For independent v and w with E[v v^T] = E[w w^T] = I. By polarisation, v . H w is a quarter of
-    the second derivatives along v + w less those along v - w, so no gradient is needed; v and w are
-    to be linearly independent.
+    the second derivative along v + w less that along v - w, so no gradient is needed.
     """
+    if isinstance(epsilon, Tensor) and epsilon.ndim:
+        epsilon = epsilon.repeat(2)
     pair = torch.cat([v + w, v - w])
     along = directional_derivative(f, torch.cat([x, x]), pair, 2, epsilon=epsilon)
     total, difference = along.chunk(2)

@@ -72,7 +72,7 @@ def _relu(x: Tensor, inplace: bool = False) -> tuple[Tensor, Tensor, Tensor]:
 def _leaky_relu(
     x: Tensor, negative_slope: float = 0.01, inplace: bool = False
 ) -> tuple[Tensor, Tensor, Tensor]:
-    first = torch.where(x > 0, 1.0, negative_slope).to(x.dtype)
+    first = torch.where(x > 0, torch.ones_like(x), negative_slope)
     return x * first, first, torch.zeros_like(x)
 
 

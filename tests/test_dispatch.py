@@ -11,6 +11,7 @@ from kernels import dispatch
 from kernels.dispatch import (
     IMPL_VARIABLE,
     fallback_reasons,
+    plain_operations,
     unavailable_reason,
     use_triton,
 )
@@ -90,6 +91,19 @@ def test_a_gpu_takes_the_kernel_and_forgets_an_earlier_reason(with_triton, monke
     assert fallback_reasons()["op"] == "x is complex"
     assert dispatch._use_triton("op", "auto", "cuda", None)
     assert "op" not in fallback_reasons()
+
+
+def test_plain_operations_take_no_kernel_and_say_why(with_triton, monkeypatch):
+    monkeypatch.setattr(dispatch, "unavailable_reason", lambda device_type: None)
+    with plain_operations():
+        assert not use_triton("op", "auto", META)
+        assert fallback_reasons()["op"] == "its derivatives are to be differentiated"
+        with pytest.raises(ValueError, match="'triton' is not possible for op: its derivatives"):
+            use_triton("op", "triton", META)
+        with pytest.raises(RuntimeError, match="inside"), plain_operations():
+            raise RuntimeError("inside")
+        assert not use_triton("op", "auto", META)
+    assert use_triton("op", "auto", META)
 
 
 def test_tensors_on_several_devices_are_refused():

@@ -9,7 +9,7 @@ from kernel_device import BOTH, DEVICE
 
 from kernels.dispatch import IMPL_VARIABLE
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.objectives import augment, dsm_loss, keyed_dsm_loss
+from scorekit.objectives import augment, dsm_loss, keyed_dsm_loss, maximum_likelihood_loss
 from scorekit.techniques import geometric_sigmas
 
 
@@ -177,3 +177,20 @@ def test_flips_and_dequantisation_together_are_a_mirrored_dequantised_image():
     both = augment(images, flip=flip, dequantisation=u)
     assert torch.equal(both[0], spread[0].flip(-1))
     assert torch.equal(both[1], spread[1])
+
+
+class Normal:
+    def __init__(self, per_sample: bool = True):
+        self.per_sample = per_sample
+
+    def log_prob(self, x):
+        density = torch.distributions.Normal(0.0, 1.0).log_prob(x)
+        return density.sum(1) if self.per_sample else density
+
+
+def test_maximum_likelihood_is_minus_log_prob_of_each_sample():
+    x = torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    expected = np.log(2 * np.pi) + torch.tensor([0.0, 2.5])
+    torch.testing.assert_close(maximum_likelihood_loss(Normal(), x), expected)
+    with pytest.raises(ValueError, match=r"log_prob returned shape \(2, 2\); \(2,\) is needed"):
+        maximum_likelihood_loss(Normal(per_sample=False), x)
