@@ -8,7 +8,7 @@ from kernel_device import BOTH, DEVICE, needs_kernel
 from torch import Tensor
 from torch.utils import deterministic
 
-from kernels.dispatch import INTERPRETED, fallback_reasons
+from kernels.dispatch import INTERPRETED, fallback_reasons, plain_operations
 from kernels.instance_norm_plus import (
     _blocks,
     elu,
@@ -241,6 +241,23 @@ def test_a_second_derivative_is_refused(impl):
     (dx,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match=r"once_differentiable|autograd formula"):
         dx.sum().backward()
+
+
+@pytest.mark.parametrize("activation", ["none", "elu"])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_plain_operations_can_be_differentiated_in_every_mode(activation, conditional):
+    generator = torch.Generator().manual_seed(8)
+    shape = (2, 3, 2, 2)
+    x = images(shape, "contiguous", generator, torch.float64)
+    arguments = [x, *(p.double() for p in parameters(shape, conditional, generator))]
+    arguments = [argument.requires_grad_() for argument in arguments]
+
+    def function(*given):
+        return instance_norm_plus(*given, activation=activation)
+
+    with plain_operations():
+        assert torch.autograd.gradcheck(function, arguments, check_forward_ad=True)
+        assert torch.autograd.gradgradcheck(function, arguments, check_fwd_over_rev=True)
 
 
 def test_without_gradients_the_argument_is_left_alone():
