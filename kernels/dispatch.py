@@ -31,8 +31,6 @@ IMPL_VARIABLE = "SCOREKIT_IMPL"
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 _reasons: dict[str, str] = {}
-
-
 _plain = False  # within plain_operations()
 
 

@@ -7,15 +7,23 @@ u |f| / epsilon^T for machine epsilon u. Each application has a counterpart by a
 differentiation, which has neither error.
 """
 
+import logging
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 from kernels.dispatch import plain_operations
-from scorekit.model_checks import refuse_reduced_precision
+from scorekit.model_checks import (
+    refuse_batch_statistics,
+    refuse_dropout,
+    refuse_reduced_precision,
+)
+
+_log = logging.getLogger("scorekit")
 
 Function = Callable[[Tensor], Tensor]
 
@@ -43,6 +51,35 @@ def default_epsilon(dim: int, sigma: Tensor | float | None = None) -> Tensor | f
     if not sigma > 0:
         raise ValueError(f"sigma = {sigma} must be positive")
     return min(RELATIVE_EPSILON, NOISE_FRACTION * sigma) * math.sqrt(dim)
+
+
+def check_epsilon(epsilon: Tensor | float, x: Tensor, order: int) -> None:
+    """Raise ValueError for a number epsilon that leaves samples (B, ...) where they are.
+
+    Rounding to machine epsilon u leaves an error of about u |f| / delta^order, delta = epsilon /
+    sqrt(dim): a warning is logged, once, where delta^order < 10 u. Tensors, on a device that would
+    have to be waited for, are not looked at, and nothing is logged while torch.compile traces.
+    """
+    if isinstance(epsilon, Tensor):
+        return
+    dim, unit = x[0].numel(), torch.finfo(x.dtype).eps
+    delta = epsilon / math.sqrt(dim)
+    if not delta > unit:
+        raise ValueError(
+            f"epsilon = {epsilon:g} moves {dim} coordinates by {delta:.1g} each, which {x.dtype} "
+            f"rounds away: about {default_epsilon(dim):.2g} is right for data of unit scale"
+        )
+    if delta**order < 10 * unit and not torch.compiler.is_compiling():
+        _warn_of_rounding(epsilon, dim, x.dtype, order)
+
+
+@lru_cache(maxsize=64)
+def _warn_of_rounding(epsilon: float, dim: int, dtype: torch.dtype, order: int) -> None:
+    _log.warning(
+        "epsilon = %g in %d dimensions is small for a difference of order %d in %s: mostly rounding"
+        " errors; scorekit.rounding.finite_difference_error measures them",
+        *(epsilon, dim, order, dtype),
+    )
 
 
 def per_sample(values: Tensor | float, like: Tensor) -> Tensor | float:
@@ -106,7 +143,8 @@ def directional_derivative(
     times ||v||^T. ``f`` maps (n, ...) to (n, ...), any trailing shape; ``x`` and ``v`` are
     (B, ...), ``epsilon`` is a number or (B,), by default :func:`default_epsilon`, and ``alphas``
     holds K distinct positive numbers, by default 1 to K. Raises ValueError for other arguments and,
-    as :func:`scorekit.score_matching.score_matching_loss`, in reduced precision.
+    as :func:`scorekit.score_matching.score_matching_loss`, in reduced precision and for BatchNorm
+    or dropout in training mode.
     """
     if order < 1:
         raise ValueError(f"order = {order} must be at least 1")
@@ -119,7 +157,10 @@ def directional_derivative(
     betas = weights(alphas)
     if not allow_reduced_precision:
         refuse_reduced_precision(x, "a finite difference")
+    refuse_batch_statistics(f, "a finite difference")
+    refuse_dropout(f, "a finite difference")
     epsilon = default_epsilon(x[0].numel()) if epsilon is None else epsilon
+    check_epsilon(epsilon, x, order)
     h, rate = displacement(v, epsilon)
     points = [x + alpha * h for alpha in alphas] + [x - alpha * h for alpha in alphas]
     even = order % 2 == 0

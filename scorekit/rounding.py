@@ -75,7 +75,7 @@ def finite_difference_error(
                 projection=v.to(dtype),
                 noise=None if noise is None else noise.to(dtype),
                 sigma=sigma.to(dtype) if isinstance(sigma, Tensor) else sigma,
-                epsilon=epsilon,
+                epsilon=torch.tensor(epsilon, device=x.device),  # measured, not warned of
                 allow_reduced_precision=True,
             )
             found = torch.autograd.grad(loss.mean(), parameters, materialize_grads=True)

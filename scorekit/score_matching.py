@@ -33,7 +33,14 @@ from scorekit.differentiation import (
     score_of,
     second_derivatives,
 )
-from scorekit.directional import basis, default_epsilon, displacement, inner, per_sample
+from scorekit.directional import (
+    basis,
+    check_epsilon,
+    default_epsilon,
+    displacement,
+    inner,
+    per_sample,
+)
 from scorekit.model_checks import (
     refuse_batch_statistics,
     refuse_dropout,
@@ -110,11 +117,12 @@ def score_matching_loss(
     fit (:class:`Conditioned`).
 
     A finite difference divides rounding errors by epsilon^2, in the backward pass as in the
-    forward pass. It is refused (ValueError) under autocast, in half precision and where float32
-    products are rounded to TF32 or bfloat16, unless ``allow_reduced_precision``: run both passes
-    within ``precision_context("fp32")``. Also refused: objectives and ways that are not there,
-    other shapes, dropout in training mode under finite differences, BatchNorm in training mode
-    under all but dsm of a score network, and a compiled model where its derivatives are
+    forward pass; :func:`scorekit.directional.check_epsilon` refuses or warns of an epsilon too
+    small for the dtype. It is refused (ValueError) under autocast, in half precision and where
+    float32 products are rounded to TF32 or bfloat16, unless ``allow_reduced_precision``: run both
+    passes within ``precision_context("fp32")``. Also refused: objectives and ways that are not
+    there, other shapes, dropout in training mode under finite differences, BatchNorm in training
+    mode under all but dsm of a score network, and a compiled model where its derivatives are
     differentiated. Everything may be compiled as a whole.
     """
     kind: ModelKind = "energy" if energy else "score"
@@ -145,6 +153,7 @@ def score_matching_loss(
             refuse_reduced_precision(x, what)
         if epsilon is None:
             epsilon = default_epsilon(x[0].numel(), sigma)
+        check_epsilon(epsilon, x, order=2 if energy and objective == "fd_ssm" else 1)
         together = way == "finite_difference"
         return _finite_difference(model, x, v, objective, energy, noise, epsilon, together)
     directions = basis(x) if v is None else v[None]

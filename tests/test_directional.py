@@ -1,5 +1,6 @@
 """Directional derivatives of any order, and what is made of them."""
 
+import logging
 import math
 from itertools import pairwise
 
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from kernels.philox import philox_key
 from scorekit import directional
@@ -194,3 +196,34 @@ def test_the_default_epsilon_is_two_percent_of_root_d_and_at_most_a_fifth_of_the
 def test_bad_arguments_are_refused_with_what_would_be_right(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_too_small_epsilon_is_warned_of_once_and_one_that_moves_nothing_is_refused(caplog):
+    x, v = X.float(), V.float()
+
+    def f(x):
+        return x.sin().sum(1)
+
+    directional._warn_of_rounding.cache_clear()
+    with caplog.at_level(logging.WARNING, "scorekit"):
+        for epsilon in (0.04, 0.003):
+            directional_derivative(f, x, v, 2, epsilon=epsilon)
+        assert caplog.text == ""
+        for _ in range(2):
+            directional_derivative(f, x, v, 2, epsilon=1e-3)
+        assert len(caplog.records) == 1
+        assert "epsilon = 0.001 in 4 dimensions is small for a difference of order 2" in caplog.text
+        directional_derivative(f, x, v, 1, epsilon=1e-3)
+        directional_derivative(smooth, X, V, 2, epsilon=1e-3)  # float64
+    assert len(caplog.records) == 1
+    for epsilon in (1e-8, 0.0, float("nan")):
+        with pytest.raises(ValueError, match=r"rounds away: about 0.04 is right for data of unit"):
+            directional_derivative(f, x, v, 2, epsilon=epsilon)
+
+
+def test_models_whose_copies_would_differ_are_refused():
+    for layer, message in ((nn.BatchNorm1d(4), "mixes them"), (nn.Dropout(0.5), "another mask")):
+        model = nn.Sequential(layer, nn.Linear(4, 1), nn.Flatten(0)).double()
+        with pytest.raises(ValueError, match=message):
+            directional_derivative(model, X, V, 1)
+        directional_derivative(model.eval(), X, V, 1)
