@@ -106,6 +106,8 @@ def displacement(v: Tensor, epsilon: Tensor | float) -> tuple[Tensor, Tensor]:
 
     The latter turns differences over the former into derivatives along v.
     """
+    if isinstance(epsilon, Tensor):
+        epsilon = epsilon.to(v.dtype)
     norm = v.flatten(1).norm(dim=1)
     return v * per_sample(epsilon / torch.where(norm > 0, norm, 1), v), norm / epsilon
 

@@ -363,6 +363,17 @@ def test_the_default_epsilon_follows_each_samples_noise():
         torch.testing.assert_close(alone[i], loss[i])
 
 
+@pytest.mark.parametrize(("objective", "kind", "way"), ENTRIES)
+def test_the_loss_has_the_dtype_of_the_samples(objective, kind, way):
+    given = arguments(objective, kind, way)
+    given |= {"sigma": torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)}
+    if "epsilon" in given:
+        given["epsilon"] = torch.full((B,), 0.1, dtype=torch.float64)
+    given["noise"] = given["noise"].float()
+    loss = score_matching_loss(model_of(kind, torch.float32), batch()[0].float(), **given)
+    assert loss.dtype == torch.float32 and loss.isfinite().all()
+
+
 def test_conditions_are_repeated_for_every_copy():
     level = torch.tensor([2, 0])
     seen = []
