@@ -77,16 +77,13 @@ class Whitening:
     def of(cls, rows: Tensor) -> Whitening:
         """Return the whitening of rows (N, D); ValueError where they are linearly dependent."""
         spread = rows.std(0)
+        if not bool((spread > 0).all()):
+            raise ValueError(f"column {int(spread.argmin())} is constant")
         # Standardised first: the columns' units are many powers of ten apart.
         correlation = ((rows - rows.mean(0)) / spread).T.cov().reshape(2 * rows.shape[1:])
-        smallest = 0.0
-        if bool((spread > 0).all()):
-            values, vectors = torch.linalg.eigh(correlation)
-            smallest = float(values[0])
-        if not smallest > 1e-10:
-            raise ValueError(
-                f"the correlation of {len(rows)} rows of {rows.shape[1]} columns is singular"
-            )
+        values, vectors = torch.linalg.eigh(correlation)
+        if not float(values[0]) > 1e-10:
+            raise ValueError(f"the correlation of its {rows.shape[1]} columns is singular")
         return cls(mean=rows.mean(0), matrix=(vectors * values.rsqrt()) @ vectors.T / spread)
 
     def __call__(self, rows: Tensor) -> Tensor:
