@@ -123,12 +123,6 @@ def test_the_score_at_an_inducing_point_is_that_of_its_neighbourhood():
     torch.testing.assert_close(2 * hv, difference, rtol=1e-5, atol=1e-10)
 
 
-def test_samples_do_not_see_one_another():
-    model, rows = model_and_rows()
-    torch.testing.assert_close(model(rows)[5:6], model(rows[5:6]))
-    assert model.score(rows).shape == rows.shape
-
-
 def test_the_defaults_are_the_authors():
     model = DKEF(torch.randn(200, 15))
     assert model.alpha.shape == (200,)

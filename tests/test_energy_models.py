@@ -3,7 +3,9 @@
 import pytest
 import torch
 
+from scorekit.dkef import DKEF
 from scorekit.energy_models import ConvEnergy, MLPEnergy
+from scorekit.nice import NICE
 
 
 def mlp(activation="softplus"):
@@ -19,12 +21,29 @@ def conv(**options):
     return model
 
 
+def dkef():
+    torch.manual_seed(0)
+    model = DKEF(torch.randn(9, 3, dtype=torch.float64), hidden=6)
+    model.alpha.copy_(torch.randn(9))
+    return model
+
+
+def nice():
+    torch.manual_seed(0)
+    model = NICE(3, hidden=6, n_hidden=2).double()
+    for shift in model.shifts:  # as after training: no shift is zero
+        torch.nn.init.normal_(shift.last.weight)
+    return model
+
+
 MODELS = {
     "mlp": (mlp, (3,)),
     "mlp silu": (lambda: mlp("silu"), (3,)),
     "mlp tanh": (lambda: mlp("tanh"), (3,)),
     "conv": (conv, (1, 8, 8)),
     "conv softplus": (lambda: conv(activation="softplus"), (1, 8, 8)),
+    "dkef": (dkef, (3,)),
+    "nice": (nice, (3,)),
 }
 
 
@@ -76,6 +95,36 @@ def test_derivatives_up_to_the_third_agree_with_differences_of_one_lower(name):
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_forward_over_reverse_agrees_with_double_backward(name):
+    build, shape = MODELS[name]
+    model = build()
+    x = torch.randn(2, *shape, dtype=torch.float64, requires_grad=True)
+    v = torch.randn_like(x)
+    score = model.score(x, create_graph=True)
+    (hv,) = torch.autograd.grad((score * v).sum(), x)
+    gradient = torch.func.grad(lambda x: model(x).sum())
+    forward_score, forward_hv = torch.func.jvp(gradient, (x.detach(),), (v,))
+    torch.testing.assert_close(forward_score, score)
+    torch.testing.assert_close(forward_hv, hv)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_whole_model_is_one_graph_with_one_backward(name):
+    build, shape = MODELS[name]
+    model, x = build(), torch.randn(2, *shape, dtype=torch.float64)
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    for module in (model, compiled):
+        model.zero_grad()
+        value = module(x)
+        value.sum().backward()
+        gradients = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+        if module is model:
+            expected = [value, *gradients]
+    torch.testing.assert_close([value, *gradients], expected)
+
+
+@pytest.mark.parametrize("name", ["mlp", "conv"])
 def test_the_gradient_of_a_score_matching_loss_reaches_every_parameter(name):
     build, shape = MODELS[name]
     model, x = build(), torch.randn(4, *shape, dtype=torch.float64)

@@ -1,0 +1,170 @@
+"""Auto-encoders whose encoder has samples but no density: implicit VAE and WAE.
+
+The encoder maps an image and noise to a latent vector, so log q is not known; but all that training
+wants of it is the gradient of an entropy, and that is the score of q, which score matching learns
+from latent samples (Song et al. 2019, "Sliced score matching", Sec. 5.2). The VAE needs the score
+of q(z|x), given the image; the WAE that of the aggregated q(z).
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+from math import prod
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits, silu
+
+
+class _MLP(nn.Module):
+    """``n_hidden`` layers with SiLU, smooth as score matching of a score network wants it."""
+
+    def __init__(self, inputs: int, outputs: int, hidden: int, n_hidden: int) -> None:
+        super().__init__()
+        for name, value in (
+            *(("inputs", inputs), ("outputs", outputs)),
+            *(("hidden", hidden), ("n_hidden", n_hidden)),
+        ):
+            if value < 1:
+                raise ValueError(f"{name} = {value} must be at least 1")
+        sizes = [inputs, *[hidden] * n_hidden]
+        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.last = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.hidden:
+            x = silu(layer(x))
+        return self.last(x)
+
+
+class ImplicitEncoder(nn.Module):
+    """z = f(x, noise): samples of q(z|x), whose density is not known.
+
+    ``shape`` is an image's (C, H, W), such as (1, 8, 8) of the digits or (1, 28, 28) of MNIST. The
+    authors' latent dimension is 32.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        latent_dim: int = 32,
+        noise_dim: int = 32,
+        hidden: int = 256,
+        n_hidden: int = 2,
+    ) -> None:
+        super().__init__()
+        if noise_dim < 1:
+            raise ValueError(f"noise_dim = {noise_dim} must be at least 1")
+        self.shape, self.noise_dim = shape, noise_dim
+        self.network = _MLP(prod(shape) + noise_dim, latent_dim, hidden, n_hidden)
+
+    def forward(self, images: Tensor, noise: Tensor) -> Tensor:
+        """Map images (B, C, H, W) in [0, 1] and N(0, I) noise (B, noise_dim) to (B, latent_dim)."""
+        if images.shape[1:] != self.shape or noise.shape != (len(images), self.noise_dim):
+            needed = ", ".join(map(str, self.shape))
+            raise ValueError(
+                f"images have shape {tuple(images.shape)} and noise {tuple(noise.shape)}; "
+                f"(B, {needed}) and (B, {self.noise_dim}) are needed"
+            )
+        return self.network(torch.cat([2 * images.flatten(1) - 1, noise], dim=1))
+
+
+class Decoder(nn.Module):
+    """Map latents (B, latent_dim) to the logits of Bernoulli pixels, (B, C, H, W)."""
+
+    def __init__(
+        self,
+        shape: tuple[int, int, int],
+        latent_dim: int = 32,
+        hidden: int = 256,
+        n_hidden: int = 2,
+    ) -> None:
+        super().__init__()
+        self.shape = shape
+        self.network = _MLP(latent_dim, prod(shape), hidden, n_hidden)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.network(z).reshape(-1, *self.shape)
+
+
+class LatentScore(nn.Module):
+    """A score network on latents (B, latent_dim): of q(z), or of q(z|x) with ``condition_dim``."""
+
+    def __init__(
+        self, latent_dim: int = 32, condition_dim: int = 0, hidden: int = 256, n_hidden: int = 2
+    ) -> None:
+        super().__init__()
+        self.condition_dim = condition_dim
+        self.network = _MLP(latent_dim + condition_dim, latent_dim, hidden, n_hidden)
+
+    def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
+        """Return the score in z, (B, latent_dim), given (B, ...) of ``condition_dim`` numbers.
+
+        Where z has a multiple of B rows, copies one after another, the condition is repeated to fit
+        (finite differences evaluate copies at once).
+        """
+        size = 0 if condition is None else condition[0].numel()
+        if size != self.condition_dim:
+            raise ValueError(f"condition has {size} numbers; {self.condition_dim} are needed")
+        if condition is None:
+            return self.network(z)
+        copies, rest = divmod(len(z), len(condition))
+        if rest:
+            raise ValueError(
+                f"z has {len(z)} rows, no multiple of the condition's {len(condition)}"
+            )
+        return self.network(torch.cat([z, condition.flatten(1).repeat(copies, 1)], dim=1))
+
+
+def entropy_gradient_surrogate(z: Tensor, score: Tensor) -> Tensor:
+    """Return -z . stopgrad(score), (B,), whose gradient's mean is that of the entropy of z.
+
+    For z = f_phi(noise) with density q_phi, grad H = -E[grad_z log q(z) . dz/dphi]; the term
+    E[grad_phi log q] is 0 (Li & Turner 2018, Eq. 5). ``z`` and ``score`` = grad log q(z) are
+    (B, D). The value means nothing.
+    """
+    if z.shape != score.shape:
+        raise ValueError(f"score has shape {tuple(score.shape)}; z's {tuple(z.shape)} is needed")
+    return -(z * score.detach()).flatten(1).sum(1)
+
+
+class AutoencoderLoss(NamedTuple):
+    """``surrogate`` (B,) to descend, ``reconstruction`` (B,) in nats, and the latents ``z``.
+
+    ``z`` is detached: the rows on which the score network is to be trained.
+    """
+
+    surrogate: Tensor
+    reconstruction: Tensor
+    z: Tensor
+
+
+def implicit_autoencoder_loss(
+    encoder: Callable[[Tensor, Tensor], Tensor],
+    decoder: Callable[[Tensor], Tensor],
+    score: Callable[[Tensor], Tensor],
+    images: Tensor,
+    noise: Tensor,
+    *,
+    kl_weight: float = 1.0,
+) -> AutoencoderLoss:
+    """Return a loss with the gradient of reconstruction + kl_weight KL(q || N(0, I)).
+
+    Reconstruction is the Bernoulli cross-entropy summed over pixels; KL is -H(q) - E[log N(z)].
+    VAE: ``score`` is that of q(z|x) at the images (close over them), and with weight 1 the loss is
+    the negative evidence bound (Kingma & Welling 2014). WAE: it is that of the aggregated q(z), and
+    KL the divergence of Tolstikhin et al. (2018) from the prior. To be descended in encoder and
+    decoder alone: no gradient reaches the score network, which score matching trains on ``z``.
+    """
+    z = encoder(images, noise)
+    with torch.no_grad():
+        at = score(z.detach())
+    logits = decoder(z)
+    cross_entropy = binary_cross_entropy_with_logits(logits, images, reduction="none")
+    reconstruction = cross_entropy.flatten(1).sum(1)
+    divergence = 0.5 * z.square().sum(1) - entropy_gradient_surrogate(z, at)
+    return AutoencoderLoss(
+        surrogate=reconstruction + kl_weight * divergence,
+        reconstruction=reconstruction.detach(),
+        z=z.detach(),
+    )
