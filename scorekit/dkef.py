@@ -20,7 +20,7 @@ from scorekit.energy_models import EnergyModel
 class ScoreMatchingQuadratic(NamedTuple):
     """Exact score matching as a function of alpha: 1/2 alpha^T gram alpha + linear^T alpha + c.
 
-    The mean over rows of 1/2 ||s||^2 + tr H (Hyvarinen 2005, Eq. 4); float64 (M, M), (M,) and ().
+    The mean over rows of 1/2 ||s||^2 + tr H (Hyvarinen 2005); float64 (M, M), (M,) and ().
     """
 
     gram: Tensor
@@ -35,7 +35,7 @@ class ScoreMatchingQuadratic(NamedTuple):
     def minimiser(self, ridge: Tensor) -> Tensor:
         """Return the alpha that minimises the objective plus ridge / 2 ||alpha||^2; float64 (M,).
 
-        Differentiable; Wenliang et al. 2019, Prop. 1, without their curvature penalty.
+        Differentiable; as Wenliang et al. (2019), without their penalty on curvature.
         """
         eye = torch.eye(len(self.linear), dtype=torch.float64, device=self.linear.device)
         factor = torch.linalg.cholesky(self.gram + ridge.to(torch.float64) * eye)
@@ -45,7 +45,7 @@ class ScoreMatchingQuadratic(NamedTuple):
 class _Features(nn.Module):
     """``n_kernels`` networks side by side, dim -> hidden -> hidden -> hidden with softplus.
 
-    A linear map of the input is added to the result, as in Wenliang et al. (2019), App. D, so that
+    A linear map of the input is added to the result, as in Wenliang et al. (2019), so that
     a kernel starts out as one of the inputs and stays informative far from the data.
     """
 
@@ -90,8 +90,9 @@ class DKEF(EnergyModel):
     k(x, z) = sum_r rho_r exp(-||phi_r(x) - phi_r(z)||^2 / (2 sigma_r^2)), sum rho_r = 1, with
     features of small networks; q0 = N(mean, diag(std^2)), normalised. Everything is learned but
     ``alpha`` (M,), a buffer that is 0 until :meth:`fit_coefficients`. The authors' sizes are
-    M = 200, 3 kernels, hidden 30. q0 is a Gaussian and not the generalised one of Wenliang et al.,
-    whose second derivative has a pole at the mean, where score matching would go.
+    M = 200, 3 kernels, hidden 30; the features' depth is ours. q0 is a Gaussian and not the
+    generalised one of Wenliang et al., whose second derivative has a pole at the mean for exponents
+    below 2: score matching would make for it.
 
     ``inducing`` (M, D), rows of the training data as a rule, gives their first places, the
     bandwidths (1/2, 1 and 2 median distances of their features) and q0 (their mean and std).

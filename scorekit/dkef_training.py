@@ -80,10 +80,10 @@ def fit_dkef(
 
     Each step solves for alpha on one half of a batch and descends the objective's mean over the
     other, through the solution, in the kernel, the inducing points, q0 and the ridge (Wenliang et
-    al. 2019, Alg. 1). At the end alpha is solved for on all of ``train`` and the ridge chosen
-    exactly, where the authors take 1,000 steps. ``objective`` is given the step for its own random
-    numbers. Deterministic per seed on one CPU and thread count. Raises ValueError for too few rows
-    and FloatingPointError where training diverges.
+    al. 2019). At the end alpha is solved for on all of ``train`` and the ridge chosen exactly,
+    where the authors take 1,000 steps. ``objective`` is given the step for its own random numbers.
+    Deterministic per seed on one CPU and thread count. Raises ValueError for rows that are too few
+    or not finite, and FloatingPointError where training diverges.
     """
     settings = settings or DKEFSettings()
     _check(train, valid, settings)

@@ -1,34 +1,13 @@
-"""Energy models: networks whose value is log p(x) up to a constant and whose gradient is a score.
-
-Score matching takes second derivatives in x and one more in the parameters, so every layer must be
-smooth. ReLU has no curvature, and ELU's second derivative jumps at 0: what it has there would be
-missing from an automatic derivative and present in a finite difference. Softplus, SiLU and tanh are
-smooth.
-"""
+"""Energy models: networks whose value is log p(x) up to a constant, whose gradient is a score."""
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import avg_pool2d, silu, softplus
+from torch.nn.functional import avg_pool2d
 
-Smooth = Literal["softplus", "silu", "tanh"]
-_SMOOTH: dict[str, Callable[[Tensor], Tensor]] = {
-    "softplus": softplus,
-    "silu": silu,
-    "tanh": torch.tanh,
-}
-
-
-def smooth_activation(name: str) -> Callable[[Tensor], Tensor]:
-    """Return a smooth activation by name; ValueError for any other."""
-    if name not in _SMOOTH:
-        known = ", ".join(_SMOOTH)
-        raise ValueError(f"activation = {name!r} must be smooth, one of {known}")
-    return _SMOOTH[name]
+from scorekit.mlp import MLP, Smooth, smooth_activation
 
 
 class EnergyModel(nn.Module):
@@ -58,23 +37,12 @@ class MLPEnergy(EnergyModel):
         self, dim: int = 2, width: int = 128, depth: int = 3, activation: Smooth = "softplus"
     ) -> None:
         super().__init__()
-        for name, value in (("dim", dim), ("width", width)):
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be at least 1")
         if depth < 2:
             raise ValueError(f"depth = {depth} must be at least 2: one layer is a plane")
-        self.dim = dim
-        self.activation = smooth_activation(activation)
-        sizes = [dim, *[width] * (depth - 1), 1]
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
+        self.network = MLP(dim, 1, width, depth - 1, activation)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim != 2 or x.shape[1] != self.dim:
-            raise ValueError(f"x has shape {tuple(x.shape)}; (B, {self.dim}) is needed")
-        *hidden, last = self.layers
-        for layer in hidden:
-            x = self.activation(layer(x))
-        return last(x).squeeze(1)
+        return self.network(x).squeeze(1)
 
 
 class _EnergyBlock(nn.Module):

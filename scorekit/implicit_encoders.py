@@ -2,39 +2,19 @@
 
 The encoder maps an image and noise to a latent vector, so log q is not known; but all that training
 wants of it is the gradient of an entropy, and that is the score of q, which score matching learns
-from latent samples (Song et al. 2019, "Sliced score matching", Sec. 5.2). The VAE needs the score
-of q(z|x), given the image; the WAE that of the aggregated q(z).
+from latent samples (Song et al. 2019, "Sliced score matching"). The VAE needs the score of q(z|x),
+given the image; the WAE that of the aggregated q(z).
 """
 
 from collections.abc import Callable
-from itertools import pairwise
 from math import prod
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits, silu
+from torch.nn.functional import binary_cross_entropy_with_logits
 
-
-class _MLP(nn.Module):
-    """``n_hidden`` layers with SiLU, smooth as score matching of a score network wants it."""
-
-    def __init__(self, inputs: int, outputs: int, hidden: int, n_hidden: int) -> None:
-        super().__init__()
-        for name, value in (
-            *(("inputs", inputs), ("outputs", outputs)),
-            *(("hidden", hidden), ("n_hidden", n_hidden)),
-        ):
-            if value < 1:
-                raise ValueError(f"{name} = {value} must be at least 1")
-        sizes = [inputs, *[hidden] * n_hidden]
-        self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(sizes))
-        self.last = nn.Linear(hidden, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.hidden:
-            x = silu(layer(x))
-        return self.last(x)
+from scorekit.mlp import MLP
 
 
 class ImplicitEncoder(nn.Module):
@@ -49,14 +29,14 @@ class ImplicitEncoder(nn.Module):
         shape: tuple[int, int, int],
         latent_dim: int = 32,
         noise_dim: int = 32,
-        hidden: int = 256,
+        width: int = 256,
         n_hidden: int = 2,
     ) -> None:
         super().__init__()
         if noise_dim < 1:
             raise ValueError(f"noise_dim = {noise_dim} must be at least 1")
         self.shape, self.noise_dim = shape, noise_dim
-        self.network = _MLP(prod(shape) + noise_dim, latent_dim, hidden, n_hidden)
+        self.network = MLP(prod(shape) + noise_dim, latent_dim, width, n_hidden, "silu")
 
     def forward(self, images: Tensor, noise: Tensor) -> Tensor:
         """Map images (B, C, H, W) in [0, 1] and N(0, I) noise (B, noise_dim) to (B, latent_dim)."""
@@ -76,12 +56,12 @@ class Decoder(nn.Module):
         self,
         shape: tuple[int, int, int],
         latent_dim: int = 32,
-        hidden: int = 256,
+        width: int = 256,
         n_hidden: int = 2,
     ) -> None:
         super().__init__()
         self.shape = shape
-        self.network = _MLP(latent_dim, prod(shape), hidden, n_hidden)
+        self.network = MLP(latent_dim, prod(shape), width, n_hidden, "silu")
 
     def forward(self, z: Tensor) -> Tensor:
         return self.network(z).reshape(-1, *self.shape)
@@ -91,11 +71,11 @@ class LatentScore(nn.Module):
     """A score network on latents (B, latent_dim): of q(z), or of q(z|x) with ``condition_dim``."""
 
     def __init__(
-        self, latent_dim: int = 32, condition_dim: int = 0, hidden: int = 256, n_hidden: int = 2
+        self, latent_dim: int = 32, condition_dim: int = 0, width: int = 256, n_hidden: int = 2
     ) -> None:
         super().__init__()
         self.condition_dim = condition_dim
-        self.network = _MLP(latent_dim + condition_dim, latent_dim, hidden, n_hidden)
+        self.network = MLP(latent_dim + condition_dim, latent_dim, width, n_hidden, "silu")
 
     def forward(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
         """Return the score in z, (B, latent_dim), given (B, ...) of ``condition_dim`` numbers.
@@ -120,7 +100,7 @@ def entropy_gradient_surrogate(z: Tensor, score: Tensor) -> Tensor:
     """Return -z . stopgrad(score), (B,), whose gradient's mean is that of the entropy of z.
 
     For z = f_phi(noise) with density q_phi, grad H = -E[grad_z log q(z) . dz/dphi]; the term
-    E[grad_phi log q] is 0 (Li & Turner 2018, Eq. 5). ``z`` and ``score`` = grad log q(z) are
+    E[grad_phi log q] is 0 (Li & Turner 2018). ``z`` and ``score`` = grad log q(z) are
     (B, D). The value means nothing.
     """
     if z.shape != score.shape:

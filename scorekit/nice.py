@@ -6,15 +6,14 @@ derivative is 0), and images may be taken to logit space, where their density ha
 """
 
 import math
-from collections.abc import Callable
-from itertools import pairwise
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
-from scorekit.energy_models import EnergyModel, Smooth, smooth_activation
+from scorekit.energy_models import EnergyModel
+from scorekit.mlp import MLP, Smooth
 
 Prior = Literal["logistic", "gaussian"]
 
@@ -30,32 +29,16 @@ def _gaussian(z: Tensor) -> Tensor:
 _PRIORS = {"logistic": _logistic, "gaussian": _gaussian}
 
 
-class _Shift(nn.Module):
-    """The m of a coupling layer: ``n_hidden`` layers, the last zero so that a flow starts as I."""
-
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        hidden: int,
-        n_hidden: int,
-        activation: Callable[[Tensor], Tensor],
-    ) -> None:
-        super().__init__()
-        self.activation = activation
-        layers = [nn.Linear(a, b) for a, b in pairwise([inputs, *[hidden] * n_hidden])]
-        for layer in layers:
-            nn.init.kaiming_normal_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        self.hidden = nn.ModuleList(layers)
-        self.last = nn.Linear(hidden, outputs)
-        nn.init.zeros_(self.last.weight)
-        nn.init.zeros_(self.last.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        for layer in self.hidden:
-            x = self.activation(layer(x))
-        return self.last(x)
+def _shift(inputs: int, outputs: int, width: int, n_hidden: int, activation: Smooth) -> MLP:
+    """Return the m of a coupling layer, zero at first so that a flow starts as the identity."""
+    network = MLP(inputs, outputs, width, n_hidden, activation)
+    for layer in network.hidden.children():
+        assert isinstance(layer, nn.Linear)
+        nn.init.kaiming_normal_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    nn.init.zeros_(network.last.weight)
+    nn.init.zeros_(network.last.bias)
+    return network
 
 
 class NICE(EnergyModel):
@@ -71,15 +54,14 @@ class NICE(EnergyModel):
         self,
         dim: int,
         *,
-        hidden: int = 1000,
+        width: int = 1000,
         n_hidden: int = 5,
         n_couplings: int = 4,
         activation: Smooth = "softplus",
         prior: Prior = "logistic",
     ) -> None:
         super().__init__()
-        least = {"dim": (dim, 1), "hidden": (hidden, 1), "n_hidden": (n_hidden, 1)}
-        for name, (value, low) in {**least, "n_couplings": (n_couplings, 0)}.items():
+        for name, value, low in (("dim", dim, 1), ("n_couplings", n_couplings, 0)):
             if value < low:
                 raise ValueError(f"{name} = {value} must be at least {low}")
         if dim == 1 and n_couplings:
@@ -90,9 +72,8 @@ class NICE(EnergyModel):
             raise ValueError(f"prior = {prior!r} must be one of {', '.join(_PRIORS)}")
         self.dim, self.prior = dim, prior
         sizes = ((dim + 1) // 2, dim // 2)  # even coordinates, odd coordinates
-        smooth = smooth_activation(activation)
         self.shifts = nn.ModuleList(
-            _Shift(sizes[i % 2], sizes[1 - i % 2], hidden, n_hidden, smooth)
+            _shift(sizes[i % 2], sizes[1 - i % 2], width, n_hidden, activation)
             for i in range(n_couplings)
         )
         self.log_scale = nn.Parameter(torch.zeros(dim))
@@ -139,7 +120,7 @@ def to_logit(x: Tensor, margin: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Map x in [0, 1] (B, D) to y = logit(margin + (1 - 2 margin) x) with log |det dy/dx|, (B,).
 
     log p(x) = log p(y) + log |det|. For dequantised images (``objectives.augment``): a density on
-    the cube jumps to 0 at its faces, which score matching does not allow (Hyvarinen 2005, Thm. 1),
+    the cube jumps to 0 at its faces, which score matching does not allow (Hyvarinen 2005),
     one on all of R^D need not. NICE itself, trained by maximum likelihood, has no such map. Raises
     ValueError for values outside [0, 1] and a margin outside (0, 1/2).
     """

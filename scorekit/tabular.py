@@ -119,7 +119,8 @@ def load_table(name: str, root: str | Path, *, seed: int = 0, noise: float = 0.0
     training rows alone determine the whitening. ``noise`` >= 0 is the standard deviation of
     Gaussian noise added once to the whitened training and validation rows (the authors': 0.05);
     test rows never have any. Wine is dequantised with uniform noise as wide as the median distance
-    of neighbouring values of its column. Raises DataError for a file that is not as it should be.
+    of neighbouring values of its column; that width is ours, the source names none. Raises
+    DataError for a file that is not as it should be.
     """
     if name not in TABLES:
         raise DataError(f"table={name}: unknown; known are {', '.join(TABLES)}")

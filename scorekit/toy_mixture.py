@@ -55,7 +55,7 @@ def fisher_divergence(field: Tensor, reference: Tensor, weights: Tensor | None =
 
     ``weights`` (N,), not negative, need not sum to 1. With those of the density p at a grid's
     points and p's score as the reference this is the Fisher divergence of p from the field's
-    density (Hyvarinen 2005, Eq. 2); without, the mean over the square. Sums are float64.
+    density (Hyvarinen 2005); without, the mean over the square. Sums are float64.
     """
     squared = _squared_norm(field - reference)
     return 0.5 * _mean(squared, weights)

@@ -30,7 +30,7 @@ def dkef():
 
 def nice():
     torch.manual_seed(0)
-    model = NICE(3, hidden=6, n_hidden=2).double()
+    model = NICE(3, width=6, n_hidden=2).double()
     for shift in model.shifts:  # as after training: no shift is zero
         torch.nn.init.normal_(shift.last.weight)
     return model

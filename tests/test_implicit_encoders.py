@@ -90,7 +90,7 @@ def test_a_learned_score_takes_latents_to_the_prior():
     torch.manual_seed(0)
     log_std = torch.full((2,), -0.7, requires_grad=True)
     mean = torch.full((2,), 1.5, requires_grad=True)
-    score = LatentScore(2, hidden=32, n_hidden=1)
+    score = LatentScore(2, width=32, n_hidden=1)
     of_score = torch.optim.Adam(score.parameters(), 1e-2)
     of_latents = torch.optim.Adam([log_std, mean], 2e-2)
     for step in range(400):
@@ -113,9 +113,9 @@ def train_on_digits(conditional, entropy):
     torch.manual_seed(0)
     images = to_float(digits_split("train")[0])
     shape = (1, 8, 8)
-    encoder = ImplicitEncoder(shape, 8, 8, hidden=64)
-    decoder = Decoder(shape, 8, hidden=64)
-    network = LatentScore(8, 64 if conditional else 0, hidden=64)
+    encoder = ImplicitEncoder(shape, 8, 8, width=64)
+    decoder = Decoder(shape, 8, width=64)
+    network = LatentScore(8, 64 if conditional else 0, width=64)
     of_score = torch.optim.Adam(network.parameters(), 3e-3)
     of_rest = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], 1e-3)
     losses = []
@@ -183,7 +183,7 @@ def test_a_condition_is_repeated_for_copies():
             r"noise \(3, 5\); \(B, 1, 8, 8\) and \(B, 32\) are needed",
         ),
         (lambda: ImplicitEncoder((1, 8, 8), noise_dim=0), "noise_dim = 0"),
-        (lambda: Decoder((1, 8, 8), hidden=0), "hidden = 0 must be at least 1"),
+        (lambda: Decoder((1, 8, 8), width=0), "width = 0 must be at least 1"),
         (lambda: LatentScore(4, 9)(torch.zeros(3, 4)), "condition has 0 numbers; 9 are needed"),
         (
             lambda: LatentScore(4, 9)(torch.zeros(4, 4), torch.zeros(3, 9)),

@@ -15,7 +15,7 @@ from scorekit.objectives import augment
 def flow(dim, scale=0.4, **options):
     """A small flow in float64 with every parameter away from its first value."""
     torch.manual_seed(0)
-    model = NICE(dim, **{"hidden": 8, "n_hidden": 2, **options}).double()
+    model = NICE(dim, **{"width": 8, "n_hidden": 2, **options}).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += scale * torch.randn_like(parameter)
@@ -74,11 +74,11 @@ def test_samples_follow_the_density(prior):
 
 @pytest.mark.parametrize("prior", ["logistic", "gaussian"])
 def test_the_largest_uniform_value_gives_a_finite_sample(prior):
-    assert NICE(2, hidden=4, prior=prior).sample(torch.ones(1, 2)).isfinite().all()
+    assert NICE(2, width=4, prior=prior).sample(torch.ones(1, 2)).isfinite().all()
 
 
 def test_it_starts_as_the_prior():
-    model, x = NICE(6, hidden=8).double(), torch.randn(5, 6, dtype=torch.float64)
+    model, x = NICE(6, width=8).double(), torch.randn(5, 6, dtype=torch.float64)
     torch.testing.assert_close(model.encode(x), x)
 
 
@@ -103,7 +103,7 @@ def test_maximum_likelihood_on_digits_beats_independent_pixels():
     mean, std = train.mean(0), train.std(0)
     independent = torch.distributions.Normal(mean, std).log_prob(test).sum(1).mean()
     torch.manual_seed(0)
-    model = NICE(64, hidden=64, n_hidden=2)
+    model = NICE(64, width=64, n_hidden=2)
     with torch.no_grad():
         model.log_scale.copy_(-(std * math.sqrt(3) / math.pi).log())
     optimiser = torch.optim.Adam(model.parameters(), 2e-3)
@@ -141,7 +141,7 @@ def test_the_logit_has_its_inverse_and_its_determinant(margin):
     ("call", "message"),
     [
         (lambda: NICE(1), "n_couplings = 4 must be 0 where dim = 1"),
-        (lambda: NICE(2, hidden=0), "hidden = 0 must be at least 1"),
+        (lambda: NICE(2, width=0), "width = 0 must be at least 1"),
         (lambda: NICE(2, activation="relu"), "activation = 'relu' must be smooth"),
         (lambda: NICE(2, prior="uniform"), "prior = 'uniform' must be one of logistic, gaussian"),
         (lambda: NICE(2).log_prob(torch.zeros(3)), r"x has shape \(3,\); \(B, 2\) is needed"),
