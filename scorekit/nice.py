@@ -120,8 +120,8 @@ def to_logit(x: Tensor, margin: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Map x in [0, 1] (B, D) to y = logit(margin + (1 - 2 margin) x) with log |det dy/dx|, (B,).
 
     log p(x) = log p(y) + log |det|. For dequantised images (``objectives.augment``): a density on
-    the cube jumps to 0 at its faces, which score matching does not allow (Hyvarinen 2005),
-    one on all of R^D need not. NICE itself, trained by maximum likelihood, has no such map. Raises
+    the cube jumps to 0 at its faces, which score matching does not allow (Hyvarinen 2005), one on
+    all of R^D need not. NICE itself, trained by maximum likelihood, has no such map. Raises
     ValueError for values outside [0, 1] and a margin outside (0, 1/2).
     """
     if not 0 < margin < 0.5:
