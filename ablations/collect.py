@@ -212,7 +212,7 @@ class _Collector:
             shared = {
                 "dataset": cell.data.name,
                 "seed": cell.seed,
-                "training": f"{kind}, L={cell.train.n_levels}",
+                "training": f"{kind}, L={cell.train.n_levels}{_objective(cell)}",
                 "variants": ", ".join(dict.fromkeys(c.variant.name for c in cells)),
             }
             with np.load(self.store.directory(stage) / "losses.npz") as losses:
@@ -313,6 +313,10 @@ class _Collector:
                 path=self.store.directory(stage) / "neighbours.npz",
                 samples=tuple(self.store.directory(s) / sample_file(denoise) for s in samples),
             )
+
+
+def _objective(cell: Cell) -> str:
+    return "" if cell.train.objective == "dsm" else f", {cell.train.objective}"
 
 
 def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ablations.cells import Cell, DataFacts
 from ablations.resolution import resolve
-from ablations.settings import BUDGETS, SAMPLING_SETTINGS, Settings, apply_overrides, coerce
+from ablations.settings import BUDGETS, ROW_SETTINGS, Settings, apply_overrides, coerce
 from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from scorekit.data import prepare
 from scorekit.files import CorruptFile, read_json, write_json
@@ -20,16 +20,16 @@ from scorekit.techniques import initial_noise_scale
 
 @dataclass(frozen=True)
 class Row:
-    """A variant of a grid, and what of SAMPLING_SETTINGS it sets apart from the grid's others."""
+    """A variant of a grid, and what of ROW_SETTINGS it sets apart from the grid's others."""
 
     variant: Variant
-    sampling: tuple[tuple[str, Any], ...] = ()
+    overrides: tuple[tuple[str, Any], ...] = ()
 
     def resolve(self, settings: Settings, data: DataFacts) -> Cell:
         """Return the row's cell with seed 0; raises ValueError for a value out of range."""
-        overrides = dict(self.sampling)
+        overrides = dict(self.overrides)
         cell = resolve(apply_overrides(settings, overrides), self.variant, data, seed=0)
-        parts = [str(overrides["sampler"])] if "sampler" in overrides else []
+        parts = [str(overrides[key]) for key in ("objective", "sampler") if key in overrides]
         if {"sampling_levels", "n_steps_each"} & set(overrides):
             parts.append(f"{cell.sampling_levels}×{cell.n_steps_each}")
         if "step_size" in overrides:
@@ -37,8 +37,8 @@ class Row:
         return dataclasses.replace(cell, row=", ".join(parts))
 
 
-def _row(variant: Variant, **sampling: Any) -> Row:
-    return Row(variant, tuple(sorted(sampling.items())))
+def _row(variant: Variant, **overrides: Any) -> Row:
+    return Row(variant, tuple(sorted(overrides.items())))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,15 @@ GRIDS = {
         Grid(name="paper", rows=(*map(Row, PAPER_VARIANTS), CONSISTENT)),
         Grid(name="factorial", rows=tuple(map(Row, ALL_VARIANTS))),
         Grid(name="steps", rows=STEPS),
+        # Pang et al. 2020, Fig. A(c): NCSNs by sliced score matching, with and without finite
+        # differences, here with averaged weights and beside the usual denoising objective.
+        Grid(
+            name="objectives",
+            rows=(
+                Row(Variant(ema=True)),
+                *(_row(Variant(ema=True), objective=o) for o in ("ssm_vr", "fd_ssm_vr")),
+            ),
+        ),
     )
 }
 
@@ -81,7 +90,7 @@ def load_grid(name: str) -> Grid:
     """Return a grid by name, or from a TOML file of the user's; raises ValueError where bad.
 
     The file's keys: ``variants`` (names) and ``[[rows]]`` (tables with ``variant`` and any of
-    SAMPLING_SETTINGS), one of them at least; ``name``, ``datasets``, ``seeds``, ``budget``, and a
+    ROW_SETTINGS), one of them at least; ``name``, ``datasets``, ``seeds``, ``budget``, and a
     table ``[set]`` of settings.
     """
     if name in GRIDS:
@@ -136,7 +145,7 @@ def _tables(name: str, value: Any) -> list[dict[str, Any]]:
 
 
 def _toml_row(name: str, table: dict[str, Any]) -> Row:
-    known = ("variant", *SAMPLING_SETTINGS)
+    known = ("variant", *ROW_SETTINGS)
     if unknown := sorted(set(table) - set(known)):
         raise ValueError(
             f"grid file {name}: [[rows]] key {unknown[0]!r} is unknown; known: {', '.join(known)}"

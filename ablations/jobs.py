@@ -79,8 +79,8 @@ class Job:
         """What a person reads in the log."""
         if self.kind == "train":
             network = "conditional" if self.cell.train.conditional else "unconditional"
-            ladder = f"L={self.cell.train.n_levels}"
-            return f"train {self.cell.data.name} {network} {ladder} seed {self.cell.seed}"
+            details = f"L={self.cell.train.n_levels} {self.cell.train.objective}"
+            return f"train {self.cell.data.name} {network} {details} seed {self.cell.seed}"
         if self.kind == "baseline":
             return f"reference rows of {self.cell.data.name}"
         return f"{self.kind} {self.cell.data.name} {self.cell.label} seed {self.cell.seed}"

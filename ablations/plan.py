@@ -30,6 +30,7 @@ def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: 
             f"cell {cell.name:<28} sigma_1={train.sigma_begin:.4g} L={cell.sampling_levels} "
             f"T={cell.n_steps_each} epsilon={cell.step_size:.3g} "
             f"{'conditional' if train.conditional else 's(x)/sigma'} lr={train.learning_rate:g} "
+            f"{train.objective} "
             f"weights={cell.variant.weights}"
         )
     lines += ["", "stages (digest: cells that share it)"]

@@ -50,6 +50,8 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         ema_momentum=settings.ema_momentum,
         flip=data.flip if settings.flip is None else settings.flip,
         dequantisation=settings.dequantisation or ("none" if variant.conditioning else "uniform"),
+        objective=settings.objective,
+        fd_epsilon=settings.fd_epsilon if settings.objective.startswith("fd_") else None,
         precision=settings.precision,
         snapshot_interval=settings.snapshot_interval,
         test_interval=settings.test_interval,

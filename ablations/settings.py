@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from scorekit.compilation import Precision
+from scorekit.score_matching import Objective
 
 #: How, not what: these change speed, memory and rounding, and belong to no digest.
 EXECUTION_SETTINGS = ("compile", "sampling_batch")
 
-#: How samples are drawn from a trained network: what one row of a grid may set apart from others.
-SAMPLING_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size")
+#: What one row of a grid may set apart from others: how samples are drawn, and the objective.
+ROW_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size", "objective")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class Settings:
     ema_momentum: float = 0.999
     flip: bool | None = None
     dequantisation: Literal["none", "uniform"] | None = None
+    objective: Objective = "dsm"
+    fd_epsilon: float | None = None
     precision: Precision = "fp32"
     snapshot_interval: int = 5000
     test_interval: int = 100

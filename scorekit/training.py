@@ -17,7 +17,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.philox import Stream, philox_integers, philox_key, philox_uniform
+from kernels.philox import (
+    Stream,
+    philox_integers,
+    philox_key,
+    philox_normal,
+    philox_uniform,
+)
 from scorekit.checkpoints import CheckpointStore, load_tensors, save_tensors
 from scorekit.compilation import (
     PRECISIONS,
@@ -32,6 +38,13 @@ from scorekit.ema import check_momentum, ema_update
 from scorekit.files import CorruptFile, set_aside
 from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
 from scorekit.objectives import augment, keyed_dsm_loss
+from scorekit.projections import ProjectionKind, check_projection_kind, projections
+from scorekit.score_matching import (
+    Objective,
+    annealed_score_matching_loss,
+    needs_projection,
+    ways,
+)
 from scorekit.techniques import geometric_sigmas
 
 _log = logging.getLogger("scorekit")
@@ -56,6 +69,9 @@ class TrainSettings:
     ema_momentum: float = 0.999
     flip: bool = True
     dequantisation: Literal["none", "uniform"] = "none"
+    objective: Objective = "dsm"
+    fd_epsilon: float | None = None  # of fd_ objectives; None: scorekit.directional's rule
+    projection: ProjectionKind = "rademacher"  # of sliced objectives
     precision: Precision = "fp32"
     snapshot_interval: int = 5000
     test_interval: int = 100
@@ -77,6 +93,19 @@ class TrainSettings:
             raise ValueError(f"precision = {self.precision!r}: one of {', '.join(PRECISIONS)}")
         if self.dequantisation not in ("none", "uniform"):
             raise ValueError(f"dequantisation = {self.dequantisation!r}: 'none' or 'uniform'")
+        ways(self.objective, "score")
+        check_projection_kind(self.projection)
+        is_fd = self.objective.startswith("fd_")
+        if is_fd and self.precision != "fp32":
+            raise ValueError(
+                f"objective = {self.objective!r} needs precision = 'fp32', not {self.precision!r}: "
+                "differences of neighbouring scores are lost in fewer bits"
+            )
+        if self.fd_epsilon is not None and not (is_fd and 0 < self.fd_epsilon < float("inf")):
+            raise ValueError(
+                f"fd_epsilon = {self.fd_epsilon} must be a positive number, and only objectives "
+                f"that begin with fd_ have one (objective = {self.objective!r})"
+            )
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed = {self.seed} must lie in [0, 2**32)")
 
@@ -174,6 +203,8 @@ class Trainer:
         self.best_test_loss = float("inf")  # among those at checkpoints
         self._key = philox_key(settings.seed, device)
         self._sigmas = settings.sigmas.to(device)
+        # Derivatives of the network's derivatives take minutes to compile, where they compile.
+        compile = compile and settings.objective in ("dsm", "fd_ssm", "fd_ssm_vr")
         self._loss = compiled(self._batch_loss, enable=compile, device=device, cuda_graphs=True)
         self._checkpoints = CheckpointStore(directory)
         self._permutation = lru_cache(maxsize=2)(self._epoch_order)
@@ -229,10 +260,19 @@ class Trainer:
         return loss.detach().clone()  # what a CUDA graph returns is overwritten by the next step
 
     def _batch_loss(self, images: Tensor, step: Tensor, key: Tensor) -> Tensor:
-        return self._loss_of(self.network, images, step, key, augmented=True).mean()
+        return self._loss_of(
+            self.network, images, step, key, augmented=True, objective=self.settings.objective
+        ).mean()
 
     def _loss_of(
-        self, network: ScoreNetwork, images: Tensor, step: Tensor, key: Tensor, *, augmented: bool
+        self,
+        network: ScoreNetwork,
+        images: Tensor,
+        step: Tensor,
+        key: Tensor,
+        *,
+        augmented: bool,
+        objective: Objective,
     ) -> Tensor:
         shape = tuple(images.shape[1:])
         index = torch.arange(images.shape[0], device=images.device)
@@ -243,17 +283,38 @@ class Trainer:
             noise = philox_uniform(key, index, step, shape, Stream.DEQUANTISATION)
         x = augment(images, flip=flip, dequantisation=noise)
         level = philox_integers(key, index, step, len(self._sigmas), Stream.NOISE_LEVEL)
-        return keyed_dsm_loss(network, x, self._sigmas, level, key, index, step)
+        if objective == "dsm":
+            return keyed_dsm_loss(network, x, self._sigmas, level, key, index, step)
+        # The same noise as DSM's, so that runs of different objectives are paired.
+        perturbation = philox_normal(key, index, step, shape, Stream.PERTURBATION)
+        v = None
+        if needs_projection(objective):
+            v = projections(self.settings.projection, key, index, step, shape)
+        return annealed_score_matching_loss(
+            network,
+            x,
+            sigmas=self._sigmas,
+            noise_index=level,
+            noise=perturbation,
+            objective=objective,
+            projection=v,
+            epsilon=self.settings.fd_epsilon,
+        )
 
     @torch.no_grad()
     def _test_loss(self) -> float:
-        """Loss of the EMA weights on one fixed batch of test images with fixed noise."""
+        """DSM loss of the EMA weights on one fixed batch of test images with fixed noise.
+
+        Denoising score matching whatever the training's objective, so that runs compare.
+        """
         n = min(self.settings.batch_size, len(self.dataset.test))
         images = torch.from_numpy(np.array(self.dataset.test[:n])).to(self.device)
         step = torch.tensor(_TEST_STEP, device=self.device)
         precision = self.settings.precision
         with precision_context(precision), autocast(precision, self.device):
-            loss = self._loss_of(self.ema_network, images, step, self._key, augmented=False)
+            loss = self._loss_of(
+                self.ema_network, images, step, self._key, augmented=False, objective="dsm"
+            )
         return float(loss.mean())
 
     def _epoch_order(self, epoch: int) -> np.ndarray:

@@ -147,3 +147,15 @@ def test_a_feature_space_by_name(tmp_path):
     assert data.extractor == "patches-cnn"
     with pytest.raises(ValueError, match="--extractor vgg: unknown; known are cifar-cnn, digits-cnn"):
         data_facts("patches", tmp_path, **arguments, extractor="vgg")
+
+
+def test_another_objective_is_another_training_and_the_same_variant(digits):
+    cells = build_cells(GRIDS["objectives"], BUDGETS["quick"].settings, [digits], seeds=1)
+    assert [cell.label for cell in cells] == ["NCSN_5", "NCSN_5, ssm_vr", "NCSN_5, fd_ssm_vr"]
+    assert [cell.train.objective for cell in cells] == ["dsm", "ssm_vr", "fd_ssm_vr"]
+    assert len({cell.train_stage().digest for cell in cells}) == 3
+    assert len({cell.sampling_levels for cell in cells}) == 1
+    settings = apply_overrides(BUDGETS["quick"].settings, {"fd_epsilon": 0.1})
+    cells = build_cells(GRIDS["objectives"], settings, [digits], seeds=1)
+    # Only finite differences have an epsilon: the other trainings stay what they were.
+    assert [cell.train.fd_epsilon for cell in cells] == [None, None, 0.1]

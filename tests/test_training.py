@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+from kernels.philox import Stream, philox_integers, philox_key, philox_normal
 from kernels.precision import float32_precision
 from scorekit import training
 from scorekit.checkpoints import load_tensors
@@ -21,6 +22,9 @@ from scorekit.compilation import compile_unavailable_reason
 from scorekit.data import prepare
 from scorekit.ema import ema_update
 from scorekit.files import CorruptFile
+from scorekit.objectives import augment
+from scorekit.projections import projections
+from scorekit.score_matching import annealed_score_matching_loss
 from scorekit.training import Diverged, Trainer, TrainSettings, load_snapshot, snapshot_path
 
 SETTINGS = TrainSettings(
@@ -517,3 +521,84 @@ def test_a_lost_snapshot_is_made_again_to_the_bit(digits, tmp_path, which, damag
         for weights in ("raw", "ema"):
             for name, value in states[weights].items():
                 assert torch.equal(again[weights][name], value)
+
+
+SLICED = ("ssm", "ssm_vr", "fd_ssm", "fd_ssm_vr")
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("objective", ["exact_sm", *SLICED])
+def test_a_step_takes_the_annealed_loss_of_its_objective(
+    objective, conditional, digits, tmp_path
+) -> None:
+    settings = replace(SETTINGS, objective=objective, conditional=conditional, batch_size=3)
+    few = replace(digits, train=digits.train[:3])
+    trainer = Trainer(settings, few, tmp_path, compile=False)
+    network, sigmas = trainer.network, settings.sigmas
+    key, index, step = philox_key(0), torch.arange(3), torch.tensor(5)
+    order = np.random.Generator(np.random.Philox(key=[0, 5])).permutation(3)
+    flip = philox_integers(key, index, step, 2, Stream.FLIP).bool()
+    x = augment(torch.from_numpy(np.array(few.train[order])), flip=flip)
+    level = philox_integers(key, index, step, len(sigmas), Stream.NOISE_LEVEL)
+    v = projections("rademacher", key, index, step, (1, 8, 8)) if objective in SLICED else None
+    expected = annealed_score_matching_loss(
+        network,
+        x,
+        sigmas=sigmas,
+        noise_index=level,
+        noise=philox_normal(key, index, step, (1, 8, 8), Stream.PERTURBATION),
+        objective=objective,
+        projection=v,
+    )
+    assert float(trainer.step(5)) == pytest.approx(float(expected.detach().mean()), rel=1e-5)
+
+
+def test_finite_differences_continue_bit_for_bit(digits, tmp_path) -> None:
+    settings = replace(SETTINGS, objective="fd_ssm_vr", iterations=12)
+    whole = Trainer(settings, digits, tmp_path / "whole", compile=False)
+    whole.run()
+    run_until(Trainer(settings, digits, tmp_path / "cut", compile=False), 8)
+    again = Trainer(settings, digits, tmp_path / "cut", compile=False)
+    again.run()
+    assert again.losses == whole.losses
+    assert_same(again.network.state_dict(), whole.network.state_dict())
+
+
+def test_test_losses_are_of_one_objective_whatever_is_trained(digits, tmp_path) -> None:
+    losses = []
+    for objective in ("dsm", "ssm_vr", "fd_ssm_vr"):
+        settings = replace(SETTINGS, objective=objective, learning_rate=1e-12, iterations=1)
+        settings = replace(settings, test_interval=1, snapshot_interval=1)
+        trainer = Trainer(settings, digits, tmp_path / objective, compile=False)
+        trainer.run()
+        losses.append(trainer.test_losses[0][1])
+    assert losses[1:] == pytest.approx([losses[0]] * 2, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": "sm"}, "objective = 'sm' is unknown; known: dsm"),
+        ({"objective": "fd_dsm"}, "'fd_dsm' is not defined for a score network"),
+        ({"projection": "uniform"}, "projection = 'uniform' is unknown"),
+        ({"objective": "fd_ssm", "precision": "bf16"}, "needs precision = 'fp32', not 'bf16'"),
+        ({"fd_epsilon": 0.1}, r"only objectives that begin with fd_ .*'dsm'"),
+        ({"objective": "fd_ssm", "fd_epsilon": -1.0}, "fd_epsilon = -1.0 must be a positive"),
+    ],
+)
+def test_objectives_that_cannot_be_are_named(changes, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(SETTINGS, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
+def test_compiled_finite_differences_train_as_eager_ones(digits, tmp_path) -> None:
+    settings = replace(SETTINGS, objective="fd_ssm_vr", iterations=6)
+    eager = Trainer(settings, digits, tmp_path / "eager", compile=False)
+    eager.run()
+    torch._dynamo.reset()
+    compiled = Trainer(settings, digits, tmp_path / "compiled")
+    compiled.run()
+    # A trace term without its gradient would show from the second step on.
+    assert compiled.losses == pytest.approx(eager.losses, rel=2e-3)
