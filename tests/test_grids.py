@@ -145,7 +145,9 @@ def test_a_feature_space_by_name(tmp_path):
     arguments = {"image_size": None, "inception_weights": None}
     data = data_facts("patches", tmp_path, **arguments, extractor="patches-cnn")
     assert data.extractor == "patches-cnn"
-    with pytest.raises(ValueError, match="--extractor vgg: unknown; known are cifar-cnn, digits-cnn"):
+    with pytest.raises(
+        ValueError, match="--extractor vgg: unknown; known are cifar-cnn, digits-cnn"
+    ):
         data_facts("patches", tmp_path, **arguments, extractor="vgg")
 
 
