@@ -220,7 +220,7 @@ def test_pictures_have_their_place_before_they_are_decoded(opened: Any) -> None:
              [image.getAttribute("width") / image.getAttribute("height"),
               image.naturalWidth / image.naturalHeight])));"""
     )
-    assert len(ratios) == 8
+    assert len(ratios) == 10
     for reserved, own in ratios:
         assert reserved == pytest.approx(own, rel=0.005)
 
