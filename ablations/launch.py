@@ -1,16 +1,13 @@
 """``python -m ablations.launch``: turn a named grid into jobs, run them, and write the report."""
 
 import argparse
-import fcntl
 import fnmatch
 import json
 import logging
 import os
 import signal
-import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +24,7 @@ from ablations.jobs import (
     plan_jobs,
     seconds_spent,
 )
+from ablations.lock import launcher_lock
 from ablations.manifest import Manifest, load_manifest, save_manifest
 from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
 from ablations.progress import make_reporter
@@ -202,7 +200,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         check_disk(plan.cells, plan.jobs, plan.context)
         plan.context.out.mkdir(parents=True, exist_ok=True)
-        with _launcher_lock(plan.context.out):
+        with launcher_lock(plan.context.out):
             if save_manifest(plan.manifest, plan.context.out):
                 (plan.context.out / _REPORT_PENDING).touch()
             return _run(plan, retry_failed=args.retry_failed)
@@ -280,7 +278,7 @@ def run_more(plan: Plan, kind: str, cells: list[Cell]) -> dict[str, str]:
     jobs = [j for j in more_jobs(kind, cells) if not job_is_done(j, plan.context)]
     outcome = Outcome()
     if jobs:
-        with _launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:
+        with launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:
             run_inline(jobs, plan.context, reporter, outcome)
     return outcome.failed
 
@@ -308,23 +306,6 @@ def _slots(plan: Plan) -> list[dict[str, Any]]:
 
     gpus = range(torch.cuda.device_count()) if plan.context.device == "cuda" else ()
     return local_slots(plan.workers, gpus=list(gpus))
-
-
-@contextmanager
-def _launcher_lock(out: Path) -> Iterator[None]:
-    """Hold ``out`` for this launcher; another one is told who holds it."""
-    path = out / "launcher.lock"
-    with open(path, "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise ValueError(f"--out {out} is in use by {holder}") from error
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-        file.flush()
-        yield
 
 
 def _matches(cell: Cell, pattern: str) -> bool:

@@ -69,17 +69,39 @@ class Section:
     only_files: Iterable[Table | Picture] = ()
 
 
-def write_page(directory: Path, sections: Iterable[Section], **words: Any) -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Words:
+    """What the page says around its sections; `facts` are terms and what is said of each.
+
+    `running` is empty where everything is done, and so is `problems`, whose heading is
+    `problems_title`.
+    """
+
+    title: str
+    eyebrow: str
+    heading: str
+    lead: str
+    budget: str
+    budget_note: str
+    running: str = ""
+    running_note: str = ""
+    problems_title: str = ""
+    problems: Sequence[str] = ()
+    facts: Sequence[tuple[str, str]]
+    footer: str
+
+
+def write_page(directory: Path, sections: Iterable[Section], words: Words) -> Path:
     """Write tables/, figures/ and, last, index.html below `directory`; the path of the page.
 
-    `words` are what the template's header says. The page needs no other file: its images are
-    inside. Raises OSError when the directory cannot be written to.
+    The page needs no other file: its images are inside. Raises OSError when the directory cannot be
+    written to.
     """
     environment = _environment()
     script = environment.get_template("report.js.j2").render()
     shown = [_section(section, directory) for section in sections]
     page = environment.get_template("report.html.j2").render(
-        **words,
+        words=words,
         sections=[section for section in shown if section["blocks"]],
         script=Markup(script),
         # Of all scripts that a text could smuggle in, a browser runs this one only.

@@ -6,11 +6,10 @@ import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
 from ablations.figures import distance_curves, ema_curves, loss_curves
-from ablations.page import Collapsed, Section, write_page
+from ablations.page import Collapsed, Section, Words, write_page
 from ablations.pictures import Picture
 from ablations.presentation import joined
 from ablations.quality_figures import distance_against_n, steps_curve
@@ -82,14 +81,7 @@ def build_report(results: Results, directory: Path) -> Path:
     The page is written last, so one that is there is whole. Raises OSError when the directory
     cannot be written to.
     """
-    return write_page(
-        directory,
-        sections(results),
-        run=results.run,
-        budget_note=_budget_note(results),
-        state=_state(results),
-        problems=_problems(results),
-    )
+    return write_page(directory, sections(results), _words(results))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -134,8 +126,42 @@ def _sample_grids(results: Results, *, denoise: bool) -> Iterator[Picture]:
             yield sample_grid(results, dataset, variant, denoise=denoise)
 
 
-def _budget_note(results: Results) -> str:
-    name = str(results.run["budget"])
+def _words(results: Results) -> Words:
+    run, datasets = results.run, results.run["datasets"]
+    done = f"{run['n_done']} of {run['n_cells']} cells done"
+    problems = _problems(results)
+    return Words(
+        title=f"NCSN to NCSNv2: {', '.join(datasets)}, budget {run['budget']}",
+        eyebrow="Ablation report",
+        heading="From NCSN to NCSNv2, technique by technique",
+        lead="The techniques of Song & Ermon (2020) are put on NCSN one group after another: "
+        "averaged weights (5), noise levels and sampler settings (1, 2, 4), and noise conditioning "
+        "(3). NCSNv2 has them all. Each variant is trained and sampled, and its samples are "
+        "compared with real images.",
+        budget=str(run["budget"]),
+        budget_note=budget_note(str(run["budget"])),
+        running="" if run["complete"] else f"Still running: {done}.",
+        running_note=_counts(results)
+        + "A row without a number says why; build the report again for what has come since.",
+        problems_title=f"{len(problems)} {'cell' if len(problems) == 1 else 'cells'} without a "
+        "full result:",
+        problems=problems,
+        facts=[
+            ("Grid", str(run["grid"])),
+            ("Data set" if len(datasets) == 1 else "Data sets", ", ".join(datasets) or "—"),
+            ("Seeds", f"{run['n_seeds']} per variant"),
+            ("State", done),
+            ("Hardware", str(run["hardware"])),
+            ("Software", ", ".join(f"{name} {v}" for name, v in run["software"].items())),
+        ],
+        footer="Y. Song and S. Ermon, “Improved Techniques for Training Score-Based Generative "
+        "Models”, 2020. A Fréchet distance in one feature space cannot be compared with one in "
+        "another, nor one at a given n with one at another n.",
+    )
+
+
+def budget_note(name: str) -> str:
+    """What a page says of a budget: what it is, and that its numbers are not the paper's."""
     if name not in BUDGETS:
         return NOT_THE_PAPERS
     description = BUDGETS[name].description
@@ -143,14 +169,12 @@ def _budget_note(results: Results) -> str:
     return note if name == "paper" else f"{note} {NOT_THE_PAPERS}"
 
 
-def _state(results: Results) -> dict[str, Any]:
-    """What the page says first of how far the grid is."""
+def _counts(results: Results) -> str:
+    """How many cells are in which state: "3 done, 1 failed. "."""
     counts = results.cells.drop_duplicates(["dataset", "variant", "seed"])["status"].value_counts()
     order = ("done", "running", "planned", "failed", "diverged")
-    return {
-        "complete": bool(results.run["complete"]),
-        "counts": joined(f"{counts[status]} {status}" for status in order if status in counts),
-    }
+    text = joined(f"{counts[status]} {status}" for status in order if status in counts)
+    return f"{text}. " if text else ""
 
 
 def _problems(results: Results) -> list[str]:

@@ -150,28 +150,31 @@ BUDGETS = {
 }
 
 
-def parse_overrides(pairs: list[str]) -> dict[str, Any]:
-    """Return ``key=value`` texts as typed settings; ValueError names the key, value and type."""
+def parse_overrides(pairs: list[str], kind: type = Settings) -> dict[str, Any]:
+    """Return ``key=value`` texts as typed fields of the settings class ``kind``.
+
+    ValueError names the key, the value and the type.
+    """
     overrides = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"--set {pair!r} is not of the form key=value")
-        overrides[key.strip()] = coerce(key.strip(), text.strip())
+        overrides[key.strip()] = coerce(key.strip(), text.strip(), kind)
     return overrides
 
 
-def coerce(key: str, value: Any) -> Any:
-    """Return ``value`` (a text, or a TOML value) as the type of the setting ``key``."""
-    hints = typing.get_type_hints(Settings)
+def coerce(key: str, value: Any, kind: type = Settings) -> Any:
+    """Return ``value`` (a text, or a TOML value) as the type of the setting ``key`` of ``kind``."""
+    hints = typing.get_type_hints(kind)
     if key not in hints:
         raise ValueError(f"setting {key!r} is unknown; known: {', '.join(sorted(hints))}")
     kinds = _alternatives(hints[key])
-    for kind in kinds:
-        converted = _convert(kind, value)
+    for alternative in kinds:
+        converted = _convert(alternative, value)
         if converted is not _NOT_CONVERTED:
             return converted
-    wanted = " or ".join(_describe(kind) for kind in kinds)
+    wanted = " or ".join(map(_describe, kinds))
     raise ValueError(f"{key} = {value!r} is not {wanted}")
 
 

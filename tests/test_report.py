@@ -16,7 +16,7 @@ import fake_results
 import pytest
 
 from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
-from ablations.page import Collapsed, Section, rich, table_groups, write_page
+from ablations.page import Collapsed, Section, Words, rich, table_groups, write_page
 from ablations.pictures import Picture
 from ablations.report import build_report, main, sections
 from ablations.results import Results
@@ -115,14 +115,17 @@ def test_sections_are_a_list_that_a_page_is_made_of(tmp_path: Path) -> None:
             only_files=[replace(picture, name="beside")],
         ),
     ]
-    path = write_page(
-        tmp_path / "report",
-        made,
-        run=results.run,
-        budget_note="",
-        state={"complete": True, "counts": ""},
-        problems=[],
+    words = Words(
+        title="A title",
+        eyebrow="Report",
+        heading="A heading",
+        lead="What <it> is.",
+        budget="quick",
+        budget_note="Few iterations.",
+        facts=[("State", "1 of 1 done")],
+        footer="A source.",
     )
+    path = write_page(tmp_path / "report", made, words)
     page = _Page(path)
     assert page.open == []
     assert "Nothing measured" not in page.text and "none" not in page.ids
@@ -135,6 +138,10 @@ def test_sections_are_a_list_that_a_page_is_made_of(tmp_path: Path) -> None:
     assert page.tags.count("details") == 1 and "A note." in page.text
     assert (tmp_path / "report" / "figures" / "beside.svg").is_file()
     assert "beside" not in page.text
+    assert "What <it> is." in page.text and "Few iterations." in page.text
+    assert "<dt>State</dt><dd>1 of 1 done</dd>" in page.source
+    # Neither a run still going on nor problems: nothing is said of either.
+    assert 'class="notice"' not in page.source
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -6,7 +6,7 @@ next, so the ratio of two timings taken one after the other says more than eithe
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
@@ -66,7 +66,7 @@ def measure(
     least = 2 if reference is None else 6
     rounds = 2 * math.ceil(min(max(budget_s / round_s, least), max_rounds) / 2)
     times: list[list[float]] = [[] for _ in functions]
-    with _no_collection():
+    with without_collection():
         for i in range(rounds):
             order = range(len(functions))
             for at in order if i % 2 == 0 else reversed(order):
@@ -91,6 +91,26 @@ def measure(
         reference_calls=calls[1],
         first_reference_s=first[1],
     )
+
+
+def time_by_turns(
+    functions: Mapping[str, Callable[[], Any]], device: torch.device, *, rounds: int
+) -> dict[str, list[float]]:
+    """Return each function's seconds per call in each of ``rounds``, in which all run by turns.
+
+    The order is reversed each round. Timings of one index are of one moment, so that their ratios
+    can be taken.
+    """
+    calls = {}
+    for name, function in functions.items():
+        time_calls(function, 1, device)
+        calls[name] = max(1, math.ceil(MIN_TIMING_S / max(time_calls(function, 1, device), 1e-7)))
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    with without_collection():
+        for i in range(rounds):
+            for name in list(functions) if i % 2 == 0 else reversed(list(functions)):
+                times[name].append(time_calls(functions[name], calls[name], device))
+    return times
 
 
 def _settled(function: Callable[[], Any], device: torch.device) -> float:
@@ -136,7 +156,8 @@ def _cache_misses() -> int:
 
 
 @contextmanager
-def _no_collection() -> Iterator[None]:
+def without_collection() -> Iterator[None]:
+    """Keep the garbage collector from running within a timing."""
     enabled = gc.isenabled()
     gc.collect()
     gc.disable()
