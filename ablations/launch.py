@@ -12,8 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ablations import finite_difference
 from ablations.cells import Cell
 from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
+from ablations.finite_difference_plan import PARTS
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.jobs import (
     Context,
@@ -35,6 +37,7 @@ from ablations.settings import (
     apply_overrides,
     parse_overrides,
 )
+from scorekit.machine import usable_cores
 
 #: There while results are newer than the report: it survives whatever kills the launcher.
 _REPORT_PENDING = "report.pending"
@@ -48,7 +51,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "continues what was interrupted, and does nothing where all is done.",
     )
     add = parser.add_argument
-    add("--grid", default="paper", help=f"{', '.join(GRIDS)}, or a TOML file (default: paper)")
+    known = ", ".join([*GRIDS, finite_difference.NAME])
+    add("--grid", default="paper", help=f"{known}, or a TOML file (default: paper)")
+    add("--parts", metavar="PART,...", help=f"of {finite_difference.NAME}: {', '.join(PARTS)}")
     add("--rows", choices=GRIDS, help="run that grid's rows with the settings of --grid")
     add(
         "--budget",
@@ -98,6 +103,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Resolve the command line; raises ValueError or OSError, in one line, for bad input."""
     import torch
 
+    if args.parts is not None:
+        raise ValueError(f"--parts {args.parts}: only --grid {finite_difference.NAME} has parts")
     grid = load_grid(args.grid)
     if args.rows is not None:
         grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
@@ -161,7 +168,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             there = ", ".join(sorted(known))
             raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
-    workers = args.workers or (n_gpus or max(1, _usable_cores() // (args.threads or 1)))
+    workers = args.workers or (n_gpus or max(1, usable_cores() // (args.threads or 1)))
     executor = args.executor
     if executor == "auto":
         executor = "local" if workers > 1 else "inline"
@@ -169,7 +176,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         out=out,
         data_root=data_root,
         device=device,
-        threads=args.threads or (_usable_cores() if executor == "inline" else 1),
+        threads=args.threads or (usable_cores() if executor == "inline" else 1),
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
         inception_weights=None if weights is None else weights.resolve(),
@@ -191,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
+        if args.grid == finite_difference.NAME:
+            return finite_difference.launch_parts(args)
         plan = make_plan(args)
         if args.dry_run:
             print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
@@ -325,12 +334,6 @@ def _pair(text: str) -> tuple[str, Any]:
         return key, json.loads(value)
     except json.JSONDecodeError:
         return key, value
-
-
-def _usable_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 if __name__ == "__main__":

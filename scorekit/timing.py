@@ -99,12 +99,10 @@ def time_by_turns(
     """Return each function's seconds per call in each of ``rounds``, in which all run by turns.
 
     The order is reversed each round. Timings of one index are of one moment, so that their ratios
-    can be taken.
+    can be taken. Each function is called once or more before.
     """
-    calls = {}
-    for name, function in functions.items():
-        time_calls(function, 1, device)
-        calls[name] = max(1, math.ceil(MIN_TIMING_S / max(time_calls(function, 1, device), 1e-7)))
+    estimates = {name: _settled(function, device) for name, function in functions.items()}
+    calls = {name: max(1, math.ceil(MIN_TIMING_S / max(t, 1e-7))) for name, t in estimates.items()}
     times: dict[str, list[float]] = {name: [] for name in functions}
     with without_collection():
         for i in range(rounds):

@@ -1,0 +1,282 @@
+"""The grid ``finite-difference``: the experiments of finite-difference score matching, in parts.
+
+A part is a list of trials, a trial a stage that runs in a minute or so: what is done is skipped, and
+a killed run goes on at the trial. Trials run one after another in this process, because their times
+are compared and must not share the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ablations.finite_difference_cost import cost
+from ablations.finite_difference_epsilon import dkef, gradient_error
+from ablations.finite_difference_plan import (
+    EFFORTS,
+    PARTS,
+    Effort,
+    FiniteDifferencePlan,
+    Trial,
+    build_trials,
+    load_plan,
+    save_plan,
+    uci_files,
+)
+from ablations.finite_difference_training import deep_energy, loss_over_time, toy
+from ablations.jobs import failure_path
+from ablations.lock import launcher_lock
+from ablations.settings import BUDGETS, parse_overrides
+from ablations.stages import StageStore
+from scorekit.compilation import precision_context
+from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.machine import conditions, usable_cores
+
+NAME = "finite-difference"
+#: There while results are newer than the report.
+_REPORT_PENDING = "report.pending"
+_PROGRESS_EVERY_S = 15.0
+
+Run = Callable[..., tuple[dict[str, Any], list[Path]]]
+RUNS: dict[str, Run] = {
+    "toy": toy,
+    "loss": loss_over_time,
+    "dkef": dkef,
+    "deep": deep_energy,
+    "gradient": gradient_error,
+    "cost": cost,
+}
+#: Flags of the launcher that mean nothing here, with what they are when they are not given.
+_FOREIGN: dict[str, Any] = {
+    "rows": None,
+    "datasets": None,
+    "reference": None,
+    "inception_weights": None,
+    "extractor": None,
+    "workers": None,
+    "slurm": [],
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Request:
+    """The command line, resolved and checked."""
+
+    out: Path
+    data_root: Path
+    plan: FiniteDifferencePlan
+    chosen: list[Trial]
+
+
+def launch_parts(args: argparse.Namespace) -> int:
+    """Run the grid for the launcher's arguments; returns 0, or 1 where a trial failed.
+
+    Raises ValueError or OSError, in one line, for bad input, before any work.
+    """
+    request = _resolve(args)
+    store = StageStore(request.out / "stages")
+    if args.dry_run or args.status:
+        for trial in request.chosen:
+            state, message = trial_state(trial, request.out, store)
+            digest = f"  {trial.stage.digest}" if args.dry_run else ""
+            print(f"{state.upper():<9}{digest}  {trial.name}" + (f": {message}" if message else ""))
+        for skipped in request.plan.skipped:
+            print(f"SKIPPED    {skipped['name']}: {skipped['reason']}")
+        return 0
+    request.out.mkdir(parents=True, exist_ok=True)
+    with launcher_lock(request.out):
+        if save_plan(request.plan, request.out):
+            (request.out / _REPORT_PENDING).touch()
+        return _run(request, store, retry_failed=args.retry_failed)
+
+
+def trial_state(trial: Trial, out: Path, store: StageStore) -> tuple[str, str]:
+    """Return (done | failed | diverged | planned, message) of a trial, from its files."""
+    if store.result(trial.stage) is not None:
+        return "done", ""
+    try:
+        failure = read_json(failure_path(out, trial.job_name))
+    except (FileNotFoundError, CorruptFile):
+        return "planned", ""
+    return str(failure["kind"]), str(failure["message"])
+
+
+def _resolve(args: argparse.Namespace) -> _Request:
+    for flag, absent in _FOREIGN.items():
+        if getattr(args, flag) != absent:
+            raise ValueError(
+                f"--{flag.replace('_', '-')} means nothing to --grid {NAME}; leave it out"
+            )
+    if args.executor not in ("auto", "inline"):
+        raise ValueError(f"--executor {args.executor}: --grid {NAME} runs in this process; inline")
+    cuda = torch.cuda.is_available()
+    device = args.device if args.device != "auto" else ("cuda" if cuda else "cpu")
+    if device == "cuda" and not cuda:
+        raise ValueError("--device cuda: no CUDA device is available; use cpu or auto")
+    for flag in ("seeds", "threads"):
+        value = getattr(args, flag)
+        if value is not None and value < 1:
+            raise ValueError(f"--{flag} {value}: must be at least 1")
+    parts = _parts(args.parts)
+    budget = args.budget or "auto"
+    budget = budget if budget != "auto" else ("paper" if device == "cuda" else "quick")
+    overrides = parse_overrides(args.set, Effort)
+    effort = dataclasses.replace(EFFORTS[budget], **overrides)
+    out = (args.out or Path("runs") / NAME).resolve()
+    if (out / "grid.json").exists():
+        raise ValueError(
+            f"--out {out} holds another grid, whose report stands there; choose another"
+        )
+    data_root = (args.data_root or out / "data").resolve()
+    files, skipped = uci_files(data_root) if "epsilon" in parts else ({}, [])
+    trials = build_trials(
+        effort,
+        parts,
+        seeds=args.seeds,
+        files=files,
+        place={"device": device, "threads": args.threads or usable_cores()},
+    )
+    plan = FiniteDifferencePlan(
+        budget=budget,
+        overrides=overrides,
+        data_root=os.path.relpath(data_root, out),
+        trials=trials,
+        skipped=skipped,
+    )
+    known = {trial.name for trial in trials}
+    existing = load_plan(out)
+    plan = plan if existing is None else existing.merged(plan, out)
+    chosen = [trial for trial in plan.trials if trial.name in known]
+    if args.only is not None:
+        patterns = [part.strip() for part in args.only.split(",")]
+        chosen = [t for t in chosen if any(fnmatchcase(t.name, p) for p in patterns)]
+        if not chosen:
+            raise ValueError(
+                f"--only {args.only} matches no trial; there are: {', '.join(sorted(known))}"
+            )
+    return _Request(out=out, data_root=data_root, plan=plan, chosen=chosen)
+
+
+def _parts(text: str | None) -> list[str]:
+    if text is None:
+        return list(PARTS)
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    for part in parts:
+        if part not in PARTS:
+            raise ValueError(f"--parts {part}: unknown; known: {', '.join(PARTS)}")
+    if not parts:
+        raise ValueError(f"--parts names none; known: {', '.join(PARTS)}")
+    return parts
+
+
+def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
+    out, plan = request.out, request.plan
+    failed: list[str] = []
+    todo: list[Trial] = []
+    for trial in request.chosen:
+        state, message = trial_state(trial, out, store)
+        if state in ("failed", "diverged") and not retry_failed:
+            failed.append(trial.name)
+            print(f"failed before: {trial.name}: {message} (--retry-failed runs it again)")
+        elif state != "done":
+            failure_path(out, trial.job_name).unlink(missing_ok=True)
+            todo.append(trial)
+    print(f"budget: {plan.budget} — {BUDGETS[plan.budget].description}", flush=True)
+    print(
+        f"grid {NAME}: {len(request.chosen)} trials, {len(request.chosen) - len(todo)} of them "
+        f"settled; one after another, because their times are compared; results in "
+        f"{os.path.relpath(out)}",
+        flush=True,
+    )
+    for skipped in plan.skipped:
+        print(f"skipped: {skipped['name']}: {skipped['reason']}")
+    if todo:
+        (out / _REPORT_PENDING).touch()
+    else:
+        print("nothing to do: every trial is settled")
+    began = time.monotonic()
+    for number, trial in enumerate(todo, 1):
+        say = _Lines(began, f"{number}/{len(todo)} {trial.name}")
+        say("started")
+        try:
+            store.run(trial.stage, _execution(trial, request.data_root, say))
+        except Exception as error:
+            # Whatever it is, it is put on record, and the other trials do not depend on it.
+            failed.append(trial.name)
+            _record_failure(trial, out, error)
+            say(f"FAILED: {error}")
+        else:
+            say("done")
+    page, pending = out / "report" / "index.html", out / _REPORT_PENDING
+    if pending.exists() or not page.exists():
+        # Imported here: the figures' libraries would slow down every error.
+        from ablations.finite_difference_report import build_finite_difference_report
+
+        page = build_finite_difference_report(out)
+        pending.unlink(missing_ok=True)
+    print(f"report: {os.path.relpath(page)}")
+    if failed:
+        print(f"{len(failed)} of {len(request.chosen)} trials did not finish; the report says why")
+    return 1 if failed else 0
+
+
+class _Lines:
+    """Says what a trial does, its progress now and then."""
+
+    def __init__(self, began: float, title: str) -> None:
+        self._began, self._title = began, title
+        self._last = time.monotonic()
+
+    def __call__(self, text: str) -> None:
+        print(f"[{time.monotonic() - self._began:5.0f} s] {self._title}: {text}", flush=True)
+
+    def progress(self, fraction: float, text: str) -> None:
+        if time.monotonic() - self._last >= _PROGRESS_EVERY_S:
+            self._last = time.monotonic()
+            self(f"{100 * fraction:.0f} %, {text}")
+
+
+def _execution(
+    trial: Trial, data_root: Path, say: _Lines
+) -> Callable[[Path], tuple[dict[str, Any], list[Path]]]:
+    def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+        settings = trial.settings
+        torch.set_num_threads(settings["threads"])
+        more = (data_root,) if trial.kind == "dkef" else ()
+        started = time.perf_counter()
+        with precision_context("fp32"):
+            result, files = RUNS[trial.kind](settings, directory, say.progress, *more)
+        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+        result["conditions"] = conditions(
+            settings["device"],
+            threads=settings["threads"],
+            compile=settings.get("compile", False),
+        ) | {"load_average": load}
+        result["trial_s"] = time.perf_counter() - started
+        return result, files
+
+    return execute
+
+
+def _record_failure(trial: Trial, out: Path, error: Exception) -> None:
+    path = failure_path(out, trial.job_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
+            "kind": "diverged" if isinstance(error, FloatingPointError) else "failed",
+            "message": str(error) or type(error).__name__,
+            "traceback": traceback.format_exc(),
+            "when": time.time(),
+        },
+    )

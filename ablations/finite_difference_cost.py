@@ -1,0 +1,200 @@
+"""What the trials of cost measure: a step of every objective in every way, in time and memory."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ablations.finite_difference_training import Found, Progress
+from kernels.philox import Stream, philox_key, philox_normal
+from scorekit.compilation import compiled
+from scorekit.energy_models import ConvEnergy, MLPEnergy
+from scorekit.networks import ScoreNetwork
+from scorekit.projections import projections
+from scorekit.score_matching import (
+    WAYS,
+    ModelKind,
+    Objective,
+    Way,
+    needs_projection,
+    score_matching_loss,
+)
+from scorekit.timing import median_interval, time_by_turns
+
+REFERENCE = "forward and backward"
+#: Exact score matching takes as many second derivatives as there are dimensions.
+MAX_EXACT_DIM = 100
+_SIGMA = 0.3
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of the tensors that operations made and that are still alive.
+
+    ``peak`` is the most there were at once. The same operations give the same count on every run;
+    scratch space within an operation is not seen.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        self._see((args, kwargs), made=False)  # what was there before is not counted
+        result = function(*args, **(kwargs or {}))
+        self._see(result, made=True)
+        return result
+
+    def _see(self, tree: Any, *, made: bool) -> None:
+        for tensor in tree_leaves(tree):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._known:
+                    self._add(storage, storage.nbytes() if made else 0)
+
+    def _add(self, storage: torch.UntypedStorage, size: int) -> None:
+        identity = storage._cdata
+
+        def gone(_: Any) -> None:
+            self.now -= size
+            del self._known[identity]
+
+        self._known[identity] = weakref.ref(storage, gone)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def peak_bytes(function: Callable[[], Any], device: torch.device, *, eager: bool) -> int | None:
+    """Return the most bytes that were alive at once while the function ran, beyond those before.
+
+    On CUDA the allocator's, elsewhere :class:`LiveBytes`, which does not see into compiled code:
+    None there.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        function()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    if not eager:
+        function()  # which compiles
+        return None
+    with LiveBytes() as live:
+        function()
+    return live.peak
+
+
+def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found:
+    """Time forward and backward of every objective, by turns, and measure their peak memory.
+
+    Ratios are medians over the rounds of ratios within a round, with their 95 % intervals.
+    """
+    device = torch.device(settings["device"])
+    model, kind, x = _model(settings)
+    key = philox_key(0, device)
+    index, step = torch.arange(len(x), device=device), torch.tensor(0, device=device)
+    v = projections("rademacher", key, index, step, tuple(x.shape[1:]))
+    noise = philox_normal(key, index, step, tuple(x.shape[1:]), Stream.PERTURBATION)
+
+    def backward(loss: Callable[[], Tensor]) -> Callable[[], None]:
+        def run() -> None:
+            model.zero_grad(set_to_none=True)
+            loss().backward()
+
+        return run
+
+    def loss_of(objective: Objective, way: Way) -> Callable[[], Tensor]:
+        sliced, denoising = needs_projection(objective), objective in ("dsm", "fd_dsm")
+        return lambda: score_matching_loss(
+            _samples_only(model, kind),
+            x,
+            objective=objective,
+            energy=kind == "energy",
+            way=way,
+            projection=v if sliced else None,
+            noise=noise if denoising else None,
+            sigma=_SIGMA if denoising else None,
+        ).mean()
+
+    plain = _samples_only(model, kind)
+    functions = {REFERENCE: backward(lambda: plain(x).square().sum())}
+    rows: dict[str, dict[str, Any]] = {REFERENCE: {"objective": None, "way": None, "mode": "eager"}}
+    left_out = []
+    for (objective, of), ways in WAYS.items():
+        if of != kind:
+            continue
+        if objective == "exact_sm" and x[0].numel() > MAX_EXACT_DIM:
+            left_out.append({"objective": objective, "derivatives": x[0].numel()})
+            continue
+        for way in ways:
+            for mode in ("eager", "compiled") if settings["compile"] else ("eager",):
+                name = f"{objective} {way} {mode}"
+                loss = compiled(
+                    loss_of(objective, way), enable=mode == "compiled", device=device.type
+                )
+                functions[name] = backward(loss)
+                rows[name] = {"objective": objective, "way": way, "mode": mode}
+    peaks = {}
+    for i, (name, function) in enumerate(functions.items()):
+        if device.type == "cuda":
+            function()  # compiles, and chooses algorithms with the workspace to try them
+        model.zero_grad(set_to_none=True)
+        peaks[name] = peak_bytes(function, device, eager=rows[name]["mode"] == "eager")
+        progress(0.3 * (i + 1) / len(functions), f"memory of {name}")
+    model.zero_grad(set_to_none=True)
+    times = time_by_turns(functions, device, rounds=settings["rounds"])
+    reference = times[REFERENCE]
+    for name, row in rows.items():
+        ratios = [a / b for a, b in zip(times[name], reference, strict=True)]
+        low, high = median_interval(ratios)
+        row |= {
+            "seconds": sorted(times[name])[len(times[name]) // 2],
+            "ratio": sorted(ratios)[len(ratios) // 2],
+            "ratio_low": low,
+            "ratio_high": high,
+            "peak_bytes": peaks[name],
+        }
+    result = {
+        "rows": list(rows.values()),
+        "times": times,
+        "left_out": left_out,
+        "shape": list(x.shape),
+        "n_parameters": sum(p.numel() for p in model.parameters()),
+    }
+    return result, []
+
+
+def _model(settings: dict[str, Any]) -> tuple[nn.Module, ModelKind, Tensor]:
+    """Return the model of a trial, what it gives, and a batch in the range of its data."""
+    device, width = settings["device"], settings["width"]
+    generator = torch.Generator().manual_seed(0)
+    model: nn.Module
+    shape: tuple[int, ...]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if settings["model"] == "mlp":
+            model, kind, shape = MLPEnergy(64, width, 3), "energy", (64,)
+        elif settings["model"] == "conv":
+            model, kind = ConvEnergy(3, 32, width, n_blocks=2, n_halvings=0), "energy"
+            shape = (3, 32, 32)
+        else:
+            model = ScoreNetwork("32-64", torch.tensor([_SIGMA]), channels=3, width=width)
+            kind, shape = "score", (3, 32, 32)
+    x = torch.rand(settings["batch_size"], *shape, generator=generator).to(device)
+    return model.to(device), kind, x  # type: ignore[return-value]
+
+
+def _samples_only(model: nn.Module, kind: ModelKind) -> Any:
+    if kind == "energy":
+        return model
+    return lambda x: model(x, torch.zeros(len(x), dtype=torch.int64, device=x.device))

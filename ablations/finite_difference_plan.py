@@ -1,0 +1,344 @@
+"""Which trials the grid ``finite-difference`` consists of, and what each budget sets for them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ablations.stages import RESULTS_VERSION, Stage
+from scorekit.files import CorruptFile, read_json, sha256_file, write_json
+from scorekit.tabular import TABLES, load_table
+
+PARTS = ("toy", "loss", "epsilon", "cost")
+#: The authors' epsilons on Parkinsons.
+DKEF_EPSILONS = (0.1, 0.05, 0.02, 0.01)
+#: Over the authors' range for deep energies, [0.01, 1]; gradient errors are shown beyond it too.
+DEEP_EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0)
+GRADIENT_EPSILONS = (*DEEP_EPSILONS, 3.0)
+_FORMAT = 1
+_FILE = "finite-difference.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What a budget sets, part by part; field names are the keys of ``--set``.
+
+    ``dkef_*`` and ``wine_seeds`` are of the part "epsilon", and so are ``deep_*``, whose networks
+    and data are those of ``loss_*``, and ``gradient_*``.
+    """
+
+    toy_seeds: int = 5
+    toy_iterations: int = 3000
+    toy_batch_size: int = 128
+    toy_width: int = 128
+    toy_learning_rate: float = 1e-3
+    toy_epsilon: float = 0.1
+    toy_grid: int = 64
+    loss_seeds: int = 5
+    loss_iterations: int = 20_000
+    loss_batch_size: int = 64
+    loss_width: int = 128
+    loss_blocks: int = 8
+    loss_learning_rate: float = 1e-3
+    loss_epsilon: float = 0.1
+    loss_sigma: float = 0.3
+    loss_held_out: int = 256
+    loss_evaluations: int = 40
+    deep_seeds: int = 5
+    deep_iterations: int = 10_000
+    gradient_seeds: int = 3
+    gradient_iterations: int = 200
+    gradient_width: int = 64
+    gradient_batch_size: int = 16
+    dkef_seeds: int = 5
+    dkef_max_steps: int = 10_000
+    dkef_interval: int = 20
+    dkef_inducing: int = 200
+    dkef_batch_size: int = 200
+    dkef_importance: int = 1_000_000
+    dkef_around: int = 1000
+    wine_seeds: int = 5
+    wine_all: bool = True  # every epsilon; otherwise the largest and the smallest
+    cost_rounds: int = 20
+    cost_mlp_width: int = 128
+    cost_mlp_batch_size: int = 128
+    cost_conv_width: int = 64
+    cost_conv_batch_size: int = 16
+    cost_score_width: int = 128
+    cost_score_batch_size: int = 32
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, bool):
+                continue
+            if isinstance(value, int):
+                least = 2 if field.name in ("loss_evaluations", "cost_rounds") else 1
+                if value < least:
+                    raise ValueError(f"{field.name} = {value} must be at least {least}")
+            elif not 0 < value < float("inf"):
+                raise ValueError(f"{field.name} = {value} must be a positive number")
+
+
+EFFORTS = {
+    "paper": Effort(),
+    "hour": Effort(
+        loss_seeds=3,
+        loss_iterations=4000,
+        loss_width=64,
+        loss_held_out=128,
+        loss_evaluations=20,
+        deep_seeds=3,
+        deep_iterations=2000,
+        dkef_seeds=3,
+        dkef_max_steps=1000,
+        dkef_importance=400_000,
+        wine_seeds=3,
+        cost_score_width=64,
+        cost_score_batch_size=16,
+    ),
+    "quick": Effort(
+        toy_seeds=3,
+        loss_seeds=2,
+        loss_iterations=240,
+        loss_batch_size=48,
+        loss_width=24,
+        loss_blocks=2,
+        loss_held_out=32,
+        loss_evaluations=9,
+        deep_seeds=2,
+        deep_iterations=120,
+        gradient_seeds=2,
+        gradient_iterations=20,
+        gradient_width=32,
+        gradient_batch_size=8,
+        dkef_seeds=3,
+        dkef_max_steps=60,
+        dkef_interval=30,
+        dkef_inducing=100,
+        dkef_batch_size=100,
+        dkef_importance=50_000,
+        dkef_around=500,
+        wine_seeds=2,
+        wine_all=False,
+        cost_rounds=6,
+        cost_mlp_batch_size=64,
+        cost_score_width=16,
+        cost_score_batch_size=8,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A stage with a name; ``settings`` are all that its result depends on, as JSON values."""
+
+    part: str
+    name: str
+    kind: str
+    settings: dict[str, Any]
+
+    @cached_property
+    def stage(self) -> Stage:
+        """The stage of the trial."""
+        return Stage("trial", {"trial": self.kind, **self.settings})
+
+    @property
+    def job_name(self) -> str:
+        """The name of its files in OUT/jobs."""
+        return f"trial-{self.stage.digest}"
+
+
+def uci_files(data_root: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
+    """Return the checksum of each UCI table's file, and what is skipped, why, where there is none.
+
+    Raises DataError, in one line, for a file that is not as it should be.
+    """
+    files, skipped = {}, []
+    for name, known in TABLES.items():
+        paths = [root / known.file for root in (data_root, data_root / "uci")]
+        path = next((path for path in paths if path.is_file()), None)
+        if path is None:
+            reason = (
+                f"{known.file} is not in {data_root} or its folder uci; it is the data set "
+                f"“{known.source}” of the UCI Machine Learning Repository, and --data-root says "
+                "where it is"
+            )
+            skipped.append({"part": "epsilon", "name": f"dkef/{name}", "reason": reason})
+        else:
+            load_table(name, data_root)
+            files[name] = sha256_file(path)
+    return files, skipped
+
+
+def build_trials(
+    effort: Effort,
+    parts: Sequence[str],
+    *,
+    seeds: int | None,
+    files: dict[str, str],
+    place: dict[str, Any],
+) -> list[Trial]:
+    """Return the trials of the parts, in order; ``seeds`` in place of every number of seeds.
+
+    ``files`` are the checksums of the UCI tables that are there, ``place`` what every trial's
+    settings hold: device and threads, on which times depend.
+    """
+    trials: list[Trial] = []
+
+    def add(part: str, kind: str, name: str, settings: dict[str, Any]) -> None:
+        if part in parts:
+            trials.append(Trial(part, name, kind, settings | place))
+
+    def over(count: int) -> range:
+        return range(count if seeds is None else seeds)
+
+    for seed in over(effort.toy_seeds):
+        add("toy", "toy", f"toy/seed{seed}", _of(effort, "toy") | {"seed": seed})
+    network = _of(effort, "loss")
+    held_out = network.pop("evaluations")
+    for seed in over(effort.loss_seeds):
+        for objective in ("dsm", "ssm"):
+            settings = network | {"objective": objective, "evaluations": held_out, "seed": seed}
+            add("loss", "loss", f"loss/{objective}/seed{seed}", settings)
+    for table, checksum in files.items():
+        wine = table != "parkinsons"
+        epsilons: tuple[float, ...] = DKEF_EPSILONS
+        if wine and not effort.wine_all:
+            epsilons = (DKEF_EPSILONS[0], DKEF_EPSILONS[-1])
+        for seed in over(effort.wine_seeds if wine else effort.dkef_seeds):
+            for epsilon in (*epsilons, None):
+                name = f"dkef/{table}/{_named(epsilon)}/seed{seed}"
+                settings = _dkef(effort) | {"table": table, "data": checksum}
+                add("epsilon", "dkef", name, settings | {"epsilon": epsilon, "seed": seed})
+    for seed in over(effort.deep_seeds):
+        for epsilon in (*DEEP_EPSILONS, None):
+            settings = network | {"iterations": effort.deep_iterations}
+            name = f"deep/{_named(epsilon)}/seed{seed}"
+            add("epsilon", "deep", name, settings | {"epsilon": epsilon, "seed": seed})
+    for seed in over(effort.gradient_seeds):
+        settings = _of(effort, "gradient") | {
+            "n_blocks": 2,
+            "learning_rate": 1e-3,
+            "sigma": effort.loss_sigma,
+            "epsilons": list(GRADIENT_EPSILONS),
+        }
+        add("epsilon", "gradient", f"gradient/seed{seed}", settings | {"seed": seed})
+    for model in ("mlp", "conv", "score"):
+        settings = _of(effort, f"cost_{model}") | {"model": model, "rounds": effort.cost_rounds}
+        add("cost", "cost", f"cost/{model}", settings | {"compile": effort.compile})
+    return trials
+
+
+def _of(effort: Effort, prefix: str) -> dict[str, Any]:
+    """Return the fields of one part, by their names without it and without the seeds."""
+    renamed = {"blocks": "n_blocks", "held_out": "n_held_out"}
+    fields = {
+        field.name.removeprefix(f"{prefix}_"): getattr(effort, field.name)
+        for field in dataclasses.fields(effort)
+        if field.name.startswith(f"{prefix}_")
+    }
+    return {renamed.get(name, name): value for name, value in fields.items() if name != "seeds"}
+
+
+def _dkef(effort: Effort) -> dict[str, Any]:
+    return {
+        "n_inducing": effort.dkef_inducing,
+        "n_kernels": 3,
+        "hidden": 30,
+        "batch_size": effort.dkef_batch_size,
+        "max_steps": effort.dkef_max_steps,
+        "interval": effort.dkef_interval,
+        "noise": 0.05,
+        "n_importance": effort.dkef_importance,
+        "n_around": effort.dkef_around,
+    }
+
+
+def _named(epsilon: float | None) -> str:
+    return "ssm" if epsilon is None else f"{epsilon:g}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FiniteDifferencePlan:
+    """What an output folder holds; ``data_root`` is relative to it."""
+
+    budget: str
+    overrides: dict[str, Any]
+    data_root: str
+    trials: list[Trial]
+    skipped: list[dict[str, str]]
+
+    def merged(self, other: FiniteDifferencePlan, out: Path) -> FiniteDifferencePlan:
+        """Return this plan with the trials of ``other`` added: more parts, seeds or tables.
+
+        Raises ValueError where their settings differ, because they would share tables unmarked.
+        """
+        for key in ("budget", "overrides"):
+            mine, theirs = getattr(self, key), getattr(other, key)
+            if mine != theirs:
+                raise ValueError(
+                    f"--out {out} holds {key} {mine!r}, not {theirs!r}; choose another --out"
+                )
+        trials = {trial.name: trial for trial in self.trials}
+        for trial in other.trials:
+            there = trials.setdefault(trial.name, trial)
+            if there != trial:
+                keys = {*there.settings, *trial.settings}
+                changed = [
+                    key
+                    for key in sorted(keys)
+                    if there.settings.get(key) != trial.settings.get(key)
+                ]
+                raise ValueError(
+                    f"--out {out} holds another {trial.name}: {', '.join(changed)} changed since; "
+                    "choose another --out"
+                )
+        skipped = {entry["name"]: entry for entry in [*self.skipped, *other.skipped]}
+        for name in list(skipped):
+            if any(trial.name.startswith(f"{name}/") for trial in trials.values()):
+                del skipped[name]
+        return replace(other, trials=list(trials.values()), skipped=[*skipped.values()])
+
+
+def load_plan(out: Path) -> FiniteDifferencePlan | None:
+    """Return the plan of an output folder, or None where there is none.
+
+    Raises ValueError for one of an incompatible version, or a damaged one.
+    """
+    path = out / _FILE
+    try:
+        record = read_json(path)
+        versions = [record["format"], record["results_version"]]
+        if versions != [_FORMAT, RESULTS_VERSION]:
+            raise ValueError(
+                f"{out} was written by an incompatible version (format, results) = {versions}; "
+                f"this one has {[_FORMAT, RESULTS_VERSION]}; choose another --out"
+            )
+        return FiniteDifferencePlan(
+            budget=record["budget"],
+            overrides=record["overrides"],
+            data_root=record["data_root"],
+            trials=[Trial(**trial) for trial in record["trials"]],
+            skipped=record["skipped"],
+        )
+    except FileNotFoundError:
+        return None
+    except (CorruptFile, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); remove it, and the same command writes it again"
+        ) from error
+
+
+def save_plan(plan: FiniteDifferencePlan, out: Path) -> bool:
+    """Write the plan of an output folder atomically; returns False where it was the same already."""
+    if load_plan(out) == plan:
+        return False
+    record = dataclasses.asdict(plan) | {"format": _FORMAT, "results_version": RESULTS_VERSION}
+    write_json(out / _FILE, record)
+    return True
