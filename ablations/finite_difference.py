@@ -1,8 +1,8 @@
 """The grid ``finite-difference``: the experiments of finite-difference score matching, in parts.
 
-A part is a list of trials, a trial a stage that runs in a minute or so: what is done is skipped, and
-a killed run goes on at the trial. Trials run one after another in this process, because their times
-are compared and must not share the machine.
+A part is a list of trials, a trial a stage of a minute or so: what is done is skipped, and a killed
+run goes on at the trial. Trials run one after another in this process, because their times are
+compared and must not share the machine.
 """
 
 from __future__ import annotations
@@ -33,13 +33,14 @@ from ablations.finite_difference_plan import (
     save_plan,
     uci_files,
 )
+from ablations.finite_difference_results import trial_state
 from ablations.finite_difference_training import deep_energy, loss_over_time, toy
 from ablations.jobs import failure_path
 from ablations.lock import launcher_lock
 from ablations.settings import BUDGETS, parse_overrides
 from ablations.stages import StageStore
 from scorekit.compilation import precision_context
-from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.files import write_json
 from scorekit.machine import conditions, usable_cores
 
 NAME = "finite-difference"
@@ -100,17 +101,6 @@ def launch_parts(args: argparse.Namespace) -> int:
         return _run(request, store, retry_failed=args.retry_failed)
 
 
-def trial_state(trial: Trial, out: Path, store: StageStore) -> tuple[str, str]:
-    """Return (done | failed | diverged | planned, message) of a trial, from its files."""
-    if store.result(trial.stage) is not None:
-        return "done", ""
-    try:
-        failure = read_json(failure_path(out, trial.job_name))
-    except (FileNotFoundError, CorruptFile):
-        return "planned", ""
-    return str(failure["kind"]), str(failure["message"])
-
-
 def _resolve(args: argparse.Namespace) -> _Request:
     for flag, absent in _FOREIGN.items():
         if getattr(args, flag) != absent:
@@ -134,9 +124,7 @@ def _resolve(args: argparse.Namespace) -> _Request:
     effort = dataclasses.replace(EFFORTS[budget], **overrides)
     out = (args.out or Path("runs") / NAME).resolve()
     if (out / "grid.json").exists():
-        raise ValueError(
-            f"--out {out} holds another grid, whose report stands there; choose another"
-        )
+        raise ValueError(f"--out {out} holds the report of another grid; choose another")
     data_root = (args.data_root or out / "data").resolve()
     files, skipped = uci_files(data_root) if "epsilon" in parts else ({}, [])
     trials = build_trials(

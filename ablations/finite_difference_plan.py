@@ -336,7 +336,7 @@ def load_plan(out: Path) -> FiniteDifferencePlan | None:
 
 
 def save_plan(plan: FiniteDifferencePlan, out: Path) -> bool:
-    """Write the plan of an output folder atomically; returns False where it was the same already."""
+    """Write the plan of an output folder atomically; False where it was the same already."""
     if load_plan(out) == plan:
         return False
     record = dataclasses.asdict(plan) | {"format": _FORMAT, "results_version": RESULTS_VERSION}

@@ -90,17 +90,22 @@ def dress(axes: Axes, quantity: str, *, logarithmic: bool, empty: bool) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
     scale = ", log scale" if logarithmic else ""
-    axes.set_ylabel(for_figure(quantity) + scale, color=FAINT, fontsize=9.5)
-    axes.set_xlabel("training iteration", color=FAINT, fontsize=9.5)
+    dress_frame(axes, "training iteration", for_figure(quantity) + scale)
+    if empty:
+        axes.set(xticks=[], yticks=[])
+        axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=FAINT)
+
+
+def dress_frame(axes: Axes, across: str, up: str) -> None:
+    """Give axes their labels, grid, ticks and spines, whatever their scales are."""
+    axes.set_xlabel(across, color=FAINT, fontsize=9.5)
+    axes.set_ylabel(up, color=FAINT, fontsize=9.5)
     axes.grid(color=GRID, linewidth=0.8)
     axes.set_axisbelow(True)
     axes.tick_params(colors=FAINT, labelsize=9, length=0, which="both")
     for side, spine in axes.spines.items():
         spine.set_visible(side == "bottom")
         spine.set_color("#c9ced6")
-    if empty:
-        axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "no values yet", transform=axes.transAxes, ha="center", color=FAINT)
 
 
 def shared_legend(figure: Figure, panels: Sequence[Axes]) -> None:

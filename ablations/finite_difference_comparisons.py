@@ -1,0 +1,206 @@
+"""Paired comparisons of the grid ``finite-difference``, each with its interval."""
+
+from __future__ import annotations
+
+import math
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations.finite_difference_plan import DEEP_EPSILONS, DKEF_EPSILONS
+from ablations.finite_difference_results import (
+    Paired,
+    TrialResults,
+    paired_difference,
+    paired_ratio,
+)
+from ablations.finite_difference_tables import at_equal_time
+from ablations.finite_difference_wording import (
+    MODEL_NAMES,
+    OBJECTIVE_NAMES,
+    TABLE_NAMES,
+    between,
+    conditions_of,
+    frame,
+    method_name,
+)
+from ablations.presentation import number
+from ablations.tables import Table
+from scorekit.timing import median_interval
+
+
+def comparison_table(results: TrialResults, part: str) -> Table | None:
+    """The paired comparisons of a part: every mean with its 95 % interval; None without any."""
+    builders = {
+        "toy": (_toy_comparisons, ["toy"]),
+        "loss": (_loss_comparisons, ["loss"]),
+        "epsilon": (_epsilon_comparisons, ["dkef", "deep"]),
+        "cost": (_cost_comparisons, ["cost"]),
+    }
+    build, kinds = builders[part]
+    records = build(results)
+    if not records:
+        return None
+    raw = frame(records, "group", "quantity", "first", "second", "sort", "mean", "low", "high")
+    raw["n"] = [record["n"] for record in records]
+    rows = raw.to_dict("records")
+    display = pd.DataFrame(
+        {
+            "Comparison": raw["group"],
+            "Quantity": raw["quantity"],
+            "First": [_side(record["first"]) for record in records],
+            "Second": [_side(record["second"]) for record in records],
+            "Second against first": [_effect(row) for row in rows],
+            "95 %": [between(row["low"], row["high"]) for row in rows],
+            "Pairs": [number(row["n"]) for row in rows],
+        },
+        dtype="str",
+    )
+    raw["first"] = [_side(record["first"]) for record in records]
+    raw["second"] = [_side(record["second"]) for record in records]
+    interval = (
+        "the median over rounds of measurement and its interval from order statistics"
+        if part == "cost"
+        else "the mean over seeds and its interval by Student's t for paired samples; of a ratio, "
+        "by its logarithms. A dash: one pair has no interval"
+    )
+    return Table(
+        name=f"comparisons_{part}",
+        title="Paired comparisons",
+        caption=f"Second against first: {interval}. {conditions_of(results, kinds)}",
+        raw=raw,
+        display=display,
+        kinds=("ours",) * len(raw),
+        numeric=tuple(display.columns[4:]),
+    )
+
+
+def _toy_comparisons(results: TrialResults) -> list[dict[str, Any]]:
+    done = list(results.done("toy").values())
+    if not done:
+        return []
+    records = []
+    for key, quantity, sort in (
+        ("fisher_divergence", "Fisher divergence from the truth", "difference"),
+        ("seconds", "seconds of training", "ratio"),
+    ):
+        first, second = ([result[key][name] for result in done] for name in ("SSM", "FD-SSM"))
+        records.append(
+            _comparison("FD-SSM against SSM", quantity, sort, ("SSM", first), ("FD-SSM", second))
+        )
+    return records
+
+
+def _loss_comparisons(results: TrialResults) -> list[dict[str, Any]]:
+    records = []
+    for objective in ("dsm", "ssm"):
+        done = [result["curves"] for result in results.done("loss", objective=objective).values()]
+        if not done:
+            continue
+        names = list(done[0])
+        group = f"{names[1]} against {names[0]}"
+        equal = [at_equal_time(curves) for curves in done]
+        for quantity, sort, values in (
+            (
+                "exact SM at the last iteration",
+                "difference",
+                [[curves[name]["exact_sm"][-1] for curves in done] for name in names],
+            ),
+            (
+                "exact SM at equal time",
+                "difference",
+                [[found[name] for found in equal] for name in names],
+            ),
+            (
+                "seconds of training",
+                "ratio",
+                [[curves[name]["seconds"][-1] for curves in done] for name in names],
+            ),
+        ):
+            sides = zip(names, values, strict=True)
+            records.append(_comparison(group, quantity, sort, *sides))
+    return records
+
+
+def _epsilon_comparisons(results: TrialResults) -> list[dict[str, Any]]:
+    records = []
+
+    def against_ssm(group: str, kind: str, quantity: str, pick: Any, **settings: Any) -> None:
+        exact = results.done(kind, epsilon=None, **settings)
+        epsilons = DEEP_EPSILONS if kind == "deep" else DKEF_EPSILONS
+        for epsilon in epsilons:
+            mine = results.done(kind, epsilon=epsilon, **settings)
+            seeds = sorted(exact.keys() & mine.keys())
+            if seeds:
+                first = "SSM", [pick(exact[seed]) for seed in seeds]
+                second = method_name(epsilon), [pick(mine[seed]) for seed in seeds]
+                records.append(_comparison(group, quantity, "difference", first, second))
+
+    for table, title in TABLE_NAMES.items():
+        for name, how in (("broad", "N(0, 4 I)"), ("around", "around the data")):
+
+            def pick(result: dict[str, Any], name: str = name) -> float:
+                return result["likelihoods"][name]["nll"]
+
+            against_ssm(f"DKEF on {title}", "dkef", f"NLL, {how}", pick, table=table)
+    against_ssm("deep energy on digits", "deep", "exact SM", lambda result: result["exact_sm"])
+    return records
+
+
+def _cost_comparisons(results: TrialResults) -> list[dict[str, Any]]:
+    records = []
+    for entry in results.of("cost"):
+        if entry.result is None:
+            continue
+        rows, times = entry.result["rows"], entry.result["times"]
+        names = dict(zip(times, rows, strict=True))
+        group = MODEL_NAMES[entry.trial.settings["model"]]
+        for finite, exact in (("fd_dsm", "dsm"), ("fd_ssm", "ssm"), ("fd_ssm_vr", "ssm_vr")):
+            mine = f"{finite} finite_difference eager"
+            for name, row in names.items():
+                if row["objective"] != exact or row["mode"] != "eager" or mine not in names:
+                    continue
+                ratios = [a / b for a, b in zip(times[name], times[mine], strict=True)]
+                low, high = median_interval(ratios)
+                first = f"{OBJECTIVE_NAMES[finite]}", times[mine]
+                second = f"{OBJECTIVE_NAMES[exact]}, {row['way'].replace('_', ' ')}", times[name]
+                common = {"group": group, "first": first, "second": second}
+                interval = Paired(mean=median(ratios), low=low, high=high, n=len(ratios))
+                records.append(
+                    common | {"quantity": "seconds of a step", "sort": "ratio"} | vars(interval)
+                )
+                peaks = [
+                    (label, [float(names[key]["peak_bytes"])])
+                    for (label, _), key in ((first, mine), (second, name))
+                ]
+                ratio = peaks[1][1][0] / peaks[0][1][0]
+                exactly = Paired(mean=ratio, low=math.nan, high=math.nan, n=1)
+                records.append(
+                    {"group": group, "first": peaks[0], "second": peaks[1]}
+                    | {"quantity": "bytes of peak memory", "sort": "ratio"}
+                    | vars(exactly)
+                )
+    return records
+
+
+def _comparison(
+    group: str,
+    quantity: str,
+    sort: str,
+    first: tuple[str, list[float]],
+    second: tuple[str, list[float]],
+) -> dict[str, Any]:
+    paired = paired_ratio if sort == "ratio" else paired_difference
+    record = {"group": group, "quantity": quantity, "sort": sort, "first": first, "second": second}
+    return record | vars(paired(first[1], second[1]))
+
+
+def _side(side: tuple[str, list[float]]) -> str:
+    name, values = side
+    return f"{name}: {number(float(np.median(values)) if len(values) > 5 else np.mean(values))}"
+
+
+def _effect(row: dict[str, Any]) -> str:
+    return f"{number(row['mean'])}×" if row["sort"] == "ratio" else f"{row['mean']:+.3g}"
