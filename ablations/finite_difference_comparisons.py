@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from statistics import median
+from statistics import fmean, median
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from ablations.finite_difference_plan import DEEP_EPSILONS, DKEF_EPSILONS
@@ -16,7 +15,7 @@ from ablations.finite_difference_results import (
     paired_difference,
     paired_ratio,
 )
-from ablations.finite_difference_tables import at_equal_time
+from ablations.finite_difference_tables import at_equal_time, loss_names
 from ablations.finite_difference_wording import (
     MODEL_NAMES,
     OBJECTIVE_NAMES,
@@ -26,9 +25,11 @@ from ablations.finite_difference_wording import (
     frame,
     method_name,
 )
-from ablations.presentation import number
+from ablations.presentation import memory, number
 from ablations.tables import Table
 from scorekit.timing import median_interval
+
+_PEAK = "peak memory"
 
 
 def comparison_table(results: TrialResults, part: str) -> Table | None:
@@ -50,16 +51,16 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
         {
             "Comparison": raw["group"],
             "Quantity": raw["quantity"],
-            "First": [_side(record["first"]) for record in records],
-            "Second": [_side(record["second"]) for record in records],
+            "First": [_side(record["first"], record["quantity"]) for record in records],
+            "Second": [_side(record["second"], record["quantity"]) for record in records],
             "Second against first": [_effect(row) for row in rows],
             "95 %": [between(row["low"], row["high"]) for row in rows],
             "Pairs": [number(row["n"]) for row in rows],
         },
         dtype="str",
     )
-    raw["first"] = [_side(record["first"]) for record in records]
-    raw["second"] = [_side(record["second"]) for record in records]
+    raw["first"] = [_side(record["first"], record["quantity"]) for record in records]
+    raw["second"] = [_side(record["second"], record["quantity"]) for record in records]
     interval = (
         "the median over rounds of measurement and its interval from order statistics"
         if part == "cost"
@@ -99,7 +100,7 @@ def _loss_comparisons(results: TrialResults) -> list[dict[str, Any]]:
         done = [result["curves"] for result in results.done("loss", objective=objective).values()]
         if not done:
             continue
-        names = list(done[0])
+        names = loss_names(objective)
         group = f"{names[1]} against {names[0]}"
         equal = [at_equal_time(curves) for curves in done]
         for quantity, sort, values in (
@@ -154,8 +155,10 @@ def _cost_comparisons(results: TrialResults) -> list[dict[str, Any]]:
     for entry in results.of("cost"):
         if entry.result is None:
             continue
-        rows, times = entry.result["rows"], entry.result["times"]
-        names = dict(zip(times, rows, strict=True))
+        times = entry.result["times"]
+        names = {
+            f"{row['objective']} {row['way']} {row['mode']}": row for row in entry.result["rows"]
+        }
         group = MODEL_NAMES[entry.trial.settings["model"]]
         for finite, exact in (("fd_dsm", "dsm"), ("fd_ssm", "ssm"), ("fd_ssm_vr", "ssm_vr")):
             mine = f"{finite} finite_difference eager"
@@ -179,7 +182,7 @@ def _cost_comparisons(results: TrialResults) -> list[dict[str, Any]]:
                 exactly = Paired(mean=ratio, low=math.nan, high=math.nan, n=1)
                 records.append(
                     {"group": group, "first": peaks[0], "second": peaks[1]}
-                    | {"quantity": "bytes of peak memory", "sort": "ratio"}
+                    | {"quantity": _PEAK, "sort": "ratio"}
                     | vars(exactly)
                 )
     return records
@@ -197,9 +200,10 @@ def _comparison(
     return record | vars(paired(first[1], second[1]))
 
 
-def _side(side: tuple[str, list[float]]) -> str:
+def _side(side: tuple[str, list[float]], quantity: str) -> str:
+    show = memory if quantity == _PEAK else number
     name, values = side
-    return f"{name}: {number(float(np.median(values)) if len(values) > 5 else np.mean(values))}"
+    return f"{name}: {show(fmean(values))}"
 
 
 def _effect(row: dict[str, Any]) -> str:

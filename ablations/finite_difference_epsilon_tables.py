@@ -51,7 +51,7 @@ def dkef_table(results: TrialResults) -> Table:
             for name in ("broad", "around"):
                 found = [r["likelihoods"][name] for r in done]
                 mean, spread = mean_and_spread(r["nll"] for r in found)
-                sizes = [r["effective_sample_size"] for r in found]
+                sizes = [round(r["effective_sample_size"]) for r in found]
                 record |= {
                     f"nll_{name}": mean,
                     f"nll_{name}_std": spread,

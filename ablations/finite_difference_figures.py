@@ -12,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ablations.finite_difference_epsilon_tables import SOURCE_NLL
-from ablations.finite_difference_plan import DEEP_EPSILONS
+from ablations.finite_difference_plan import DEEP_EPSILONS, DKEF_EPSILONS
 from ablations.finite_difference_results import TrialResults, mean_and_spread
+from ablations.finite_difference_tables import loss_names
 from ablations.finite_difference_wording import (
     MODEL_NAMES,
     OBJECTIVE_NAMES,
@@ -69,7 +70,7 @@ def field_picture(results: TrialResults) -> Picture | None:
         dress_frame(axes, "", "")
         axes.grid(False)
         bar = figure.colorbar(image, ax=axes, shrink=0.8, pad=0.02)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        bar.outline.set_visible(False)
         bar.ax.tick_params(colors=FAINT, labelsize=8, length=0)
     return Picture(
         name="toy_fields",
@@ -89,7 +90,7 @@ def loss_picture(results: TrialResults) -> Picture | None:
         return None
     figure, panels = _panels(results, 2, 2, (10.0, 7.4))
     for row, objective in enumerate(("dsm", "ssm")):
-        names = (OBJECTIVE_NAMES[objective], f"FD-{OBJECTIVE_NAMES[objective]}")
+        names = loss_names(objective)
         done = results.done("loss", objective=objective)
         for column, (key, label) in enumerate(
             (("seconds", "seconds of training"), ("iteration", "iteration"))
@@ -105,25 +106,21 @@ def loss_picture(results: TrialResults) -> Picture | None:
                         marker=".",
                         color=colour,
                         linewidth=1.4,
-                        label=f"{'analytic' if style == '-' else 'finite differences'}",
+                        label="finite differences"
+                        if style == "--"
+                        else "automatic differentiation",
                     )
             axes.set_title(" and ".join(names), fontsize=10, color=INK, loc="left")
-            # The first value, of untrained weights, would hide what follows.
-            later = [
-                v for r in done.values() for n in names for v in r["curves"][n]["exact_sm"][1:]
-            ]
-            if later:
-                span = max(max(later) - min(later), 1e-9)
-                axes.set_ylim(min(later) - 0.05 * span, max(later) + 0.05 * span)
             dress_frame(axes, label, "exact SM on held-out images")
     shared_legend(figure, panels)
     return Picture(
         name="loss_over_time",
         title="Loss over time",
         caption="The source's Fig. A(a) (above) and A(b) (below): exact score matching on held-out "
-        "digits with fixed noise, the same judge for all four objectives, against the seconds of "
-        "training and against the iterations; a line per seed. The value before training is out "
-        f"of the picture. {conditions_of(results, ['loss'])}",
+        "digits with fixed noise, the same judge for all four objectives (AD: by automatic "
+        "differentiation), against the seconds of "
+        "training and against the iterations; a line per seed. "
+        f"{conditions_of(results, ['loss'])}",
         alt="Curves of the loss for DSM, FD-DSM, SSM and FD-SSM",
         figure=figure,
     )
@@ -144,18 +141,24 @@ def dkef_picture(results: TrialResults) -> Picture | None:
             ("broad", EXACT, "normaliser from N(0, 4 I)"),
             ("around", FINITE, "normaliser from around the data"),
         ):
-            points: dict[float, list[float]] = {}
+            seeds: dict[int, list[tuple[float, float]]] = {}
             exact: list[float] = []
             for entry in results.of("dkef", table=table):
                 if entry.result is not None:
                     nll = entry.result["likelihoods"][name]["nll"]
                     epsilon = entry.trial.settings["epsilon"]
-                    (exact if epsilon is None else points.setdefault(epsilon, [])).append(nll)
-            for epsilon, values in points.items():
-                axes.plot([epsilon] * len(values), values, ".", color=colour, alpha=0.6)
-            at = sorted(points)
-            means = [mean_and_spread(points[epsilon])[0] for epsilon in at]
-            axes.plot(at, means, "-", color=colour, linewidth=1.4, label=label)
+                    if epsilon is None:
+                        exact.append(nll)
+                    else:
+                        seeds.setdefault(entry.seed, []).append((epsilon, nll))
+            for points in seeds.values():
+                axes.plot(*zip(*points, strict=True), ".-", color=colour, alpha=0.45, linewidth=0.8)
+            means: dict[float, list[float]] = {}
+            for epsilon, nll in (point for points in seeds.values() for point in points):
+                means.setdefault(epsilon, []).append(nll)
+            at = sorted(means)
+            line = [mean_and_spread(means[epsilon])[0] for epsilon in at]
+            axes.plot(at, line, "o-", color=colour, linewidth=1.6, label=label)
             if exact:
                 mean = mean_and_spread(exact)[0]
                 axes.axhline(mean, color=colour, linestyle=":", linewidth=1.2, label="SSM (ε → 0)")
@@ -163,16 +166,18 @@ def dkef_picture(results: TrialResults) -> Picture | None:
             pairs = list(SOURCE_NLL.items())
             axes.plot(*zip(*pairs, strict=True), "x", color=SOURCES, label="the source's")
         axes.set_xscale("log")
+        axes.set_xticks(DKEF_EPSILONS, [f"{epsilon:g}" for epsilon in DKEF_EPSILONS])
+        axes.minorticks_off()
         axes.set_title(TABLE_NAMES[table], fontsize=10, color=INK, loc="left")
         dress_frame(axes, "ε, log scale", "test NLL, nats")
     shared_legend(figure, panels)
     return Picture(
         name="dkef_epsilon",
         title="DKEF by ε",
-        caption="Test negative log likelihood against ε; a point per seed, lines through the "
-        "means, dotted lines SSM on the same batches and directions. Crosses: the source's four "
-        "numbers, of fully trained models. How far each can be trusted, the effective sample size "
-        f"says, in the table. {conditions_of(results, ['dkef'])}",
+        caption="Test negative log likelihood against ε; a thin line per seed, a thick one "
+        "through the means, dotted lines SSM on the same batches and directions. Crosses: the "
+        "source's four numbers, of fully trained models. How far each can be trusted, the "
+        f"effective sample size says, in the table. {conditions_of(results, ['dkef'])}",
         alt="Test likelihood against epsilon for each data set",
         figure=figure,
     )
@@ -237,11 +242,10 @@ def cost_picture(results: TrialResults) -> Picture | None:
         rows = [row for row in rows if row["objective"] != "exact_sm"]
         shown.append((MODEL_NAMES[entry.trial.settings["model"]], rows, reference))
     heights = [len(rows) for _, rows, _ in shown]
-    figure = Figure(figsize=(10.0, 0.27 * sum(heights) + 2.2), layout="constrained")
-    figure.set_facecolor("white")
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(len(shown), 2, squeeze=False, height_ratios=heights)
-    for (left, right), (title, rows, reference) in zip(grid, shown, strict=True):
+    size = 10.0, 0.27 * sum(heights) + 2.2
+    figure, panels = _panels(results, len(shown), 2, size, height_ratios=heights)
+    for i, (title, rows, reference) in enumerate(shown):
+        left, right = panels[2 * i : 2 * i + 2]
         places = range(len(rows))
         colours = [FINITE if row["objective"].startswith("fd_") else EXACT for row in rows]
         left.barh(places, [row["ratio"] for row in rows], color=colours, height=0.7)
@@ -259,7 +263,7 @@ def cost_picture(results: TrialResults) -> Picture | None:
             axes.set_title(f"{title}: {what}", fontsize=10, color=INK, loc="left")
             dress_frame(axes, "", "")
             axes.grid(axis="y", visible=False)
-    for axes in grid[-1]:
+    for axes in panels[-2:]:
         axes.set_xlabel("× one forward and backward pass", color=FAINT, fontsize=9.5)
     return Picture(
         name="cost",
@@ -280,11 +284,11 @@ def _row_name(row: dict[str, Any]) -> str:
 
 
 def _panels(
-    results: TrialResults, n_rows: int, n_columns: int, size: tuple[float, float]
+    results: TrialResults, n_rows: int, n_columns: int, size: tuple[float, float], **layout: Any
 ) -> tuple[Figure, Sequence[Axes]]:
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
-    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False, **layout).flat)
     # The note travels with the picture when it is cut out of the report.
     note = f"budget “{results.plan.budget}”, grid “finite-difference”"
     figure.suptitle(note, x=0.995, ha="right", fontsize=8, color=FAINT)

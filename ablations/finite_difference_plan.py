@@ -20,7 +20,8 @@ DKEF_EPSILONS = (0.1, 0.05, 0.02, 0.01)
 DEEP_EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0)
 GRADIENT_EPSILONS = (*DEEP_EPSILONS, 3.0)
 _FORMAT = 1
-_FILE = "finite-difference.json"
+#: What says that an output folder holds this grid, and which trials.
+PLAN_FILE = "finite-difference.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,14 +105,14 @@ EFFORTS = {
     ),
     "quick": Effort(
         toy_seeds=3,
-        loss_seeds=2,
+        loss_seeds=3,
         loss_iterations=240,
         loss_batch_size=48,
         loss_width=24,
         loss_blocks=2,
         loss_held_out=32,
         loss_evaluations=9,
-        deep_seeds=2,
+        deep_seeds=3,
         deep_iterations=120,
         gradient_seeds=2,
         gradient_iterations=20,
@@ -230,7 +231,9 @@ def build_trials(
         }
         add("epsilon", "gradient", f"gradient/seed{seed}", settings | {"seed": seed})
     for model in ("mlp", "conv", "score"):
-        settings = _of(effort, f"cost_{model}") | {"model": model, "rounds": effort.cost_rounds}
+        # Steps of the MLP are short, and a short timing needs company.
+        rounds = effort.cost_rounds * (5 if model == "mlp" else 1)
+        settings = _of(effort, f"cost_{model}") | {"model": model, "rounds": rounds}
         add("cost", "cost", f"cost/{model}", settings | {"compile": effort.compile})
     return trials
 
@@ -311,7 +314,7 @@ def load_plan(out: Path) -> FiniteDifferencePlan | None:
 
     Raises ValueError for one of an incompatible version, or a damaged one.
     """
-    path = out / _FILE
+    path = out / PLAN_FILE
     try:
         record = read_json(path)
         versions = [record["format"], record["results_version"]]
@@ -340,5 +343,5 @@ def save_plan(plan: FiniteDifferencePlan, out: Path) -> bool:
     if load_plan(out) == plan:
         return False
     record = dataclasses.asdict(plan) | {"format": _FORMAT, "results_version": RESULTS_VERSION}
-    write_json(out / _FILE, record)
+    write_json(out / PLAN_FILE, record)
     return True

@@ -70,7 +70,8 @@ def toy_table(results: TrialResults) -> Table:
         "that of SSM, on [−8, 8]²; about 0.005 was expected. Fisher divergence: mean of half the "
         "squared difference from the true score, weighted by the density. Time: of the steps "
         "alone, taken by turns. Truncation and rounding: relative errors of FD-SSM's gradient "
-        f"after training. The source says “almost the same as SSM”. {conditions_of(results, ['toy'])}",
+        "after training. The source says “almost the same as SSM”. "
+        f"{conditions_of(results, ['toy'])}",
         "2-D toy",
         records,
         columns,
@@ -82,14 +83,16 @@ def loss_table(results: TrialResults) -> Table:
     """Every seed of each objective with its finite differences: the judged losses and the times."""
     records = []
     for objective in ("dsm", "ssm"):
-        pair = f"{OBJECTIVE_NAMES[objective]} and FD-{OBJECTIVE_NAMES[objective]}"
+        names = loss_names(objective)
+        pair = " and ".join(names)
         for entry in results.of("loss", objective=objective):
             base = row_kind(entry) | {"group": pair, "seed": entry.seed, "status": status_of(entry)}
             if entry.result is None:
                 records.append(base)
                 continue
             same_time = at_equal_time(entry.result["curves"])
-            for name, curve in entry.result["curves"].items():
+            for name in names:
+                curve = entry.result["curves"][name]
                 record = base | {
                     "method": name,
                     "exact_sm": curve["exact_sm"][-1],
@@ -130,6 +133,11 @@ def loss_table(results: TrialResults) -> Table:
         columns,
         times=("seconds",),
     )
+
+
+def loss_names(objective: str) -> tuple[str, str]:
+    """Return the names of the two curves of a pair: the objective's and its finite difference's."""
+    return OBJECTIVE_NAMES[objective], f"FD-{OBJECTIVE_NAMES[objective]}"
 
 
 def at_equal_time(curves: dict[str, dict[str, list[float]]]) -> dict[str, float]:
@@ -179,7 +187,7 @@ def cost_table(results: TrialResults) -> Table:
                 "method": f"{SOURCE}, {OBJECTIVE_NAMES[objective]}",
                 "peak_bytes": gigabytes * 1e9,
                 "memory_ratio": None,
-                "status": f"quoted: {gigabytes} G per GPU, on four GPUs",
+                "status": "quoted; per GPU, on four GPUs",
             }
         )
     raw = frame(
@@ -198,7 +206,10 @@ def cost_table(results: TrialResults) -> Table:
             "× forward + backward": [number(row["ratio"]) for row in rows],
             "95 %": [between(row["ratio_low"], row["ratio_high"]) for row in rows],
             "Peak memory": [
-                "—" if row["kind"] == "paper" else memory(row["peak_bytes"]) for row in rows
+                f"{row['peak_bytes'] / 1e9:.1f} G"
+                if row["kind"] == "paper"
+                else memory(row["peak_bytes"])
+                for row in rows
             ],
             "× its memory": [number(row["memory_ratio"]) for row in rows],
             "Status": raw["status"],

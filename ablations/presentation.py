@@ -126,11 +126,13 @@ def duration(seconds: object) -> str:
 
 
 def memory(n_bytes: object) -> str:
-    """Bytes for reading, in MiB or GiB; a dash when not there."""
+    """Bytes for reading, in KiB, MiB or GiB; a dash when not there."""
     if n_bytes is None or pd.isna(n_bytes):
         return "—"
     mebibytes = float(n_bytes) / 2**20  # type: ignore[arg-type]
-    return f"{mebibytes / 1024:.1f} GiB" if mebibytes >= 1024 else f"{mebibytes:.0f} MiB"
+    if mebibytes >= 1024:
+        return f"{mebibytes / 1024:.1f} GiB"
+    return f"{mebibytes:.0f} MiB" if mebibytes >= 1 else f"{1024 * mebibytes:.0f} KiB"
 
 
 def shorten(text: str, length: int) -> str:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
 from ablations.figures import distance_curves, ema_curves, loss_curves
+from ablations.finite_difference_plan import PLAN_FILE
+from ablations.finite_difference_report import build_finite_difference_report
 from ablations.page import Collapsed, Section, Words, write_page
 from ablations.pictures import Picture
 from ablations.presentation import joined
@@ -85,7 +87,7 @@ def build_report(results: Results, directory: Path) -> Path:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build the report of a grid's output folder; print its path and the ablation table.
+    """Build the report of a grid's output folder; print its path and, if any, the ablation table.
 
     Returns 0, or 2 after one line on stderr where the folder holds no readable grid.
     """
@@ -97,6 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from ablations.collect import collect  # what builds a report need not know how files lie
 
     try:
+        if (out / PLAN_FILE).exists():
+            print(build_finite_difference_report(out))
+            return 0
         results = collect(out)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
