@@ -29,7 +29,7 @@ from ablations.presentation import memory, number
 from ablations.tables import Table
 from scorekit.timing import median_interval
 
-_PEAK = "peak memory"
+_STEP, _PEAK = "seconds of a step", "peak memory"
 
 
 def comparison_table(results: TrialResults, part: str) -> Table | None:
@@ -171,9 +171,7 @@ def _cost_comparisons(results: TrialResults) -> list[dict[str, Any]]:
                 second = f"{OBJECTIVE_NAMES[exact]}, {row['way'].replace('_', ' ')}", times[name]
                 common = {"group": group, "first": first, "second": second}
                 interval = Paired(mean=median(ratios), low=low, high=high, n=len(ratios))
-                records.append(
-                    common | {"quantity": "seconds of a step", "sort": "ratio"} | vars(interval)
-                )
+                records.append(common | {"quantity": _STEP, "sort": "ratio"} | vars(interval))
                 peaks = [
                     (label, [float(names[key]["peak_bytes"])])
                     for (label, _), key in ((first, mine), (second, name))
@@ -203,7 +201,9 @@ def _comparison(
 def _side(side: tuple[str, list[float]], quantity: str) -> str:
     show = memory if quantity == _PEAK else number
     name, values = side
-    return f"{name}: {show(fmean(values))}"
+    # A clock's outliers are no part of a step.
+    middle = median if quantity == _STEP else fmean
+    return f"{name}: {show(middle(values))}"
 
 
 def _effect(row: dict[str, Any]) -> str:
