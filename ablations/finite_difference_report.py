@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,12 +23,13 @@ from ablations.finite_difference_figures import (
     field_picture,
     loss_picture,
 )
-from ablations.finite_difference_plan import PARTS
 from ablations.finite_difference_results import TrialResults, collect_trials
 from ablations.finite_difference_tables import cost_table, loss_table, toy_table
 from ablations.page import Collapsed, Section, Words, write_page
+from ablations.pictures import Picture
 from ablations.presentation import joined
 from ablations.settings import BUDGETS
+from ablations.tables import Table
 from scorekit.machine import cpu_name
 
 
@@ -44,29 +46,18 @@ def sections(results: TrialResults) -> list[Section]:
     """What the page holds, in its order; a part that was not asked for is left out."""
     there = {trial.part for trial in results.plan.trials}
     there |= {skipped["part"] for skipped in results.plan.skipped}
-    every = {
-        "toy": Section(
-            id="toy",
-            title="The 2-D toy",
-            blocks=[
-                field_picture(results),
-                toy_table(results),
-                comparison_table(results, "toy"),
-            ],
+    blocks: dict[str, tuple[str, Callable[[], list[Table | Picture | Collapsed | None]]]] = {
+        "toy": (
+            "The 2-D toy",
+            lambda: [field_picture(results), toy_table(results)],
         ),
-        "loss": Section(
-            id="loss",
-            title="Loss against wall time",
-            blocks=[
-                loss_picture(results),
-                loss_table(results),
-                comparison_table(results, "loss"),
-            ],
+        "loss": (
+            "Loss against wall time",
+            lambda: [loss_picture(results), loss_table(results)],
         ),
-        "epsilon": Section(
-            id="epsilon",
-            title="Sensitivity to ε",
-            blocks=[
+        "epsilon": (
+            "Sensitivity to ε",
+            lambda: [
                 dkef_picture(results),
                 dkef_table(results),
                 Collapsed(
@@ -75,20 +66,18 @@ def sections(results: TrialResults) -> list[Section]:
                 epsilon_picture(results),
                 deep_table(results),
                 gradient_table(results),
-                comparison_table(results, "epsilon"),
             ],
         ),
-        "cost": Section(
-            id="cost",
-            title="Time and memory",
-            blocks=[
-                cost_picture(results),
-                cost_table(results),
-                comparison_table(results, "cost"),
-            ],
+        "cost": (
+            "Time and memory",
+            lambda: [cost_picture(results), cost_table(results)],
         ),
     }
-    return [every[part] for part in PARTS if part in there]
+    return [
+        Section(id=part, title=title, blocks=[*make(), comparison_table(results, part)])
+        for part, (title, make) in blocks.items()
+        if part in there
+    ]
 
 
 def _words(results: TrialResults) -> Words:

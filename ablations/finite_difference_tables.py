@@ -23,7 +23,7 @@ from ablations.finite_difference_wording import (
     settings_of,
     status_of,
 )
-from ablations.presentation import memory, number
+from ablations.presentation import memory, number, text_or_empty
 from ablations.tables import Table
 
 #: Memory per GPU of NCSN training in gigabytes, on four GPUs (to reviewer 3).
@@ -200,8 +200,8 @@ def cost_table(results: TrialResults) -> Table:
         {
             "Model": raw["group"],
             "Objective": raw["method"],
-            "Way": raw["way"].fillna(""),
-            "Mode": raw["mode"].fillna("—"),
+            "Way": [text_or_empty(row["way"]) for row in rows],
+            "Mode": [text_or_empty(row["mode"]) or "—" for row in rows],
             "Time": [_milliseconds(row["seconds"]) for row in rows],
             "× forward + backward": [number(row["ratio"]) for row in rows],
             "95 %": [between(row["ratio_low"], row["ratio_high"]) for row in rows],

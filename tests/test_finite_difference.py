@@ -1,0 +1,333 @@
+"""The grid finite-difference as a user meets it: every part, tiny; interruptions and bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from scipy import stats
+
+from ablations import finite_difference, report
+from ablations.finite_difference_cost import LiveBytes
+from ablations.finite_difference_plan import EFFORTS, Effort, build_trials
+from ablations.finite_difference_results import collect_trials, paired_difference, paired_ratio
+from ablations.finite_difference_tables import at_equal_time
+from ablations.finite_difference_training import Learner, evaluation_iterations
+from ablations.launch import main
+from scorekit.energy_models import MLPEnergy
+
+ROOT = Path(__file__).parents[1]
+TINY = {
+    **{"toy_iterations": 3, "toy_batch_size": 8, "toy_width": 8, "toy_grid": 16, "toy_seeds": 2},
+    **{"loss_iterations": 3, "loss_batch_size": 4, "loss_width": 4, "loss_blocks": 1},
+    **{"loss_held_out": 4, "loss_evaluations": 3, "loss_seeds": 2, "deep_seeds": 2},
+    **{"deep_iterations": 1, "gradient_iterations": 1, "gradient_width": 4},
+    **{"gradient_batch_size": 2, "gradient_seeds": 1, "dkef_max_steps": 2, "dkef_inducing": 6},
+    **{"dkef_batch_size": 8, "dkef_importance": 300, "dkef_around": 20, "wine_seeds": 2},
+    **{"cost_rounds": 2, "cost_mlp_width": 8, "cost_mlp_batch_size": 2, "cost_conv_width": 4},
+    **{"cost_conv_batch_size": 1, "cost_score_width": 2, "cost_score_batch_size": 1},
+}
+_WINE = (
+    "fixed acidity;volatile acidity;citric acid;residual sugar;chlorides;free sulfur dioxide;"
+    "total sulfur dioxide;density;pH;sulphates;alcohol;quality"
+)
+
+
+def command(out: Path, *flags: str, **settings: object) -> list[str]:
+    pairs = [f"--set={key}={value}" for key, value in (TINY | settings).items()]
+    shared = ["--grid", "finite-difference", "--budget", "quick", "--device", "cpu"]
+    return [*shared, "--threads", "1", "--out", str(out), *flags, *pairs]
+
+
+def run(out: Path, *flags: str, **settings: object) -> int:
+    return main(command(out, *flags, **settings))
+
+
+def wine(folder: Path, n_columns: int = 12) -> Path:
+    """Write made-up red wine in UCI's format."""
+    header = [f'"{name}"' for name in _WINE.split(";")][:n_columns]
+    rows = np.random.default_rng(0).normal(size=(60, n_columns)).round(3)
+    lines = [";".join(header), *(";".join(map(str, row)) for row in rows.tolist())]
+    (folder / "uci").mkdir(parents=True)
+    (folder / "uci" / "winequality-red.csv").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("finite-difference")
+    assert run(folder / "out", "--data-root", str(wine(folder / "data"))) == 0
+    return folder / "out"
+
+
+def table(out: Path, name: str) -> pd.DataFrame:
+    return pd.read_csv(out / "report" / "tables" / f"{name}.csv", keep_default_na=False)
+
+
+@pytest.mark.slow
+def test_every_part_ends_in_tables_and_pictures(finished):
+    page = (finished / "report" / "index.html").read_text()
+    for anchor in ("toy", "loss", "epsilon", "cost"):
+        assert f'<h2 id="{anchor}">' in page
+    pictures = {path.stem for path in (finished / "report" / "figures").glob("*.png")}
+    expected = {"toy_fields", "loss_over_time", "dkef_epsilon", "deep_epsilon", "cost"}
+    assert pictures == expected
+    assert set(table(finished, "toy")["seed"]) == {0, 1}
+    methods = table(finished, "loss")["method"]
+    assert set(methods) == {"DSM", "FD-DSM", "SSM", "FD-SSM"} and len(methods) == 8
+    assert set(table(finished, "gradient")["kind"]) == {"ours"}
+
+
+@pytest.mark.slow
+def test_the_sources_numbers_stand_marked_and_absent_data_is_said(finished):
+    dkef = table(finished, "dkef")
+    quoted = dkef[dkef["kind"] == "paper"]
+    assert list(quoted["nll_broad"].astype(float)) == [14.17, 13.51, 14.03, 14.00]
+    assert quoted["status"].str.startswith("quoted").all()
+    skipped = dkef[dkef["status"].str.startswith("skipped")]
+    assert set(skipped["group"]) == {"Parkinsons", "WhiteWine"}
+    assert skipped["status"].str.contains("UCI Machine Learning Repository").all()
+    ours = dkef[dkef["kind"] == "ours"]
+    assert list(ours["method"]) == ["FD-SSM, ε = 0.1", "FD-SSM, ε = 0.01", "SSM"]
+    assert (ours["ess_broad_min"].astype(float) >= 1).all()
+    memory = table(finished, "cost").query("kind == 'paper'")["peak_bytes"].astype(float)
+    assert list(memory) == [6.3e9, 5.4e9]
+
+
+@pytest.mark.slow
+def test_cost_has_every_objective_and_way_against_one_pass(finished):
+    cost = table(finished, "cost")
+    mlp = cost[cost["group"].str.startswith("MLP")]
+    assert len(mlp) == 14
+    reference = mlp[mlp["kind"] == "reference"]
+    assert list(reference["ratio"].astype(float)) == [1.0]
+    left_out = cost[cost["status"].str.startswith("left out")]
+    assert set(left_out["method"]) == {"exact SM"} and len(left_out) == 2
+    conv = cost[cost["group"].str.startswith("Conv")].set_index(["method", "way"])["peak_bytes"]
+    finite = float(conv["FD-SSM", "finite difference"])
+    assert float(conv["SSM", "double backward"]) > 2 * finite
+
+
+@pytest.mark.slow
+def test_comparisons_are_paired_over_seeds(finished):
+    for part in ("toy", "loss", "epsilon"):
+        comparisons = table(finished, f"comparisons_{part}")
+        assert (comparisons["n"] == 2).all()
+        low, mean, high = (comparisons[name].astype(float) for name in ("low", "mean", "high"))
+        assert ((low <= mean) & (mean <= high)).all()
+    results = collect_trials(finished)
+    for objective in ("dsm", "ssm"):
+        for result in results.done("loss", objective=objective).values():
+            starts = {curve["exact_sm"][0] for curve in result["curves"].values()}
+            assert len(starts) == 1  # the same weights, judged on the same images
+
+
+@pytest.mark.slow
+def test_the_same_command_again_does_nothing_and_the_report_needs_files_alone(finished, capsys):
+    results = list((finished / "stages").rglob("result.json"))
+    before = {path: path.stat().st_mtime_ns for path in results}
+    data = str(finished.parent / "data")
+    assert run(finished, "--data-root", data) == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in results}
+    assert run(finished, "--data-root", data, "--status") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("DONE") for line in lines) == len(results)
+    assert sum(line.startswith("SKIPPED") for line in lines) == 2
+    page = finished / "report" / "index.html"
+    page.unlink()
+    assert report.main([str(finished)]) == 0
+    assert page.exists()
+
+
+def test_an_interrupted_run_goes_on_at_the_trial(tmp_path, monkeypatch, capsys):
+    toy, calls = finite_difference.RUNS["toy"], []
+
+    def interrupted(settings, directory, progress):
+        calls.append(settings["seed"])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return toy(settings, directory, progress)
+
+    monkeypatch.setitem(finite_difference.RUNS, "toy", interrupted)
+    flags = ("--parts", "toy", "--seeds", "3")
+    assert run(tmp_path / "out", *flags) == 130
+    assert "continues" in capsys.readouterr().err
+    assert run(tmp_path / "out", *flags) == 0
+    assert calls == [0, 1, 1, 2]
+
+
+@pytest.mark.slow
+def test_a_killed_run_keeps_its_trials(tmp_path):
+    out = tmp_path / "out"
+    flags = command(out, "--parts", "toy", "--seeds", "3", toy_iterations=400)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ablations.launch", *flags], cwd=ROOT, stdout=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(out.glob("stages/trial/*/result.json")):
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    kept = {path: path.read_bytes() for path in out.glob("stages/trial/*/result.json")}
+    assert 1 <= len(kept) < 3
+    assert main(flags) == 0
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    assert list(table(out, "toy")["status"]) == ["done"] * 3
+
+
+def test_a_diverged_trial_has_a_row_and_the_others_go_on(tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ("--parts", "toy,loss", "--seeds", "1", "--only", "toy/*,loss/dsm/*")
+    assert run(out, *flags, toy_learning_rate=1e30) == 1
+    toy = table(out, "toy")
+    assert list(toy["kind"]) == ["problem"]
+    assert toy["status"].str.match(r"diverged: .*SSM diverged: its loss is (nan|inf)").all()
+    assert list(table(out, "loss")["status"].head(2)) == ["done", "done"]
+    assert "SSM diverged" in (out / "report" / "index.html").read_text()
+    capsys.readouterr()
+    assert run(out, *flags, toy_learning_rate=1e30) == 1
+    assert "failed before: toy/seed0" in capsys.readouterr().out
+
+
+def test_an_epsilon_that_is_too_small_is_warned_of_and_said(tmp_path, caplog):
+    out = tmp_path / "out"
+    assert run(out, "--parts", "toy", "--seeds", "1", toy_epsilon=2e-4) == 0
+    assert "rounding errors dominate" in caplog.text
+    assert table(out, "toy")["status"].str.contains("rounding dominates").all()
+
+
+def test_an_epsilon_that_moves_nothing_fails_in_one_line(tmp_path):
+    out = tmp_path / "out"
+    assert run(out, "--parts", "toy", "--seeds", "1", toy_epsilon=1e-9) == 1
+    assert table(out, "toy")["status"].str.startswith("failed: epsilon = 1e-09 moves").all()
+
+
+def test_a_wrong_shaped_table_is_one_line_before_any_work(tmp_path, capsys):
+    data = wine(tmp_path / "data", n_columns=11)
+    assert run(tmp_path / "out", "--data-root", str(data)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert "winequality-red.csv: wrong columns" in lines[0] and "12" in lines[0]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--parts", "toys"], "--parts toys: unknown; known: toy, loss, epsilon, cost"),
+        (["--parts", ","], "--parts names none"),
+        (["--datasets", "digits"], "--datasets means nothing to --grid finite-difference"),
+        (["--executor", "slurm"], "runs in this process"),
+        (["--set", "toy_width=x"], "toy_width = 'x' is not a whole number"),
+        (["--set", "toy_epsilon=0"], "toy_epsilon = 0.0 must be a positive number"),
+        (["--set", "width=8"], "setting 'width' is unknown"),
+        (["--parts", "toy", "--only", "toy/seed9"], "matches no trial"),
+        (["--seeds", "0"], "--seeds 0: must be at least 1"),
+    ],
+)
+def test_bad_input_is_one_line(tmp_path, capsys, flags, message):
+    out = tmp_path / "out"
+    assert main(["--grid", "finite-difference", "--out", str(out), *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not out.exists()
+
+
+def test_parts_belong_to_this_grid(tmp_path, capsys):
+    assert main(["--parts", "toy", "--out", str(tmp_path / "out")]) == 2
+    assert "only --grid finite-difference has parts" in capsys.readouterr().err
+
+
+def test_a_folder_holds_one_budget_and_one_set_of_settings(tmp_path, capsys):
+    out = tmp_path / "out"
+    flags = ("--parts", "toy", "--seeds", "1")
+    assert run(out, *flags) == 0
+    assert run(out, *flags, toy_width=9) == 2
+    assert "holds overrides" in capsys.readouterr().err
+    # More seeds and more parts may come.
+    assert run(out, "--parts", "toy", "--seeds", "2") == 0
+    assert list(table(out, "toy")["seed"]) == [0, 1]
+
+
+def test_trials_differ_in_what_their_results_depend_on():
+    place = {"device": "cpu", "threads": 1}
+    parts = ("toy", "loss", "epsilon", "cost")
+    files = dict.fromkeys(("parkinsons", "redwine", "whitewine"), "0" * 64)
+    for effort in EFFORTS.values():
+        trials = build_trials(effort, parts, seeds=None, files=files, place=place)
+        assert len({trial.stage.digest for trial in trials}) == len(trials)
+        assert len({trial.name for trial in trials}) == len(trials)
+    other = build_trials(Effort(), parts, seeds=1, files=files | {"redwine": "1" * 64}, place=place)
+    same = build_trials(Effort(), parts, seeds=1, files=files, place=place)
+    changed = {a.name for a, b in zip(other, same, strict=True) if a.stage != b.stage}
+    assert changed == {name for name in changed if name.startswith("dkef/redwine/")} != set()
+
+
+def test_paired_intervals_are_students():
+    rng = np.random.default_rng(0)
+    first = rng.normal(10, 3, 6)
+    second = first + rng.normal(0.5, 0.1, 6)
+    interval = stats.ttest_rel(second, first).confidence_interval(0.95)
+    paired = paired_difference(list(first), list(second))
+    assert (paired.low, paired.high) == pytest.approx((interval.low, interval.high))
+    assert paired.n == 6
+    ratio = paired_ratio([1.0, 2.0, 5.0], [2.0, 4.0, 10.0])
+    assert (ratio.low, ratio.mean, ratio.high) == pytest.approx((2, 2, 2))
+    assert np.isnan(paired_difference([1.0], [2.0]).low)
+
+
+def test_equal_time_is_the_faster_ones_end():
+    curves = {
+        "SSM": {"seconds": [0.0, 10.0], "exact_sm": [0.0, -100.0]},
+        "FD-SSM": {"seconds": [0.0, 4.0], "exact_sm": [0.0, -90.0]},
+    }
+    assert at_equal_time(curves) == {"SSM": -40.0, "FD-SSM": -90.0}
+
+
+def test_evaluations_begin_and_end_with_training():
+    judged = evaluation_iterations(240, 9)
+    assert min(judged) == 0 and max(judged) == 240 and len(judged) == 9
+    assert evaluation_iterations(1, 9) == {0, 1}
+
+
+def test_live_bytes_count_what_is_alive_at_once():
+    x = torch.ones(1000)
+    with LiveBytes() as live:
+        for _ in range(3):
+            y = x + 1  # 4000 bytes, freed each time the name is taken again
+            z = y.view(10, 100).t()  # no memory of its own
+        x.mul_(2)  # in place
+    assert live.peak == 8000
+    assert live.now == 4000
+    del y, z
+    assert live.now == 0
+
+
+def test_a_learner_names_the_iteration_that_diverged():
+    learner = Learner(MLPEnergy(2, 4), 1e-3, "cpu")
+    x = torch.ones(3, 2)
+    for factor in (1.0, float("nan"), 1.0):
+        learner.step(lambda model, factor=factor: factor * model(x))
+    with pytest.raises(FloatingPointError, match="SSM diverged: its loss is nan at iteration 19"):
+        learner.check("SSM", 20)
+
+
+def test_results_are_json_without_nan(tmp_path):
+    out = tmp_path / "out"
+    assert run(out, "--parts", "toy", "--seeds", "1") == 0
+    (path,) = out.glob("stages/trial/*/result.json")
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads(path.read_text(), parse_constant=refuse)["result"]
+    assert found["conditions"]["device"].endswith("1 thread(s)")
