@@ -44,23 +44,30 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
     records = build(results)
     if not records:
         return None
-    raw = frame(records, "group", "quantity", "first", "second", "sort", "mean", "low", "high")
-    raw["n"] = [record["n"] for record in records]
+    for record in records:
+        # A clock's outliers are no part of a step.
+        middle = median if record["quantity"] == _STEP else fmean
+        for side in ("first", "second"):
+            record[side], values = record[side]
+            record[f"{side}_value"] = middle(values)
+    raw = frame(
+        records,
+        *("group", "quantity", "first", "first_value", "second", "second_value", "sort", "mean"),
+        *("low", "high", "n"),
+    )
     rows = raw.to_dict("records")
     display = pd.DataFrame(
         {
             "Comparison": raw["group"],
             "Quantity": raw["quantity"],
-            "First": [_side(record["first"], record["quantity"]) for record in records],
-            "Second": [_side(record["second"], record["quantity"]) for record in records],
+            "First": [_side(row, "first") for row in rows],
+            "Second": [_side(row, "second") for row in rows],
             "Second against first": [_effect(row) for row in rows],
             "95 %": [between(row["low"], row["high"]) for row in rows],
             "Pairs": [number(row["n"]) for row in rows],
         },
         dtype="str",
     )
-    raw["first"] = [_side(record["first"], record["quantity"]) for record in records]
-    raw["second"] = [_side(record["second"], record["quantity"]) for record in records]
     interval = (
         "the median over rounds of measurement and its interval from order statistics"
         if part == "cost"
@@ -198,12 +205,9 @@ def _comparison(
     return record | vars(paired(first[1], second[1]))
 
 
-def _side(side: tuple[str, list[float]], quantity: str) -> str:
-    show = memory if quantity == _PEAK else number
-    name, values = side
-    # A clock's outliers are no part of a step.
-    middle = median if quantity == _STEP else fmean
-    return f"{name}: {show(middle(values))}"
+def _side(row: dict[str, Any], side: str) -> str:
+    show = memory if row["quantity"] == _PEAK else number
+    return f"{row[side]}: {show(row[f'{side}_value'])}"
 
 
 def _effect(row: dict[str, Any]) -> str:

@@ -74,7 +74,7 @@ def dkef_table(results: TrialResults) -> Table:
                     "method": f"{SOURCE}, {method_name(epsilon)}",
                     "epsilon": epsilon,
                     "nll_broad": nll,
-                    "status": "quoted; fully trained; neither seeds nor effective sample sizes",
+                    "status": "quoted; neither seeds nor effective sample sizes given",
                     "kind": "paper",
                 }
                 for epsilon, nll in SOURCE_NLL.items()

@@ -176,7 +176,7 @@ def dkef_picture(results: TrialResults) -> Picture | None:
         title="DKEF by ε",
         caption="Test negative log likelihood against ε; a thin line per seed, a thick one "
         "through the means, dotted lines SSM on the same batches and directions. Crosses: the "
-        "source's four numbers, of fully trained models. How far each can be trusted, the "
+        "source's four numbers. How far each can be trusted, the "
         f"effective sample size says, in the table. {conditions_of(results, ['dkef'])}",
         alt="Test likelihood against epsilon for each data set",
         figure=figure,

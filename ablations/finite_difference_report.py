@@ -91,7 +91,8 @@ def _words(results: TrialResults) -> Words:
         if entry.state in ("failed", "diverged")
     ]
     problems += [f"{skipped['name']}: skipped ({skipped['reason']})" for skipped in plan.skipped]
-    tables = [e.trial.settings["table"] for e in trials if e.trial.kind == "dkef"]
+    data = {"toy": "2-D toy", "loss": "digits", "deep": "digits", "gradient": "photographs"}
+    named = [data.get(e.trial.kind) or e.trial.settings.get("table") for e in trials]
     conditions = [e.result["conditions"] for e in trials if e.result is not None]
     return Words(
         title=f"Finite-difference score matching, budget {plan.budget}",
@@ -106,12 +107,12 @@ def _words(results: TrialResults) -> Words:
         "under these conditions; they are not the source's and do not stand for them.",
         running="" if counts["done"] == len(trials) else f"Not complete: {done}.",
         running_note="A row without a number says why; the same command goes on.",
-        problems_title=f"{len(problems)} without a full result:",
+        problems_title="Without a full result:",
         problems=problems,
         facts=[
             ("Grid", "finite-difference"),
             ("Parts", ", ".join(dict.fromkeys(trial.part for trial in plan.trials))),
-            ("Data", ", ".join(["2-D toy", "digits", "patches", *dict.fromkeys(tables)])),
+            ("Data", ", ".join(dict.fromkeys(name for name in named if name)) or "—"),
             ("State", done),
             ("Settings", joined(f"{k}={v}" for k, v in plan.overrides.items()) or "the budget’s"),
             ("Hardware", joined(c["device"] for c in conditions) or cpu_name()),

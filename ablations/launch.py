@@ -15,7 +15,7 @@ from typing import Any
 from ablations import finite_difference
 from ablations.cells import Cell
 from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
-from ablations.finite_difference_plan import PARTS
+from ablations.finite_difference_plan import PARTS, PLAN_FILE
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.jobs import (
     Context,
@@ -130,6 +130,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
             "weights-inception-2015-12-05-6726825d.pth is expected"
         )
     out = (args.out or Path("runs") / load_grid(args.grid).name).resolve()
+    if (out / PLAN_FILE).exists():
+        raise ValueError(
+            f"--out {out} holds the report of --grid {finite_difference.NAME}; choose another"
+        )
     data_root = (args.data_root or out / "data").resolve()
     specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
     existing = load_manifest(out)

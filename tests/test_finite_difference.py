@@ -253,6 +253,8 @@ def test_a_folder_holds_one_budget_and_one_set_of_settings(tmp_path, capsys):
     assert run(out, *flags) == 0
     assert run(out, *flags, toy_width=9) == 2
     assert "holds overrides" in capsys.readouterr().err
+    assert main(["--out", str(out), "--device", "cpu"]) == 2
+    assert "holds the report of --grid finite-difference" in capsys.readouterr().err
     # More seeds and more parts may come.
     assert run(out, "--parts", "toy", "--seeds", "2") == 0
     assert list(table(out, "toy")["seed"]) == [0, 1]
