@@ -23,6 +23,7 @@ import torch
 from ablations.finite_difference_cost import cost
 from ablations.finite_difference_epsilon import dkef, gradient_error
 from ablations.finite_difference_plan import (
+    EFFORT_NOTES,
     EFFORTS,
     PARTS,
     Effort,
@@ -37,7 +38,7 @@ from ablations.finite_difference_results import trial_state
 from ablations.finite_difference_training import deep_energy, loss_over_time, toy
 from ablations.jobs import failure_path
 from ablations.lock import launcher_lock
-from ablations.settings import BUDGETS, parse_overrides
+from ablations.settings import parse_overrides
 from ablations.stages import StageStore
 from scorekit.compilation import precision_context
 from scorekit.files import write_json
@@ -179,7 +180,7 @@ def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
         elif state != "done":
             failure_path(out, trial.job_name).unlink(missing_ok=True)
             todo.append(trial)
-    print(f"budget: {plan.budget} — {BUDGETS[plan.budget].description}", flush=True)
+    print(f"budget: {plan.budget} — {EFFORT_NOTES[plan.budget]}", flush=True)
     print(
         f"grid {NAME}: {len(request.chosen)} trials, {len(request.chosen) - len(todo)} of them "
         f"settled; one after another, because their times are compared; results in "

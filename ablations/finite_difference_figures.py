@@ -117,9 +117,8 @@ def loss_picture(results: TrialResults) -> Picture | None:
         name="loss_over_time",
         title="Loss over time",
         caption="The source's Fig. A(a) (above) and A(b) (below): exact score matching on held-out "
-        "digits with fixed noise, the same judge for all four objectives (AD: by automatic "
-        "differentiation), against the seconds of "
-        "training and against the iterations; a line per seed. "
+        "digits with fixed noise, the same judge for all four objectives, "
+        "against the seconds of training and against the iterations; a line per seed. "
         f"{conditions_of(results, ['loss'])}",
         alt="Curves of the loss for DSM, FD-DSM, SSM and FD-SSM",
         figure=figure,

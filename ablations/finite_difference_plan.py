@@ -133,6 +133,14 @@ EFFORTS = {
         cost_score_batch_size=8,
     ),
 }
+#: What the budgets are, for readers. Only "quick" was measured so far.
+EFFORT_NOTES = {
+    "paper": "the source's sizes for the toy and for DKEF, large networks, five seeds",
+    "hour": "larger networks and more iterations than quick, DKEF cut off at 1,000 steps; how long "
+    "it takes was not measured",
+    "quick": "minutes on two CPU cores: small networks, few iterations and seeds, DKEF small and "
+    "cut off after a few steps; good for comparing methods with one another",
+}
 
 
 @dataclass(frozen=True)

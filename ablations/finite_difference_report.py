@@ -23,12 +23,12 @@ from ablations.finite_difference_figures import (
     field_picture,
     loss_picture,
 )
+from ablations.finite_difference_plan import EFFORT_NOTES
 from ablations.finite_difference_results import TrialResults, collect_trials
 from ablations.finite_difference_tables import cost_table, loss_table, toy_table
 from ablations.page import Collapsed, Section, Words, write_page
 from ablations.pictures import Picture
 from ablations.presentation import joined
-from ablations.settings import BUDGETS
 from ablations.tables import Table
 from scorekit.machine import cpu_name
 
@@ -84,7 +84,7 @@ def _words(results: TrialResults) -> Words:
     plan, trials = results.plan, results.trials
     counts = Counter(entry.state for entry in trials)
     done = f"{counts['done']} of {len(trials)} trials done"
-    description = BUDGETS[plan.budget].description
+    description = EFFORT_NOTES[plan.budget]
     problems = [
         f"{entry.trial.name}: {entry.state} ({entry.message})"
         for entry in trials
