@@ -60,8 +60,15 @@ def wine(folder: Path, n_columns: int = 12) -> Path:
     return folder
 
 
+@pytest.fixture(autouse=True, scope="module")
+def same_threads_afterwards():
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> Path:
+def tiny_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finite-difference")
     assert run(folder / "out", "--data-root", str(wine(folder / "data"))) == 0
     return folder / "out"
@@ -72,22 +79,22 @@ def table(out: Path, name: str) -> pd.DataFrame:
 
 
 @pytest.mark.slow
-def test_every_part_ends_in_tables_and_pictures(finished):
-    page = (finished / "report" / "index.html").read_text()
+def test_every_part_ends_in_tables_and_pictures(tiny_run):
+    page = (tiny_run / "report" / "index.html").read_text()
     for anchor in ("toy", "loss", "epsilon", "cost"):
         assert f'<h2 id="{anchor}">' in page
-    pictures = {path.stem for path in (finished / "report" / "figures").glob("*.png")}
+    pictures = {path.stem for path in (tiny_run / "report" / "figures").glob("*.png")}
     expected = {"toy_fields", "loss_over_time", "dkef_epsilon", "deep_epsilon", "cost"}
     assert pictures == expected
-    assert set(table(finished, "toy")["seed"]) == {0, 1}
-    methods = table(finished, "loss")["method"]
+    assert set(table(tiny_run, "toy")["seed"]) == {0, 1}
+    methods = table(tiny_run, "loss")["method"]
     assert set(methods) == {"DSM", "FD-DSM", "SSM", "FD-SSM"} and len(methods) == 8
-    assert set(table(finished, "gradient")["kind"]) == {"ours"}
+    assert set(table(tiny_run, "gradient")["kind"]) == {"ours"}
 
 
 @pytest.mark.slow
-def test_the_sources_numbers_stand_marked_and_absent_data_is_said(finished):
-    dkef = table(finished, "dkef")
+def test_the_sources_numbers_stand_marked_and_absent_data_is_said(tiny_run):
+    dkef = table(tiny_run, "dkef")
     quoted = dkef[dkef["kind"] == "paper"]
     assert list(quoted["nll_broad"].astype(float)) == [14.17, 13.51, 14.03, 14.00]
     assert quoted["status"].str.startswith("quoted").all()
@@ -97,13 +104,13 @@ def test_the_sources_numbers_stand_marked_and_absent_data_is_said(finished):
     ours = dkef[dkef["kind"] == "ours"]
     assert list(ours["method"]) == ["FD-SSM, ε = 0.1", "FD-SSM, ε = 0.01", "SSM"]
     assert (ours["ess_broad_min"].astype(float) >= 1).all()
-    memory = table(finished, "cost").query("kind == 'paper'")["peak_bytes"].astype(float)
+    memory = table(tiny_run, "cost").query("kind == 'paper'")["peak_bytes"].astype(float)
     assert list(memory) == [6.3e9, 5.4e9]
 
 
 @pytest.mark.slow
-def test_cost_has_every_objective_and_way_against_one_pass(finished):
-    cost = table(finished, "cost")
+def test_cost_has_every_objective_and_way_against_one_pass(tiny_run):
+    cost = table(tiny_run, "cost")
     mlp = cost[cost["group"].str.startswith("MLP")]
     assert len(mlp) == 14
     reference = mlp[mlp["kind"] == "reference"]
@@ -116,13 +123,13 @@ def test_cost_has_every_objective_and_way_against_one_pass(finished):
 
 
 @pytest.mark.slow
-def test_comparisons_are_paired_over_seeds(finished):
+def test_comparisons_are_paired_over_seeds(tiny_run):
     for part in ("toy", "loss", "epsilon"):
-        comparisons = table(finished, f"comparisons_{part}")
+        comparisons = table(tiny_run, f"comparisons_{part}")
         assert (comparisons["n"] == 2).all()
         low, mean, high = (comparisons[name].astype(float) for name in ("low", "mean", "high"))
         assert ((low <= mean) & (mean <= high)).all()
-    results = collect_trials(finished)
+    results = collect_trials(tiny_run)
     for objective in ("dsm", "ssm"):
         for result in results.done("loss", objective=objective).values():
             starts = {curve["exact_sm"][0] for curve in result["curves"].values()}
@@ -130,20 +137,20 @@ def test_comparisons_are_paired_over_seeds(finished):
 
 
 @pytest.mark.slow
-def test_the_same_command_again_does_nothing_and_the_report_needs_files_alone(finished, capsys):
-    results = list((finished / "stages").rglob("result.json"))
+def test_the_same_command_again_does_nothing_and_the_report_needs_files_alone(tiny_run, capsys):
+    results = list((tiny_run / "stages").rglob("result.json"))
     before = {path: path.stat().st_mtime_ns for path in results}
-    data = str(finished.parent / "data")
-    assert run(finished, "--data-root", data) == 0
+    data = str(tiny_run.parent / "data")
+    assert run(tiny_run, "--data-root", data) == 0
     assert "nothing to do" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in results}
-    assert run(finished, "--data-root", data, "--status") == 0
+    assert run(tiny_run, "--data-root", data, "--status") == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("DONE") for line in lines) == len(results)
     assert sum(line.startswith("SKIPPED") for line in lines) == 2
-    page = finished / "report" / "index.html"
+    page = tiny_run / "report" / "index.html"
     page.unlink()
-    assert report.main([str(finished)]) == 0
+    assert report.main([str(tiny_run)]) == 0
     assert page.exists()
 
 
