@@ -134,10 +134,16 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
         if of != kind:
             continue
         if objective == "exact_sm" and x[0].numel() > MAX_EXACT_DIM:
-            left_out.append({"objective": objective, "derivatives": x[0].numel()})
+            why = f"{x[0].numel():,} second derivatives of each sample"
+            left_out.append({"objective": objective, "way": "", "mode": "eager", "why": why})
             continue
         for way in ways:
             for mode in ("eager", "compiled") if settings["compile"] else ("eager",):
+                if (objective, way, mode) == ("exact_sm", "double_backward", "compiled"):
+                    why = "the compiler would unroll a backward pass for each dimension"
+                    row = {"objective": objective, "way": way, "mode": mode, "why": why}
+                    left_out.append(row)
+                    continue
                 name = f"{objective} {way} {mode}"
                 loss = compiled(
                     loss_of(objective, way), enable=mode == "compiled", device=device.type

@@ -176,8 +176,12 @@ def cost_table(results: TrialResults) -> Table:
                 }
             )
         for row in found["left_out"]:
-            status = f"left out: {row['derivatives']:,} second derivatives of each sample"
-            method = {"method": OBJECTIVE_NAMES[row["objective"]], "status": status}
+            method = {
+                "method": OBJECTIVE_NAMES[row["objective"]],
+                "way": row["way"].replace("_", " "),
+                "mode": row["mode"],
+                "status": f"left out: {row['why']}",
+            }
             records.append(group | {"kind": "pending"} | method)
     for objective, gigabytes in SOURCE_MEMORY.items():
         records.append(
