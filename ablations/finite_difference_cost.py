@@ -129,7 +129,7 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
     plain = _samples_only(model, kind)
     functions = {REFERENCE: backward(lambda: plain(x).square().sum())}
     rows: dict[str, dict[str, Any]] = {REFERENCE: {"objective": None, "way": None, "mode": "eager"}}
-    left_out = []
+    left_out: list[dict[str, Any]] = []
     for (objective, of), ways in WAYS.items():
         if of != kind:
             continue
@@ -141,8 +141,8 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
             for mode in ("eager", "compiled") if settings["compile"] else ("eager",):
                 if (objective, way, mode) == ("exact_sm", "double_backward", "compiled"):
                     why = "the compiler would unroll a backward pass for each dimension"
-                    row = {"objective": objective, "way": way, "mode": mode, "why": why}
-                    left_out.append(row)
+                    absent = {"objective": objective, "way": way, "mode": mode, "why": why}
+                    left_out.append(absent)
                     continue
                 name = f"{objective} {way} {mode}"
                 loss = compiled(
