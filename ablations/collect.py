@@ -64,6 +64,8 @@ class _Collector:
         self.store: StageStore = context.store
         self.jobs = plan_jobs(cells)
         self.states = {job.name: job_state(job, context) for job in self.jobs}
+        # Read once: every snapshot's result is looked at for it.
+        self.chosen = {cell.name: selected_iterations(cell, self.store) for cell in cells}
 
     def results(self, grid: str, budget: str) -> Results:
         cells = [self.cell_row(cell) for cell in self.cells]
@@ -140,7 +142,7 @@ class _Collector:
 
     def distance_rows(self) -> Iterator[dict[str, Any]]:
         for cell in self.cells:
-            chosen = selected_iterations(cell, self.store)
+            chosen = self.chosen[cell.name]
             for denoise in (False, True):
                 wanted = [(i, "selection", False) for i in cell.train.snapshot_iterations]
                 if denoise in chosen:
@@ -185,7 +187,7 @@ class _Collector:
     ) -> Iterator[tuple[Cell, bool, int, dict[str, Any]]]:
         """Yield (cell, denoise, iteration, result) of the chosen snapshots' finished stages."""
         for cell in self.cells:
-            for denoise, iteration in selected_iterations(cell, self.store).items():
+            for denoise, iteration in self.chosen[cell.name].items():
                 result = self.store.result(stage_of(cell, iteration, denoise=denoise))
                 if result is not None:
                     yield cell, denoise, iteration, result
@@ -279,7 +281,7 @@ class _Collector:
 
     def sample_sets(self) -> Iterator[SampleSet]:
         for cell in self.cells:
-            chosen = selected_iterations(cell, self.store)
+            chosen = self.chosen[cell.name]
             for iteration in cell.train.snapshot_iterations:
                 stage = cell.sample_stages(iteration, final=False)[0]
                 if self.store.result(stage) is None:
@@ -293,7 +295,7 @@ class _Collector:
 
     def interpolations(self) -> Iterator[SampleSet]:
         for cell in self.cells:
-            iteration = selected_iterations(cell, self.store).get(True)
+            iteration = self.chosen[cell.name].get(True)
             if iteration is None:
                 continue
             stage = cell.interpolation_stage(iteration)

@@ -30,8 +30,8 @@ _IMAGE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}\.png")
 # Signature, length and name of the first chunk, width, height, bit depth, colour type.
 _PNG_HEADER = struct.Struct(">8s4x4sIIBB")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
-# RuntimeError: an encrypted member; NotImplementedError: an unknown compression.
-_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, EOFError, OSError)
+# RuntimeError: an encrypted member, or an unknown compression.
+_ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, OSError)
 
 
 @dataclass(frozen=True, kw_only=True)
