@@ -25,6 +25,7 @@ from ablations.finite_difference_epsilon import dkef, gradient_error
 from ablations.finite_difference_plan import (
     EFFORT_NOTES,
     EFFORTS,
+    FINITE_DIFFERENCE,
     PARTS,
     Effort,
     FiniteDifferencePlan,
@@ -44,7 +45,6 @@ from scorekit.compilation import precision_context
 from scorekit.files import write_json
 from scorekit.machine import conditions, usable_cores
 
-NAME = "finite-difference"
 #: There while results are newer than the report.
 _REPORT_PENDING = "report.pending"
 _PROGRESS_EVERY_S = 15.0
@@ -106,10 +106,13 @@ def _resolve(args: argparse.Namespace) -> _Request:
     for flag, absent in _FOREIGN.items():
         if getattr(args, flag) != absent:
             raise ValueError(
-                f"--{flag.replace('_', '-')} means nothing to --grid {NAME}; leave it out"
+                f"--{flag.replace('_', '-')} means nothing to --grid {FINITE_DIFFERENCE}; "
+                "leave it out"
             )
     if args.executor not in ("auto", "inline"):
-        raise ValueError(f"--executor {args.executor}: --grid {NAME} runs in this process; inline")
+        raise ValueError(
+            f"--executor {args.executor}: --grid {FINITE_DIFFERENCE} runs in this process; inline"
+        )
     cuda = torch.cuda.is_available()
     device = args.device if args.device != "auto" else ("cuda" if cuda else "cpu")
     if device == "cuda" and not cuda:
@@ -123,7 +126,7 @@ def _resolve(args: argparse.Namespace) -> _Request:
     budget = budget if budget != "auto" else ("paper" if device == "cuda" else "quick")
     overrides = parse_overrides(args.set, Effort)
     effort = dataclasses.replace(EFFORTS[budget], **overrides)
-    out = (args.out or Path("runs") / NAME).resolve()
+    out = (args.out or Path("runs") / FINITE_DIFFERENCE).resolve()
     if (out / "grid.json").exists():
         raise ValueError(f"--out {out} holds the report of another grid; choose another")
     data_root = (args.data_root or out / "data").resolve()
@@ -182,9 +185,9 @@ def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
             todo.append(trial)
     print(f"budget: {plan.budget} — {EFFORT_NOTES[plan.budget]}", flush=True)
     print(
-        f"grid {NAME}: {len(request.chosen)} trials, {len(request.chosen) - len(todo)} of them "
-        f"settled; one after another, because their times are compared; results in "
-        f"{os.path.relpath(out)}",
+        f"grid {FINITE_DIFFERENCE}: {len(request.chosen)} trials, "
+        f"{len(request.chosen) - len(todo)} of them settled; one after another, because "
+        f"their times are compared; results in {os.path.relpath(out)}",
         flush=True,
     )
     for skipped in plan.skipped:

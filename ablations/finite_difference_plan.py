@@ -13,6 +13,7 @@ from ablations.stages import RESULTS_VERSION, Stage
 from scorekit.files import CorruptFile, read_json, sha256_file, write_json
 from scorekit.tabular import TABLES, load_table
 
+FINITE_DIFFERENCE = "finite-difference"
 PARTS = ("toy", "loss", "epsilon", "cost")
 #: The authors' epsilons on Parkinsons.
 DKEF_EPSILONS = (0.1, 0.05, 0.02, 0.01)

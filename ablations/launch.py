@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ablations import finite_difference
 from ablations.cells import Cell
 from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
-from ablations.finite_difference_plan import PARTS, PLAN_FILE
+from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.jobs import (
     Context,
@@ -51,9 +50,9 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "continues what was interrupted, and does nothing where all is done.",
     )
     add = parser.add_argument
-    known = ", ".join([*GRIDS, finite_difference.NAME])
+    known = ", ".join([*GRIDS, FINITE_DIFFERENCE])
     add("--grid", default="paper", help=f"{known}, or a TOML file (default: paper)")
-    add("--parts", metavar="PART,...", help=f"of {finite_difference.NAME}: {', '.join(PARTS)}")
+    add("--parts", metavar="PART,...", help=f"of {FINITE_DIFFERENCE}: {', '.join(PARTS)}")
     add("--rows", choices=GRIDS, help="run that grid's rows with the settings of --grid")
     add(
         "--budget",
@@ -104,7 +103,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     import torch
 
     if args.parts is not None:
-        raise ValueError(f"--parts {args.parts}: only --grid {finite_difference.NAME} has parts")
+        raise ValueError(f"--parts {args.parts}: only --grid {FINITE_DIFFERENCE} has parts")
     grid = load_grid(args.grid)
     if args.rows is not None:
         grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
@@ -132,7 +131,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     out = (args.out or Path("runs") / load_grid(args.grid).name).resolve()
     if (out / PLAN_FILE).exists():
         raise ValueError(
-            f"--out {out} holds the report of --grid {finite_difference.NAME}; choose another"
+            f"--out {out} holds the report of --grid {FINITE_DIFFERENCE}; choose another"
         )
     data_root = (args.data_root or out / "data").resolve()
     specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
@@ -202,8 +201,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
-        if args.grid == finite_difference.NAME:
-            return finite_difference.launch_parts(args)
+        if args.grid == FINITE_DIFFERENCE:
+            # Imported here: its models and statistics would slow down every other start.
+            from ablations.finite_difference import launch_parts
+
+            return launch_parts(args)
         plan = make_plan(args)
         if args.dry_run:
             print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))

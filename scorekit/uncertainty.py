@@ -6,7 +6,6 @@ import logging
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import linregress
 
 from scorekit.metrics import FeatureStatistics, MetricError, check_features, not_negative
 
@@ -73,6 +72,8 @@ def extrapolate_distance(
     for 15 on two cores. Raises MetricError for other features or dimensions, or fewer than 5
     distinct n.
     """
+    from scipy.stats import linregress  # slow to import
+
     distances = _Distances(features, reference)
     n, d = features.shape
     if n_min is None:
