@@ -13,6 +13,7 @@ from ablations.cells import Cell
 from ablations.jobs import Context, Job, plan_jobs, sample_file, selected_iterations
 from ablations.manifest import load_manifest
 from ablations.plan import job_state
+from ablations.published import published_hyperparameters
 from ablations.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
@@ -30,14 +31,6 @@ from ablations.results import (
 from ablations.stages import Stage, StageStore
 from scorekit.machine import cpu_name
 from scorekit.metrics import distance_label, metric_label
-from scorekit.presets import TABLE_4
-from scorekit.techniques import (
-    geometric_sigmas,
-    ladder_ratio,
-    langevin_step_size,
-    n_noise_scales,
-    noise_scale_ratio,
-)
 
 _WEIGHTS = {"raw": "raw", "ema": "EMA"}
 
@@ -361,42 +354,3 @@ def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, d
         part("interval", value="distance", std="standard_error", low="low", high="high"),
     )
     yield "infinite n", distance, part("extrapolation", value="intercept", std="standard_error")
-
-
-def published_hyperparameters() -> Iterator[dict[str, Any]]:
-    """Yield Table 4 as published and, for NCSNv2, what Techniques 2 and 4 give from its sigma_1.
-
-    The computed rows use C = 0.5, the paper's recommendation; Table 4's L follow from C = 0.5668.
-    """
-    for row in TABLE_4:
-        dim = 3 * row.image_size**2
-        shared = {"dataset": f"{row.dataset} {row.image_size}²", "variant": row.model}
-        yield shared | {
-            "source": "paper (Table 4)",
-            "sigma_1": row.sigma_begin,
-            "L": row.n_levels,
-            "T": row.n_steps_each,
-            "epsilon": row.epsilon,
-            "batch_size": row.batch_size,
-            "iterations": row.iterations,
-            "learning_rate": 1e-4 if row.model == "NCSNv2" else 1e-3,
-            "ema_momentum": 0.999 if row.model == "NCSNv2" else float("nan"),
-            "note": row.note,
-        }
-        if row.model == "NCSN":
-            continue
-        n_levels = n_noise_scales(row.sigma_begin, row.sigma_end, noise_scale_ratio(dim))
-        gamma = ladder_ratio(geometric_sigmas(row.sigma_begin, row.sigma_end, n_levels))
-        published_gamma = ladder_ratio(
-            geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels)
-        )
-        epsilon = langevin_step_size(published_gamma, row.sigma_end, row.n_steps_each)
-        yield shared | {
-            "source": "computed, C=0.5",
-            "sigma_1": row.sigma_begin,
-            "L": n_levels,
-            "T": row.n_steps_each,
-            "epsilon": langevin_step_size(gamma, row.sigma_end, row.n_steps_each),
-            "note": f"with the published L, Technique 4 gives epsilon = {epsilon:.3g}; "
-            "C = 0.5668 gives the published L",
-        }

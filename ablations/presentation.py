@@ -36,13 +36,18 @@ def variant_order(variants: Iterable[str]) -> list[str]:
     order = list(_VARIANTS)
 
     def key(variant: str) -> tuple[float, bool, list[tuple[int, str]]]:
-        base, _, row = variant.partition(", ")
+        base = base_variant(variant)
         place = float(order.index(base)) if base in _VARIANTS else len(order) - 1.5
         # Numbers in the row's name as numbers: 25×1 comes before 100×1.
         parts = re.findall(r"\d+|\D+", variant)
-        return place, bool(row), [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
+        return place, base != variant, [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
 
     return sorted(set(variants), key=key)
+
+
+def base_variant(label: str) -> str:
+    """The variant of a row that is sampled or trained in its own way: NCSNv2 of "NCSNv2, 25×1"."""
+    return label.partition(", ")[0]
 
 
 def variant_colour(variant: str) -> str:

@@ -96,6 +96,34 @@ class ProgressReporter:
             print(line, flush=True)
 
 
+class FractionReporter:
+    """The same for one piece of work in this process, told its fraction as it goes."""
+
+    def __init__(self) -> None:
+        self._terminal = sys.stderr.isatty()
+        self._bar = tqdm(
+            total=100.0,
+            disable=not self._terminal,
+            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
+        )
+        self._began = self._last_line = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def __call__(self, fraction: float, text: str) -> None:
+        """Show the fraction done, in [0, 1], and what is being done."""
+        if self._terminal:
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(100 * fraction - self._bar.n)
+        elif (now := time.monotonic()) - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            print(f"[{now - self._began:5.0f} s] {100 * fraction:.0f} %; {text}", flush=True)
+
+
 def make_reporter(jobs: Sequence[Job], context: Context) -> ProgressReporter:
     """Return a reporter that suits standard error: a bar on a terminal, lines elsewhere."""
     return ProgressReporter(jobs, context, terminal=sys.stderr.isatty())

@@ -9,6 +9,7 @@ from matplotlib.ticker import FuncFormatter
 
 from ablations.pictures import FAINT, Picture, dress, new_panels, shared_legend, spans_decades
 from ablations.presentation import (
+    base_variant,
     conditions,
     dataset_order,
     for_figure,
@@ -103,7 +104,7 @@ def _line_to_infinity(axes: Axes, curve: pd.DataFrame, variant: str, label: str)
 def _steps_line(axes: Axes, curve: pd.DataFrame, source: str, *, consistent: bool) -> None:
     curve = curve.sort_values("score_evaluations")
     x, y = (curve[c].to_numpy(float) for c in ("score_evaluations", "distance_mean"))
-    base = str(curve["variant"].iloc[0]).partition(", ")[0]
+    base = base_variant(str(curve["variant"].iloc[0]))
     how = "consistent" if consistent else "annealed Langevin"
     axes.plot(
         x,

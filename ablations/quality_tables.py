@@ -9,6 +9,7 @@ import pandas as pd
 
 from ablations import quoted
 from ablations.presentation import (
+    base_variant,
     conditions,
     dataset_order,
     distance_text,
@@ -90,7 +91,7 @@ def steps_table(results: Results) -> Table | None:
     checkpoints stand beside, marked, on the data set that they are of.
     """
     final = results.distances[results.distances["purpose"] == "final"]
-    final = final[[_base(variant) in _several(results) for variant in final["variant"]]]
+    final = final[[base_variant(variant) in _several(results) for variant in final["variant"]]]
     if final.empty:
         return None
     spent = results.timings.dropna(subset=["score_evaluations_per_sample"])
@@ -159,14 +160,10 @@ def steps_table(results: Results) -> Table | None:
     )
 
 
-def _base(variant: str) -> str:
-    return variant.partition(", ")[0]
-
-
 def _several(results: Results) -> set[str]:
     """Variants that the grid samples in more than one way."""
     labels = set(results.cells["variant"])
-    bases = [_base(label) for label in labels]
+    bases = [base_variant(label) for label in labels]
     return {base for base in bases if bases.count(base) > 1}
 
 

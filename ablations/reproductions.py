@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
-from tqdm import tqdm
-
 from ablations.artefacts import Artefact
 from ablations.cells import DataFacts
-from ablations.collect import collect, published_hyperparameters
+from ablations.collect import collect
 from ablations.colour_shift import shift_curves, shift_strips, shift_table
 from ablations.conditioning_figure import conditioning_figure
 from ablations.generalisation import interpolation_artefacts, neighbour_artefacts
@@ -32,11 +28,11 @@ from ablations.paper_figures import (
     sheet_artefacts,
 )
 from ablations.paper_tables import table_1, table_4, table_6
+from ablations.progress import FractionReporter
+from ablations.published import published_hyperparameters
 from ablations.quality_figures import distance_against_n, steps_curve
 from ablations.quality_tables import quality_table, steps_table
 from ablations.results import HYPERPARAMETER_COLUMNS, Results, empty_results, make_frame
-
-_LINE_EVERY_S = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +80,7 @@ def _mixtures(run: Run) -> list[Artefact]:
     assert run.context is not None
     artefacts = []
     for facts in run.facts:
-        with _Progress() as progress:
+        with FractionReporter() as progress:
             mixture = sample_mixture(
                 facts,
                 run.context.dataset(facts),
@@ -273,30 +269,3 @@ ITEMS = (
         make=_steps,
     ),
 )
-
-
-class _Progress:
-    """A bar on a terminal, and elsewhere a line now and then."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-        self._bar = tqdm(
-            total=100.0,
-            disable=not self._terminal,
-            bar_format="{percentage:3.0f}%|{bar}| {elapsed}<{remaining} {postfix}",
-        )
-        self._began = self._last_line = time.monotonic()
-
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.close()
-
-    def __call__(self, fraction: float, text: str) -> None:
-        if self._terminal:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(100 * fraction - self._bar.n)
-        elif (now := time.monotonic()) - self._last_line >= _LINE_EVERY_S:
-            self._last_line = now
-            print(f"[{now - self._began:5.0f} s] {100 * fraction:.0f} %; {text}", flush=True)

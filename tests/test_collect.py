@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ablations.collect import collect, published_hyperparameters
+from ablations.collect import collect
 from ablations.report import main
 
 
@@ -83,13 +83,3 @@ def test_a_folder_without_a_grid_is_one_clear_line(tmp_path, capsys):
         collect(tmp_path)
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
-
-
-def test_the_hyperparameter_table_shows_ours_the_papers_and_why_they_differ():
-    rows = list(published_hyperparameters())
-    paper = [row for row in rows if row["source"] == "paper (Table 4)"]
-    computed = [row for row in rows if row["source"].startswith("computed")]
-    assert len(paper) == 9
-    assert [row["L"] for row in computed] == [219, 472, 745, 1026, 2182]
-    notes = {row["dataset"].split()[0]: row["note"] for row in paper if row["note"]}
-    assert set(notes) == {"church_outdoor", "ffhq"}

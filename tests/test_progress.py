@@ -1,8 +1,9 @@
 import time
 
+from ablations import progress
 from ablations.jobs import Context, plan_jobs, progress_path
 from ablations.manifest import load_manifest
-from ablations.progress import ProgressReporter
+from ablations.progress import FractionReporter, ProgressReporter
 from scorekit.files import write_json
 
 
@@ -28,3 +29,13 @@ def test_lines_say_what_starts_ends_and_fails(finished, tmp_path, capsys):
         "FAILED",
     ]
     assert lines[-1].endswith("no luck")
+
+
+def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
+    clock = iter([0.0, 1.0, 45.0, 46.0, 80.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    with FractionReporter() as report:
+        for fraction in (0.1, 0.5, 0.6, 0.9):
+            report(fraction, "steps")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["[   45 s] 50 %; steps", "[   80 s] 90 %; steps"]
