@@ -21,6 +21,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scorekit.files import CorruptFile, fsync_directory, read_json, write_json
+from scorekit.machine import usable_cores
 from scorekit.store import (
     FORMAT_VERSION,
     SPLITS,
@@ -34,20 +35,13 @@ from scorekit.store import (
 
 log = logging.getLogger("scorekit")
 
-__all__ = ["available_cores", "make_store"]
+__all__ = ["make_store"]
 
 SAVE_EVERY_S = 5.0
 CHUNK_IMAGES = 64  # one task of a thread; fewer where they hold more than
 CHUNK_HELD_BYTES = 2**22
 
 Chunk = list[tuple[str, int, np.ndarray | Encoded]]
-
-
-def available_cores() -> int:
-    """Return the number of cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def make_store(
@@ -66,7 +60,7 @@ def make_store(
         partial = store.with_name(f"{store.name}.partial")
         if not _is_finished(partial):
             preparation = _Preparation.of(source, source.build(), partial)
-            preparation.run(workers or available_cores(), skip_corrupt)
+            preparation.run(workers or usable_cores(), skip_corrupt)
         os.rename(partial, store)
         fsync_directory(store.parent)
 
