@@ -1,6 +1,5 @@
 """Drawing samples: trajectories in batches that survive a kill, and what lies between samples."""
 
-import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,16 +11,14 @@ import torch
 from ablations.cells import Cell
 from ablations.jobs import Context, Job, sample_file
 from ablations.stages import Stage
-from scorekit.checkpoints import load_tensors, save_tensors
+from scorekit.checkpoints import find_tensors, load_tensors, save_tensors
 from scorekit.compilation import autocast, compile_seconds, precision_context
 from scorekit.data import to_uint8
-from scorekit.files import CorruptFile, save_array, set_aside
+from scorekit.files import save_array
 from scorekit.machine import conditions
 from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin, interpolation_angles
 from scorekit.training import build_network, snapshot_path
-
-_log = logging.getLogger("scorekit")
 
 Report = Callable[[float, str], None]
 
@@ -119,7 +116,7 @@ class Drawing:
                 text = f"snapshot {settings['iteration']}, samples {first}-{last} of {n}"
                 self.report((before + share) / job.n_sampled, text)
 
-            batch = _read_chunk(chunk)
+            batch = find_tensors(chunk)
             if batch is None:
                 began, compiled_before = time.monotonic(), compile_seconds()
                 precision = settings["precision"]
@@ -179,13 +176,3 @@ class Drawing:
             )
         self._network.load_state_dict(load_tensors(snapshot)[cell.variant.weights])
         return self._sampler
-
-
-def _read_chunk(path: Path) -> dict[str, Any] | None:
-    try:
-        return load_tensors(path)
-    except FileNotFoundError:
-        return None
-    except CorruptFile as error:
-        _log.warning("%s; set aside as %s", error, set_aside(path).name)
-        return None

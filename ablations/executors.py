@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 import submitit
 
-from ablations.jobs import Context, Job, failure_path, job_is_done
+from ablations.failures import read_failure
+from ablations.jobs import Context, Job, job_is_done
 from ablations.work import run_job
-from scorekit.files import CorruptFile, read_json
 
 _log = logging.getLogger("scorekit")
 _POLL_S = 0.5
@@ -156,7 +156,7 @@ def _settle(
         outcome.done.add(job.name)
         reporter.finished(job)
         return
-    failure = read_failure(job, context)
+    failure = read_failure(context.out, job.name)
     if failure is None:
         log = submitted.paths.stdout
         message = f"its process died without a word; log: {os.path.relpath(log)}"
@@ -164,14 +164,3 @@ def _settle(
         message = failure["message"]
     outcome.failed[job.name] = message
     reporter.failed(job, message)
-
-
-def read_failure(job: Job, context: Context) -> dict[str, Any] | None:
-    """Return the record that a failed job left, or None."""
-    try:
-        record = read_json(failure_path(context.out, job.name))
-    except FileNotFoundError:
-        return None
-    except CorruptFile as error:
-        return {"kind": "failed", "message": str(error)}
-    return record

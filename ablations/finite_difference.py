@@ -11,7 +11,6 @@ import argparse
 import dataclasses
 import os
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -20,6 +19,7 @@ from typing import Any
 
 import torch
 
+from ablations.failures import failure_path, record_failure
 from ablations.finite_difference_cost import cost
 from ablations.finite_difference_epsilon import dkef, gradient_error
 from ablations.finite_difference_plan import (
@@ -37,12 +37,10 @@ from ablations.finite_difference_plan import (
 )
 from ablations.finite_difference_results import trial_state
 from ablations.finite_difference_training import deep_energy, loss_over_time, toy
-from ablations.jobs import failure_path
 from ablations.lock import launcher_lock
 from ablations.settings import parse_overrides
 from ablations.stages import StageStore
 from scorekit.compilation import precision_context
-from scorekit.files import write_json
 from scorekit.machine import conditions, usable_cores
 
 #: There while results are newer than the report.
@@ -205,7 +203,7 @@ def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
         except Exception as error:
             # Whatever it is, it is put on record, and the other trials do not depend on it.
             failed.append(trial.name)
-            _record_failure(trial, out, error)
+            record_failure(out, trial.job_name, error)
             say(f"FAILED: {error}")
         else:
             say("done")
@@ -258,17 +256,3 @@ def _execution(
         return result, files
 
     return execute
-
-
-def _record_failure(trial: Trial, out: Path, error: Exception) -> None:
-    path = failure_path(out, trial.job_name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
-        path,
-        {
-            "kind": "diverged" if isinstance(error, FloatingPointError) else "failed",
-            "message": str(error) or type(error).__name__,
-            "traceback": traceback.format_exc(),
-            "when": time.time(),
-        },
-    )

@@ -9,8 +9,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ablations.manifest import read_versioned
 from ablations.stages import RESULTS_VERSION, Stage
-from scorekit.files import CorruptFile, read_json, sha256_file, write_json
+from scorekit.files import sha256_file, write_json
 from scorekit.tabular import TABLES, load_table
 
 FINITE_DIFFERENCE = "finite-difference"
@@ -323,28 +324,17 @@ def load_plan(out: Path) -> FiniteDifferencePlan | None:
 
     Raises ValueError for one of an incompatible version, or a damaged one.
     """
-    path = out / PLAN_FILE
-    try:
-        record = read_json(path)
-        versions = [record["format"], record["results_version"]]
-        if versions != [_FORMAT, RESULTS_VERSION]:
-            raise ValueError(
-                f"{out} was written by an incompatible version (format, results) = {versions}; "
-                f"this one has {[_FORMAT, RESULTS_VERSION]}; choose another --out"
-            )
-        return FiniteDifferencePlan(
+    return read_versioned(
+        out / PLAN_FILE,
+        _FORMAT,
+        lambda record: FiniteDifferencePlan(
             budget=record["budget"],
             overrides=record["overrides"],
             data_root=record["data_root"],
             trials=[Trial(**trial) for trial in record["trials"]],
             skipped=record["skipped"],
-        )
-    except FileNotFoundError:
-        return None
-    except (CorruptFile, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}); remove it, and the same command writes it again"
-        ) from error
+        ),
+    )
 
 
 def save_plan(plan: FiniteDifferencePlan, out: Path) -> bool:

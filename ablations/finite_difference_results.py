@@ -11,10 +11,9 @@ from typing import Any
 
 from scipy import stats
 
+from ablations.failures import read_failure
 from ablations.finite_difference_plan import FiniteDifferencePlan, Trial, load_plan
-from ablations.jobs import failure_path
 from ablations.stages import StageStore
-from scorekit.files import CorruptFile, read_json
 
 CONFIDENCE = 0.95
 
@@ -61,11 +60,8 @@ def trial_state(trial: Trial, out: Path, store: StageStore) -> tuple[str, str]:
     """Return (done | failed | diverged | planned, message) of a trial, from its files."""
     if store.result(trial.stage) is not None:
         return "done", ""
-    try:
-        failure = read_json(failure_path(out, trial.job_name))
-    except (FileNotFoundError, CorruptFile):
-        return "planned", ""
-    return str(failure["kind"]), str(failure["message"])
+    failure = read_failure(out, trial.job_name)
+    return ("planned", "") if failure is None else (failure["kind"], failure["message"])
 
 
 def collect_trials(out: Path) -> TrialResults:

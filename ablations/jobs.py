@@ -174,11 +174,6 @@ def progress_path(out: Path, job_name: str) -> Path:
     return out / "jobs" / f"{job_name}.progress.json"
 
 
-def failure_path(out: Path, job_name: str) -> Path:
-    """Return the file that a failed job leaves: kind "failed" or "diverged", message, traceback."""
-    return out / "jobs" / f"{job_name}.failure.json"
-
-
 def job_is_done(job: Job, context: Context) -> bool:
     """Return whether all of a job's results are there and intact."""
     store = context.store

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from ablations.cells import Cell
-from ablations.executors import Outcome, local_slots, read_failure, run_inline, run_submitted
+from ablations.executors import Outcome, local_slots, run_inline, run_submitted
+from ablations.failures import failure_path, read_failure
 from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.jobs import (
     Context,
     Job,
-    failure_path,
     job_is_done,
     more_jobs,
     plan_jobs,
@@ -232,7 +232,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     outcome = Outcome()
     todo = []
     for job in plan.jobs:
-        failure = read_failure(job, context)
+        failure = read_failure(context.out, job.name)
         if job_is_done(job, context):
             outcome.done.add(job.name)
         elif failure is not None and not retry_failed:

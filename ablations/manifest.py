@@ -1,13 +1,15 @@
 """``OUT/grid.json``: which cells an output folder holds, with every setting resolved."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ablations.cells import Cell, cell_from_json
 from ablations.stages import RESULTS_VERSION
 from scorekit.files import CorruptFile, read_json, write_json
 
+_T = TypeVar("_T")
 _FORMAT = 1
 _AND = " + "  # between the names of grids that share a folder
 
@@ -52,7 +54,25 @@ def load_manifest(out: Path) -> Manifest | None:
 
     Raises ValueError for a folder written by an incompatible version, or a damaged manifest.
     """
-    path = out / "grid.json"
+    return read_versioned(
+        out / "grid.json",
+        _FORMAT,
+        lambda record: Manifest(
+            grid=record["grid"],
+            budget=record["budget"],
+            overrides=record["overrides"],
+            data_root=record["data_root"],
+            cells=[cell_from_json(cell) for cell in record["cells"]],
+        ),
+    )
+
+
+def read_versioned(path: Path, format: int, build: Callable[[dict[str, Any]], _T]) -> _T | None:
+    """Return what ``build`` makes of a file's record, or None where there is no file.
+
+    Raises ValueError for one of another format or version of results, or a damaged one, on which
+    ``build`` raises KeyError, TypeError or ValueError.
+    """
     try:
         record = read_json(path)
     except FileNotFoundError:
@@ -62,19 +82,13 @@ def load_manifest(out: Path) -> Manifest | None:
     if not isinstance(record, dict):
         record = {}
     versions = [record.get("format"), record.get("results_version")]
-    if versions != [_FORMAT, RESULTS_VERSION]:
+    if versions != [format, RESULTS_VERSION]:
         raise ValueError(
-            f"{out} was written by an incompatible version (format, results) = {versions}; this "
-            f"one has {[_FORMAT, RESULTS_VERSION]}; choose another --out"
+            f"{path.parent} was written by an incompatible version (format, results) = "
+            f"{versions}; this one has {[format, RESULTS_VERSION]}; choose another --out"
         )
     try:
-        return Manifest(
-            grid=record["grid"],
-            budget=record["budget"],
-            overrides=record["overrides"],
-            data_root=record["data_root"],
-            cells=[cell_from_json(cell) for cell in record["cells"]],
-        )
+        return build(record)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it, and the same command writes it again"

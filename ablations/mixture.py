@@ -6,7 +6,6 @@ lack in diversity is not the fault of training (Song & Ermon 2020, Sec. 3.1 and 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,8 +20,8 @@ from ablations import quoted
 from ablations.cells import DataFacts
 from ablations.stages import Stage, StageStore
 from kernels.mixture_score import mixture_score
-from scorekit.checkpoints import load_tensors, save_tensors
-from scorekit.files import CorruptFile, atomic_write, set_aside
+from scorekit.checkpoints import find_tensors, save_tensors
+from scorekit.files import save_array
 from scorekit.presets import published
 from scorekit.samplers import AnnealedLangevin
 from scorekit.store import Dataset
@@ -33,8 +32,6 @@ from scorekit.techniques import (
     n_noise_scales,
     noise_scale_ratio,
 )
-
-_log = logging.getLogger("scorekit")
 
 N_SAMPLES = 100
 #: The paper's test set; larger ones are drawn from.
@@ -230,7 +227,7 @@ def _sample(
     )
     index = torch.arange(N_SAMPLES, device=device)
     checkpoint = directory / "trajectory.pt"
-    began_at = _read(checkpoint)
+    began_at = find_tensors(checkpoint)
     x = sampler.initial(index, tuple(components.shape[1:]))
     state = sampler.start(x if began_at is None else began_at["x"].to(device), index)
     first = 0 if began_at is None else int(began_at["step"])
@@ -248,16 +245,5 @@ def _sample(
                 save_tensors(checkpoint, here)
             report((step + 1) / n_steps)
     samples = state.x.cpu()
-    path = directory / "samples.npy"
-    atomic_write(path, lambda file: np.save(file, samples.numpy()))
+    path = save_array(directory / "samples.npy", samples.numpy())
     return {"sampling_s": spent_before + time.monotonic() - began}, [path]
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        return load_tensors(path)
-    except FileNotFoundError:
-        return None
-    except CorruptFile as error:
-        _log.warning("%s; set aside as %s", error, set_aside(path).name)
-        return None

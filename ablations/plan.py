@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 
 from ablations.cells import Cell
-from ablations.executors import read_failure
+from ablations.failures import read_failure
 from ablations.jobs import Context, Job, cell_parameters, job_is_done, progress_path
 from ablations.settings import Budget
 from ablations.stages import Stage
@@ -131,7 +131,7 @@ def job_state(job: Job, context: Context) -> tuple[str, str]:
     """Return (done | failed | diverged | running | planned, detail) of a job, from its files."""
     if job_is_done(job, context):
         return "done", ""
-    if (failure := read_failure(job, context)) is not None:
+    if (failure := read_failure(context.out, job.name)) is not None:
         return str(failure["kind"]), str(failure["message"])
     if (progress := read_progress(job, context)) is not None:
         age = time.time() - progress["updated"]

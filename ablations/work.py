@@ -1,7 +1,6 @@
 """How a job runs its stages, and how it tells of its progress and its failure."""
 
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,12 @@ import torch
 from ablations.cells import Cell
 from ablations.drawing import Drawing
 from ablations.dumps import dump_samples
-from ablations.jobs import Context, Job, failure_path, progress_path, selected_iterations
+from ablations.failures import failure_path, record_failure
+from ablations.jobs import Context, Job, progress_path, selected_iterations
 from ablations.measuring import Measuring
 from scorekit.files import atomic_write, write_json
 from scorekit.machine import conditions
-from scorekit.training import Diverged, Trainer, snapshot_path
+from scorekit.training import Trainer, snapshot_path
 
 
 class Progress:
@@ -39,22 +39,12 @@ class Progress:
 def run_job(job: Job, context: Context, on_update: Callable[[], None] = lambda: None) -> None:
     """Run a job's stages; a failure is recorded beside the job's progress, then raised."""
     torch.set_num_threads(context.threads)
-    failure = failure_path(context.out, job.name)
-    failure.unlink(missing_ok=True)
+    failure_path(context.out, job.name).unlink(missing_ok=True)
     progress = Progress(progress_path(context.out, job.name), on_update)
     try:
         _Worker(context, progress).run(job)
     except Exception as error:
-        failure.parent.mkdir(parents=True, exist_ok=True)
-        write_json(
-            failure,
-            {
-                "kind": "diverged" if isinstance(error, Diverged) else "failed",
-                "message": str(error) or type(error).__name__,
-                "traceback": traceback.format_exc(),
-                "when": time.time(),
-            },
-        )
+        record_failure(context.out, job.name, error)
         raise
 
 

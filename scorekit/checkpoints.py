@@ -45,6 +45,20 @@ def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     return torch.load(io.BytesIO(body), map_location=map_location, weights_only=True)
 
 
+def find_tensors(path: Path) -> dict[str, Any] | None:
+    """Return what :func:`load_tensors` does, or None where there is no file or it is damaged.
+
+    A damaged one is named in the log and set aside.
+    """
+    try:
+        return load_tensors(path)
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        _log.warning("%s; set aside as %s", error, set_aside(path).name)
+        return None
+
+
 def numbered_files(directory: Path, prefix: str) -> list[tuple[int, Path]]:
     """Return (iteration, path) of each ``<prefix>-<iteration>.pt`` in a directory, in order."""
     found = []

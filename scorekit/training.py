@@ -24,7 +24,7 @@ from kernels.philox import (
     philox_normal,
     philox_uniform,
 )
-from scorekit.checkpoints import CheckpointStore, load_tensors, save_tensors
+from scorekit.checkpoints import CheckpointStore, find_tensors, load_tensors, save_tensors
 from scorekit.compilation import (
     PRECISIONS,
     Precision,
@@ -35,7 +35,6 @@ from scorekit.compilation import (
 )
 from scorekit.data import Dataset
 from scorekit.ema import check_momentum, ema_update
-from scorekit.files import CorruptFile, set_aside
 from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
 from scorekit.objectives import augment, keyed_dsm_loss
 from scorekit.projections import ProjectionKind, check_projection_kind, projections
@@ -364,13 +363,7 @@ class Trainer:
     def _first_missing_snapshot(self) -> int | None:
         """Return the first iteration whose snapshot is absent or damaged, which is set aside."""
         for iteration in self.settings.snapshot_iterations:
-            path = snapshot_path(self.directory, iteration)
-            try:
-                load_tensors(path)
-            except FileNotFoundError:
-                return iteration
-            except CorruptFile as error:
-                _log.warning("%s; set aside as %s", error, set_aside(path).name)
+            if find_tensors(snapshot_path(self.directory, iteration)) is None:
                 return iteration
         return None
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scorekit.checkpoints import CheckpointStore, load_tensors, save_tensors
+from scorekit.checkpoints import CheckpointStore, find_tensors, load_tensors, save_tensors
 from scorekit.files import CorruptFile
 
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
@@ -175,3 +175,16 @@ def test_other_files_in_the_directory_are_left_alone(tmp_path):
         store.save(iteration, content(iteration), is_best=True)
     assert all((tmp_path / name).read_text() == "mine" for name in strangers)
     assert store.load_last()["iteration"] == 3
+
+
+def test_a_damaged_file_is_as_none_and_set_aside(tmp_path, caplog):
+    path = tmp_path / "chunk.pt"
+    assert find_tensors(path) is None
+    save_tensors(path, {"x": torch.arange(3)})
+    found = find_tensors(path)
+    assert found is not None
+    assert found["x"].tolist() == [0, 1, 2]
+    path.write_bytes(path.read_bytes()[:-1])
+    assert find_tensors(path) is None
+    assert not path.exists()
+    assert "chunk.pt.corrupt-" in caplog.text

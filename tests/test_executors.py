@@ -3,7 +3,8 @@ import json
 
 import pytest
 
-from ablations.executors import Outcome, critical_path, local_slots, read_failure, run_inline
+from ablations.executors import Outcome, critical_path, local_slots, run_inline
+from ablations.failures import read_failure
 from ablations.jobs import Context, plan_jobs
 from ablations.manifest import load_manifest
 
@@ -65,7 +66,7 @@ def test_a_failed_job_blocks_what_needs_it_and_nothing_else(jobs, finished, tmp_
     assert set(outcome.failed) == {broken.name} | blocked
     assert outcome.done == {job.name for job in jobs} - set(outcome.failed)
     assert all("which failed" in outcome.failed[name] for name in blocked)
-    record = read_failure(broken, context(tmp_path, data_root))
+    record = read_failure(tmp_path, broken.name)
     assert record["kind"] == "failed"
     assert "absent" in record["message"]
     assert "Traceback" in record["traceback"]
@@ -80,7 +81,7 @@ def test_a_jobs_success_removes_its_failure(jobs, finished, tmp_path):
     outcome = Outcome()
     run_inline([job], where, Recorder(), outcome)
     assert outcome.done == {job.name}
-    assert read_failure(job, where) is None
+    assert read_failure(where.out, job.name) is None
 
 
 def test_local_slots_share_out_gpus_and_never_time_out_in_minutes():

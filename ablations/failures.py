@@ -1,0 +1,39 @@
+"""What a job that failed leaves behind: one file that says how, and why."""
+
+import time
+import traceback
+from pathlib import Path
+from typing import Any
+
+from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.training import Diverged
+
+
+def failure_path(out: Path, job_name: str) -> Path:
+    """Return the file that a failed job leaves: kind "failed" or "diverged", message, traceback."""
+    return out / "jobs" / f"{job_name}.failure.json"
+
+
+def record_failure(out: Path, job_name: str, error: Exception) -> None:
+    """Write the file for the error that is being handled."""
+    path = failure_path(out, job_name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(
+        path,
+        {
+            "kind": "diverged" if isinstance(error, Diverged | FloatingPointError) else "failed",
+            "message": str(error) or type(error).__name__,
+            "traceback": traceback.format_exc(),
+            "when": time.time(),
+        },
+    )
+
+
+def read_failure(out: Path, job_name: str) -> dict[str, Any] | None:
+    """Return the record that a failed job left, or None."""
+    try:
+        return read_json(failure_path(out, job_name))
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        return {"kind": "failed", "message": str(error)}

@@ -1,0 +1,37 @@
+import pytest
+
+from ablations.failures import failure_path, read_failure, record_failure
+from scorekit.training import Diverged
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (ValueError("no such layer"), "failed", "no such layer"),
+        (MemoryError(), "failed", "MemoryError"),
+        (Diverged(7, "the loss is nan", 5), "diverged", "the loss is nan at iteration 7"),
+        (FloatingPointError("loss is inf"), "diverged", "loss is inf"),
+    ],
+)
+def test_a_failure_is_read_back_with_its_reason(tmp_path, error, kind, message):
+    assert read_failure(tmp_path, "train-1") is None
+    try:
+        raise error
+    except Exception as caught:
+        record_failure(tmp_path, "train-1", caught)
+    record = read_failure(tmp_path, "train-1")
+    assert record is not None
+    assert record["kind"] == kind
+    assert message in record["message"]
+    assert type(error).__name__ in record["traceback"]
+    assert read_failure(tmp_path, "train-2") is None
+
+
+def test_a_damaged_record_is_a_failure_that_says_so(tmp_path):
+    path = failure_path(tmp_path, "train-1")
+    path.parent.mkdir()
+    path.write_text("{")
+    record = read_failure(tmp_path, "train-1")
+    assert record is not None
+    assert record["kind"] == "failed"
+    assert path.name in record["message"]
