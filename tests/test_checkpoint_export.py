@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tiny_training import SETTINGS
 
 from scorekit.checkpoint_export import INDEX, export_checkpoint, import_checkpoint, main
 from scorekit.checkpoints import CheckpointStore, load_tensors
@@ -21,19 +22,6 @@ from scorekit.training import Trainer, TrainSettings, snapshot_path
 
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
 SHARD = 2**15
-SETTINGS = TrainSettings(
-    architecture="32-64",
-    width=4,
-    conditional=False,
-    sigma_begin=5,
-    sigma_end=0.05,
-    n_levels=8,
-    iterations=24,
-    batch_size=8,
-    learning_rate=1e-3,
-    snapshot_interval=6,
-    test_interval=4,
-)
 HALF = replace(SETTINGS, iterations=12)  # the same run, stopped after its second snapshot
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_training import SETTINGS
 
 from kernels.philox import Stream, philox_integers, philox_key, philox_normal
 from kernels.precision import float32_precision
@@ -25,21 +26,7 @@ from scorekit.files import CorruptFile
 from scorekit.objectives import augment
 from scorekit.projections import projections
 from scorekit.score_matching import annealed_score_matching_loss
-from scorekit.training import Diverged, Trainer, TrainSettings, load_snapshot, snapshot_path
-
-SETTINGS = TrainSettings(
-    architecture="32-64",
-    width=4,
-    conditional=False,
-    sigma_begin=5,
-    sigma_end=0.05,
-    n_levels=8,
-    iterations=24,
-    batch_size=8,
-    learning_rate=1e-3,
-    snapshot_interval=6,
-    test_interval=4,
-)
+from scorekit.training import Diverged, Trainer, load_snapshot, snapshot_path
 
 
 @pytest.fixture(scope="module")
