@@ -55,15 +55,22 @@ def distance_against_n(results: Results, *, denoise: bool) -> Picture:
     )
 
 
-def steps_curve(results: Results, table: Table) -> Picture:
-    """Distance over score evaluations, from :func:`ablations.quality_tables.steps_table`."""
+def steps_curve(results: Results, table: Table) -> Picture | None:
+    """Distance over score evaluations, from :func:`ablations.quality_tables.steps_table`.
+
+    None where no sampler of the table stands at more than one number of evaluations.
+    """
     raw = table.raw[table.raw["denoise"].astype(bool)]
+    raw = raw.assign(consistent=raw["variant"].str.contains("consistent"))
+    spent = raw.groupby(["dataset", "source", "consistent"])["score_evaluations"].nunique()
+    if not (spent > 1).any():
+        return None
     datasets = [name for name in dataset_order(results) if name in set(raw["dataset"])]
     figure, panels = new_panels(results, datasets, "distance against score evaluations")
     for dataset, axes in zip(datasets, panels, strict=False):
         data = raw[raw["dataset"] == dataset]
         for source, rows in data.groupby("source"):
-            for sampler, curve in rows.groupby(rows["variant"].str.contains("consistent")):
+            for sampler, curve in rows.groupby("consistent"):
                 _steps_line(axes, curve, str(source), consistent=bool(sampler))
         dress(axes, _labels(data), logarithmic=True, empty=data.empty)
         axes.set_xscale("log")

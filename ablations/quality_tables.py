@@ -145,13 +145,14 @@ def steps_table(results: Results) -> Table | None:
         },
         dtype="str",
     )
+    published = f"Rows that are not this run's are quoted: {quoted.STEPS_SOURCE}. "
     return Table(
         name="steps",
         title="Distance against score evaluations",
         caption=(
             "The same trained network sampled with L noise scales of T steps each (L×T), or by "
-            "consistent annealed sampling. The step size of each is Technique 4's. Rows that are "
-            f"not this run's are quoted: {quoted.STEPS_SOURCE}. {conditions(results)}"
+            "consistent annealed sampling. The step size of each is Technique 4's. "
+            f"{published if 'paper' in set(raw['kind']) else ''}{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
         display=display,

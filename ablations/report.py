@@ -32,7 +32,8 @@ def sections(results: Results) -> list[Section]:
     """What the page holds, in its order: a new table or figure is a line here."""
     both = (True, False)
     steps = steps_table(results)
-    everything, results = results, results.ablation
+    curve = None if steps is None else steps_curve(results, steps)
+    results = results.ablation
     return [
         Section(
             id="ablation",
@@ -57,7 +58,7 @@ def sections(results: Results) -> list[Section]:
         Section(
             id="steps",
             title="Ways of sampling",
-            blocks=[] if steps is None else [steps, steps_curve(everything, steps)],
+            blocks=[block for block in (steps, curve) if block is not None],
         ),
         Section(
             id="curves",

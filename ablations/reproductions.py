@@ -121,7 +121,8 @@ def _steps(run: Run) -> list[Artefact]:
     table = steps_table(run.results)
     if table is None:
         raise ValueError(f"{run.out}: no variant has been sampled in two ways yet")
-    return [Artefact(shown=table), Artefact(shown=steps_curve(run.results, table))]
+    curve = steps_curve(run.results, table)
+    return [Artefact(shown=shown) for shown in (table, curve) if shown is not None]
 
 
 def _qualities(run: Run) -> list[Artefact]:

@@ -50,3 +50,11 @@ def test_the_same_network_sampled_in_several_ways_is_one_curve(tmp_path):
     assert ours.get_ydata().tolist() == [46, 17, 12]
     (published,) = lines(axes, "NCSNv2, annealed Langevin, published")
     assert published.get_ydata().tolist() == [46.8, 17.2, 16.0, 12.8, 12.5]
+
+
+def test_one_point_for_each_way_of_sampling_is_no_curve(tmp_path):
+    results = replace(fake_results.complete(tmp_path), **fake_results.stepped("digits"))
+    table = steps_table(results)
+    assert steps_curve(results, table) is not None
+    one = replace(table, raw=table.raw[table.raw["variant"] == "NCSNv2, 25×1"])
+    assert steps_curve(results, one) is None

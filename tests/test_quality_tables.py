@@ -51,6 +51,7 @@ def test_distance_against_score_evaluations(tmp_path):
     assert table.raw["variant"].tolist() == ["NCSNv2", "NCSNv2, 25×1", "NCSNv2, 100×1"]
     assert table.raw["score_evaluations"].tolist() == [1161, 26, 101]
     assert set(table.kinds) == {"ours"}
+    assert "quoted" not in table.caption
 
 
 def test_published_figures_stand_beside_on_their_own_data_set_only(tmp_path):
@@ -58,7 +59,9 @@ def test_published_figures_stand_beside_on_their_own_data_set_only(tmp_path):
     results = replace(
         fake_results.complete(tmp_path), run=run, **fake_results.stepped("cifar10-jpeg")
     )
-    raw = steps_table(results).raw
+    table = steps_table(results)
+    assert "the authors' checkpoints" in table.caption
+    raw = table.raw
     published = raw[raw["source"] == "published"]
     assert published["distance_mean"].tolist() == [46.8, 17.2, 16.0, 12.8, 12.5]
     assert published["score_evaluations"].tolist() == [26, 101, 233, 697, 1161]
