@@ -12,7 +12,6 @@ import numpy as np
 from ablations.cells import Cell
 from ablations.jobs import Context, Job, plan_jobs, sample_file, selected_iterations
 from ablations.manifest import load_manifest
-from ablations.plan import job_state
 from ablations.published import published_hyperparameters
 from ablations.results import (
     CELL_COLUMNS,
@@ -29,6 +28,7 @@ from ablations.results import (
     make_frame,
 )
 from ablations.stages import Stage, StageStore
+from ablations.status import job_state
 from scorekit.machine import cpu_name
 from scorekit.metrics import distance_label, metric_label
 

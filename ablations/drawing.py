@@ -78,7 +78,10 @@ class Drawing:
 
     def _run(self, cell: Cell, stage: Stage, execute: Callable[[Path], Any]) -> None:
         def with_snapshot(directory: Path) -> tuple[dict[str, Any], list[Path]]:
-            self.train(cell)
+            trained = self.store.directory(cell.train_stage())
+            # A snapshot is whole once it is there, while its training may go on for days.
+            if find_tensors(snapshot_path(trained, stage.settings["iteration"])) is None:
+                self.train(cell)
             return execute(directory)
 
         self.store.run(stage, with_snapshot)

@@ -1,4 +1,4 @@
-"""Run jobs in this process, or several at a time through submitit (local processes, Slurm)."""
+"""Run jobs in this process, or several at a time in processes of this machine."""
 
 import logging
 import os
@@ -35,7 +35,7 @@ class Outcome:
 
 
 class SubmittedJob:
-    """A job as submitit runs it: preempted, it is submitted again and goes on from its files."""
+    """A job as submitit runs it in a process of its own."""
 
     def __init__(self, job: Job, context: Context) -> None:
         self.job, self.context = job, context
@@ -45,10 +45,6 @@ class SubmittedJob:
             level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
         run_job(self.job, self.context)
-
-    def checkpoint(self) -> submitit.helpers.DelayedSubmission:
-        """Return what submitit submits when it preempts this job."""
-        return submitit.helpers.DelayedSubmission(self)
 
 
 def critical_path(jobs: Sequence[Job]) -> dict[str, float]:
@@ -86,16 +82,15 @@ def run_submitted(
     reporter: Reporter,
     outcome: Outcome,
     *,
-    cluster: str,
     slots: Sequence[dict[str, Any]],
 ) -> None:
     """Run the jobs through submitit, at most ``len(slots)`` at a time, longest chains first.
 
-    ``cluster`` is "local" or "slurm"; each slot holds submitit parameters for a job that runs in it
-    (a GPU of its own, for one). Whether a job succeeded is read from its files, not from its exit.
-    On KeyboardInterrupt local jobs are stopped; Slurm's are left running.
+    Each slot holds submitit parameters for a job that runs in it (a GPU of its own, for one).
+    Whether a job succeeded is read from its files, not from its exit. On KeyboardInterrupt they are
+    stopped.
     """
-    executor = submitit.AutoExecutor(folder=context.out / "logs", cluster=cluster)
+    executor = submitit.AutoExecutor(folder=context.out / "logs", cluster="local")
     length = critical_path(jobs)
     pending = sorted(jobs, key=lambda job: -length[job.name])
     running: dict[int, tuple[Job, submitit.Job[None]]] = {}
@@ -119,9 +114,8 @@ def run_submitted(
             if running:
                 time.sleep(_POLL_S)
     except BaseException:
-        if cluster == "local":
-            for _, submitted in running.values():
-                submitted.cancel()
+        for _, submitted in running.values():
+            submitted.cancel()
         raise
 
 
@@ -137,12 +131,17 @@ def local_slots(n: int, *, gpus: Sequence[int] = ()) -> list[dict[str, Any]]:
     return slots
 
 
-def _blocked(job: Job, outcome: Outcome, reporter: Reporter) -> bool:
+def blocked_by(job: Job, outcome: Outcome) -> str | None:
+    """Return why a job cannot run, if one that it needs failed."""
     failed = [need for need in job.needs if need in outcome.failed]
-    if failed:
-        outcome.failed[job.name] = f"waits for {failed[0]}, which failed"
-        reporter.failed(job, outcome.failed[job.name])
-    return bool(failed)
+    return f"waits for {failed[0]}, which failed" if failed else None
+
+
+def _blocked(job: Job, outcome: Outcome, reporter: Reporter) -> bool:
+    if (reason := blocked_by(job, outcome)) is not None:
+        outcome.failed[job.name] = reason
+        reporter.failed(job, reason)
+    return reason is not None
 
 
 def _settle(

@@ -51,6 +51,7 @@ class Grid:
     seeds: int | None = None
     budget: str | None = None
     overrides: dict[str, Any] = field(default_factory=dict)
+    slurm: dict[str, Any] = field(default_factory=dict)  # as ablations.slurm_settings takes it
 
 
 CONSISTENT = _row(NCSNV2, sampler="consistent")
@@ -83,15 +84,15 @@ GRIDS = {
     )
 }
 
-_TOML_KEYS = {"name", "variants", "rows", "datasets", "seeds", "budget", "set"}
+_TOML_KEYS = {"name", "variants", "rows", "datasets", "seeds", "budget", "set", "slurm"}
 
 
 def load_grid(name: str) -> Grid:
     """Return a grid by name, or from a TOML file of the user's; raises ValueError where bad.
 
     The file's keys: ``variants`` (names) and ``[[rows]]`` (tables with ``variant`` and any of
-    ROW_SETTINGS), one of them at least; ``name``, ``datasets``, ``seeds``, ``budget``, and a
-    table ``[set]`` of settings.
+    ROW_SETTINGS), one of them at least; ``name``, ``datasets``, ``seeds``, ``budget``, a table
+    ``[set]`` of settings, and a table ``[slurm]``.
     """
     if name in GRIDS:
         return GRIDS[name]
@@ -120,9 +121,10 @@ def load_grid(name: str) -> Grid:
         raise ValueError(
             f"grid file {name}: variants = [...] or [[rows]] must name at least one variant"
         )
-    overrides = content.get("set", {})
-    if not isinstance(overrides, dict):
-        raise ValueError(f"grid file {name}: set must be a table of settings")
+    overrides, slurm = content.get("set", {}), content.get("slurm", {})
+    for key, table in (("set", overrides), ("slurm", slurm)):
+        if not isinstance(table, dict):
+            raise ValueError(f"grid file {name}: {key} must be a table of settings")
     seeds, budget = content.get("seeds"), content.get("budget")
     if seeds is not None and (not isinstance(seeds, int) or isinstance(seeds, bool)):
         raise ValueError(f"grid file {name}: seeds = {seeds!r} must be a whole number")
@@ -135,6 +137,7 @@ def load_grid(name: str) -> Grid:
         seeds=seeds,
         budget=budget,
         overrides={key: coerce(key, value) for key, value in overrides.items()},
+        slurm=slurm,
     )
 
 

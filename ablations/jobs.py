@@ -57,13 +57,15 @@ class Context:
 class Job:
     """Stages that one process runs in a row.
 
-    ``kind`` is "train", "evaluate" or "baseline", of which a grid consists, or "interpolate" or
-    "neighbours", which an evaluated cell can have besides.
+    ``kind`` is "train", "evaluate" or "baseline", of which a grid consists; "snapshot", the part of
+    an evaluation that can begin while training goes on; or "interpolate" or "neighbours", which an
+    evaluated cell can have besides.
     """
 
     kind: str
     cell: Cell  # for training, the first of the cells that share it
     needs: tuple[str, ...] = ()
+    iteration: int | None = None  # of the snapshot
 
     @cached_property
     def name(self) -> str:
@@ -72,7 +74,8 @@ class Job:
             return f"train-{self.cell.train_stage().digest}"
         if self.kind == "baseline":
             return f"baseline-{self.cell.baseline_stage().digest}"
-        return f"{self.kind}-" + self.cell.name.replace("/", "-").replace(":", "-")
+        name = f"{self.kind}-" + self.cell.name.replace("/", "-").replace(":", "-")
+        return name if self.iteration is None else f"{name}-{self.iteration}"
 
     @property
     def title(self) -> str:
@@ -83,7 +86,8 @@ class Job:
             return f"train {self.cell.data.name} {network} {details} seed {self.cell.seed}"
         if self.kind == "baseline":
             return f"reference rows of {self.cell.data.name}"
-        return f"{self.kind} {self.cell.data.name} {self.cell.label} seed {self.cell.seed}"
+        title = f"{self.kind} {self.cell.data.name} {self.cell.label} seed {self.cell.seed}"
+        return title if self.iteration is None else f"{title} at iteration {self.iteration}"
 
     @property
     def flops(self) -> float:
@@ -106,6 +110,8 @@ class Job:
         """Trajectories of an evaluation, if both denoise settings choose the same snapshot."""
         if self.kind == "interpolate":
             return N_PAIRS * (N_BETWEEN + 2)
+        if self.kind == "snapshot":
+            return self.cell.n_selection
         snapshots = len(self.cell.train.snapshot_iterations)
         return snapshots * self.cell.n_selection + self.cell.n_final - self.cell.n_selection
 
@@ -162,6 +168,24 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
     return [*trainings.values(), *evaluations.values(), *baselines.values()]
 
 
+def snapshot_jobs(cells: list[Cell]) -> list[Job]:
+    """Return a job for each snapshot of each cell, in the order in which training makes them.
+
+    It finds the snapshot's distances, which the cell's evaluation then has no need to.
+    """
+    jobs = [
+        Job(
+            kind="snapshot",
+            cell=cell,
+            iteration=iteration,
+            needs=(Job(kind="train", cell=cell).name,),
+        )
+        for cell in cells
+        for iteration in cell.train.snapshot_iterations
+    ]
+    return sorted(jobs, key=lambda job: job.iteration or 0)
+
+
 def more_jobs(kind: str, cells: list[Cell]) -> list[Job]:
     """Return a job of one of the kinds beside the grid's for each cell; it needs the evaluation."""
     return [
@@ -187,6 +211,12 @@ def job_is_done(job: Job, context: Context) -> bool:
         for d in (False, True)
     ):
         return False
+    if job.kind == "snapshot":
+        assert job.iteration is not None
+        return all(
+            store.result(job.cell.distance_stage(job.iteration, denoise=d, final=False)) is not None
+            for d in (False, True)
+        )
     chosen = selected_iterations(job.cell, store)
     return len(chosen) == 2 and all(
         store.result(stage) is not None for stage in final_stages(job, chosen)

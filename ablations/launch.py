@@ -2,7 +2,6 @@
 
 import argparse
 import fnmatch
-import json
 import logging
 import os
 import signal
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.cells import Cell
-from ablations.executors import Outcome, local_slots, run_inline, run_submitted
+from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
 from ablations.failures import failure_path, read_failure
 from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
@@ -24,11 +23,13 @@ from ablations.jobs import (
     more_jobs,
     plan_jobs,
     seconds_spent,
+    snapshot_jobs,
 )
 from ablations.lock import launcher_lock
 from ablations.manifest import Manifest, load_manifest, save_manifest
-from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
+from ablations.plan import check_disk, describe_plan, describe_warnings
 from ablations.progress import make_reporter
+from ablations.refresh import mark_stale, refresh_report
 from ablations.settings import (
     BUDGETS,
     EXECUTION_SETTINGS,
@@ -36,10 +37,9 @@ from ablations.settings import (
     apply_overrides,
     parse_overrides,
 )
+from ablations.slurm_settings import SlurmSettings, slurm_settings
+from ablations.status import describe_status
 from scorekit.machine import usable_cores
-
-#: There while results are newer than the report: it survives whatever kills the launcher.
-_REPORT_PENDING = "report.pending"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,17 +69,30 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="auto (default): local processes on a CPU or several GPUs, inline on one GPU",
     )
-    add("--workers", type=int, metavar="N", help="jobs at a time (default: one per core or GPU)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="jobs at a time (default: one per core or GPU; slurm: 32 of each array)",
+    )
     add("--threads", type=int, help="CPU threads of a job (default: 1; inline: all cores)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--only", metavar="PATTERN", help="cells to run: comma-separated names or globs")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
-    add("--slurm", action="append", default=[], metavar="KEY=VALUE", help="submitit parameter")
+    add(
+        "--slurm",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="partition, account, qos, constraint, gpus, cpus, memory, time, array_parallelism, "
+        "setup, or a long option of sbatch",
+    )
     add("--reference", choices=["train", "test"], help="real images to compare with (see README)")
     add("--inception-weights", type=Path, metavar="PATH", help="torch-fidelity's Inception weights")
     add("--extractor", metavar="NAME", help="feature space other than the data set's own")
     add("--dry-run", action="store_true", help="print the stages and their cost, run nothing")
     add("--status", action="store_true", help="print the state of every job, run nothing")
+    add("--cancel", action="store_true", help="cancel the jobs in Slurm, run nothing")
     add("--retry-failed", action="store_true", help="run failed and diverged jobs again")
     return parser.parse_args(argv)
 
@@ -95,7 +108,7 @@ class Plan:
     context: Context
     executor: str
     workers: int
-    slurm: dict[str, Any]
+    slurm: SlurmSettings
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -170,11 +183,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
         if not cells:
             there = ", ".join(sorted(known))
             raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
+    slurm = slurm_settings(grid.slurm, args.slurm)
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
     workers = args.workers or (n_gpus or max(1, usable_cores() // (args.threads or 1)))
     executor = args.executor
     if executor == "auto":
         executor = "local" if workers > 1 else "inline"
+    if executor == "slurm":
+        workers = args.workers or slurm.array_parallelism
     context = Context(
         out=out,
         data_root=data_root,
@@ -192,7 +208,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         context=context,
         executor=executor,
         workers=workers,
-        slurm=dict(_pair(text) for text in args.slurm),
+        slurm=replace(slurm, array_parallelism=workers) if executor == "slurm" else slurm,
     )
 
 
@@ -211,13 +227,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
             return 0
         if args.status:
-            print(describe_status(plan.jobs, plan.context))
+            print(describe_status(_all_jobs(plan.cells), plan.context))
+            return 0
+        if args.cancel:
+            from ablations.slurm import cancel_all
+
+            print(f"cancelled {cancel_all(plan.context.out)} jobs in Slurm")
             return 0
         check_disk(plan.cells, plan.jobs, plan.context)
         plan.context.out.mkdir(parents=True, exist_ok=True)
         with launcher_lock(plan.context.out):
             if save_manifest(plan.manifest, plan.context.out):
-                (plan.context.out / _REPORT_PENDING).touch()
+                mark_stale(plan.context.out)
             return _run(plan, retry_failed=args.retry_failed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -254,26 +275,22 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         if job.name in outcome.failed:
             print(f"failed before: {job.title}: {outcome.failed[job.name]}")
     if todo:
-        (context.out / _REPORT_PENDING).touch()
-        with make_reporter(todo, context) as reporter:
-            if plan.executor == "inline":
-                run_inline(todo, context, reporter, outcome)
-            else:
-                run_submitted(
-                    todo,
-                    context,
-                    reporter,
-                    outcome,
-                    cluster=plan.executor,
-                    slots=_slots(plan),
-                )
+        mark_stale(context.out)
+        if plan.executor == "slurm":
+            _run_on_slurm(plan, todo, outcome)
+        else:
+            with make_reporter(todo, context) as reporter:
+                if plan.executor == "inline":
+                    run_inline(todo, context, reporter, outcome)
+                else:
+                    run_submitted(todo, context, reporter, outcome, slots=_slots(plan))
     else:
         print("nothing to do: every job is settled")
     working, compiling = seconds_spent(plan.cells, context.store)
     if working:
         share = compiling / (working + compiling)
         print(f"training and sampling: {working:.0f} s; compiling: {compiling:.0f} s ({share:.0%})")
-    page = _report(context.out)
+    page = refresh_report(context.out)
     print(f"report: {os.path.relpath(page)}")
     if outcome.failed:
         print(
@@ -298,25 +315,46 @@ def run_more(plan: Plan, kind: str, cells: list[Cell]) -> dict[str, str]:
     return outcome.failed
 
 
-def _report(out: Path) -> Path:
-    page, pending = out / "report" / "index.html", out / _REPORT_PENDING
-    if page.exists() and not pending.exists():
-        return page
-    # Imported here: the figures' libraries would slow down --help, --status and every error.
-    from ablations.collect import collect
-    from ablations.report import build_report
+def _run_on_slurm(plan: Plan, todo: list[Job], outcome: Outcome) -> None:
+    """Submit the jobs, and watch them until they have ended."""
+    from ablations.slurm import SlurmGrid
 
-    page = build_report(collect(out), out / "report")
-    pending.unlink(missing_ok=True)
-    return page
+    context, jobs = plan.context, []
+    for job in todo:
+        if (reason := blocked_by(job, outcome)) is not None:
+            outcome.failed[job.name] = reason
+        else:
+            jobs.append(job)
+    evaluated = [job.cell for job in jobs if job.kind == "evaluate"]
+    jobs += [job for job in snapshot_jobs(evaluated) if not job_is_done(job, context)]
+    grid = SlurmGrid(
+        context=context,
+        settings=plan.slurm,
+        jobs=jobs,
+        known=_all_jobs(plan.manifest.cells),
+    )
+    names = grid.submit()
+    print(f"{len(names)} jobs in Slurm; Ctrl-C leaves them there", flush=True)
+    try:
+        with make_reporter(jobs, context) as reporter:
+            grid.watch(names, reporter, outcome)
+        for job in snapshot_jobs(evaluated):
+            # What it could not do its cell's evaluation did, or failed to do and says so itself.
+            outcome.failed.pop(job.name, None)
+    except KeyboardInterrupt:
+        print(
+            "\nthe jobs go on in Slurm: the same command watches them again, --status shows them "
+            "and --cancel ends them",
+            file=sys.stderr,
+        )
+        raise
+
+
+def _all_jobs(cells: list[Cell]) -> list[Job]:
+    return [*plan_jobs(cells), *snapshot_jobs(cells)]
 
 
 def _slots(plan: Plan) -> list[dict[str, Any]]:
-    if plan.executor == "slurm":
-        defaults = {"timeout_min": 60 * 24, "cpus_per_task": plan.context.threads}
-        if plan.context.device == "cuda":
-            defaults["gpus_per_node"] = 1
-        return [defaults | plan.slurm for _ in range(plan.workers)]
     import torch
 
     gpus = range(torch.cuda.device_count()) if plan.context.device == "cuda" else ()
@@ -330,16 +368,6 @@ def _matches(cell: Cell, pattern: str) -> bool:
 
 def _split(text: str | None) -> list[str]:
     return [part.strip() for part in (text or "").split(",") if part.strip()]
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise ValueError(f"--slurm {text!r} is not of the form key=value")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value
 
 
 if __name__ == "__main__":

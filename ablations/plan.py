@@ -1,18 +1,13 @@
-"""What a grid will cost and how far it is, as text."""
+"""What a grid will cost, as text."""
 
 import shutil
-import time
 from collections.abc import Callable
 
 from ablations.cells import Cell
-from ablations.failures import read_failure
-from ablations.jobs import Context, Job, cell_parameters, job_is_done, progress_path
+from ablations.jobs import Context, Job, cell_parameters, job_is_done
 from ablations.settings import Budget
 from ablations.stages import Stage
-from scorekit.files import CorruptFile, read_json
 from scorekit.metrics import feature_dimension
-
-_STALE_S = 120
 
 
 def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: Budget) -> str:
@@ -125,34 +120,3 @@ def check_disk(cells: list[Cell], jobs: list[Job], context: Context) -> None:
             f"--out {context.out}: {free / 2**20:.0f} MiB are free, about {needed / 2**20:.0f} MiB "
             "are needed; free some space or choose another --out"
         )
-
-
-def job_state(job: Job, context: Context) -> tuple[str, str]:
-    """Return (done | failed | diverged | running | planned, detail) of a job, from its files."""
-    if job_is_done(job, context):
-        return "done", ""
-    if (failure := read_failure(context.out, job.name)) is not None:
-        return str(failure["kind"]), str(failure["message"])
-    if (progress := read_progress(job, context)) is not None:
-        age = time.time() - progress["updated"]
-        if age < _STALE_S:
-            return "running", f"{100 * progress['fraction']:.0f} %, {progress['text']}"
-        return "planned", f"stopped at {100 * progress['fraction']:.0f} %; will go on from there"
-    return "planned", ""
-
-
-def read_progress(job: Job, context: Context) -> dict | None:
-    """Return a job's last progress (fraction, text, updated), or None."""
-    try:
-        return read_json(progress_path(context.out, job.name))
-    except (FileNotFoundError, CorruptFile):
-        return None
-
-
-def describe_status(jobs: list[Job], context: Context) -> str:
-    """Return one line per job: state, title, detail."""
-    lines = []
-    for job in jobs:
-        state, detail = job_state(job, context)
-        lines.append(f"{state.upper():<9} {job.title}" + (f": {detail}" if detail else ""))
-    return "\n".join(lines)

@@ -9,7 +9,7 @@ from typing import Self
 from tqdm import tqdm
 
 from ablations.jobs import Context, Job
-from ablations.plan import read_progress
+from ablations.status import read_progress
 
 _LINE_EVERY_S = 30
 

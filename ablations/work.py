@@ -25,6 +25,7 @@ class Progress:
     def __init__(self, path: Path, on_update: Callable[[], None] = lambda: None) -> None:
         self._path, self._on_update = path, on_update
         self._written = 0.0
+        self._began: tuple[float, float] | None = None
 
     def __call__(self, fraction: float, text: str) -> None:
         """Report the fraction done and what is being done; written at most once a second."""
@@ -32,7 +33,13 @@ class Progress:
         if now - self._written >= 1.0:
             self._written = now
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_json(self._path, {"fraction": fraction, "text": text, "updated": time.time()})
+            updated = time.time()
+            # What an earlier process did says nothing about this one's speed.
+            self._began = self._began or (updated, fraction)
+            record = dict(zip(("began", "began_fraction"), self._began, strict=True))
+            write_json(
+                self._path, record | {"fraction": fraction, "text": text, "updated": updated}
+            )
             self._on_update()
 
 
@@ -58,6 +65,7 @@ class _Worker:
         kinds: dict[str, Callable[[], None]] = {
             "train": lambda: self.train(job.cell),
             "baseline": lambda: self.measuring.baseline(job.cell),
+            "snapshot": lambda: self.snapshot(job, job.iteration),
             "evaluate": lambda: self.evaluate(job),
             "interpolate": lambda: self.interpolate(job),
             "neighbours": lambda: self.neighbours(job),
@@ -104,12 +112,16 @@ class _Worker:
 
         self.store.run(cell.train_stage(), execute)
 
+    def snapshot(self, job: Job, iteration: int | None, before: int = 0) -> None:
+        assert iteration is not None
+        for denoise in (False, True):
+            self.measuring.distance(job, iteration, denoise=denoise, final=False, before=before)
+
     def evaluate(self, job: Job) -> None:
         cell = job.cell
         done = 0
         for iteration in cell.train.snapshot_iterations:
-            for denoise in (False, True):
-                self.measuring.distance(job, iteration, denoise=denoise, final=False, before=done)
+            self.snapshot(job, iteration, done)
             done += cell.n_selection
         for denoise, iteration in selected_iterations(cell, self.store).items():
             self.measuring.distance(job, iteration, denoise=denoise, final=True, before=done)

@@ -1,0 +1,259 @@
+"""The grid on Slurm: arrays of jobs that wait for one another, sent once, watched, and left alone.
+
+Trainings are one array. The snapshots of each training are another, each of whose jobs is let go
+when its snapshot is written; evaluations follow them, and the report follows all. Whether a job
+succeeded is read from its files; what Slurm says only tells whether to go on waiting for them.
+"""
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import submitit
+from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, JobPaths
+
+from ablations.code_snapshot import snapshot_code
+from ablations.executors import Outcome, Reporter, blocked_by
+from ablations.failures import read_failure
+from ablations.jobs import Context, Job, job_is_done
+from ablations.logs import last_lines
+from ablations.slurm_job import SlurmJob, SlurmReport
+from ablations.slurm_queue import (
+    QueuedJob,
+    SlurmError,
+    cancel,
+    ended_states,
+    jobs_named,
+    queued_jobs,
+    require_slurm,
+)
+from ablations.slurm_settings import SlurmSettings
+from ablations.submissions import (
+    REPORT,
+    Entry,
+    Submission,
+    latest_ids,
+    load_submissions,
+    save_submission,
+    submission_path,
+)
+
+#: Slurm's default MaxArraySize is 1001, and the largest index is one less.
+_LARGEST_ARRAY = 1000
+_FIRST_POLL_S, _SLOWEST_POLL_S = 0.5, 15.0
+#: A result may be on a file system that shows it to this machine seconds after Slurm shows its end.
+_POLLS_WITHOUT_RESULT = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlurmGrid:
+    """Jobs of a grid and how Slurm runs them; ``known`` are all that could have been sent before.
+
+    Methods raise SlurmError where Slurm does not answer or refuses.
+    """
+
+    context: Context
+    settings: SlurmSettings
+    jobs: Sequence[Job]
+    known: Sequence[Job]
+
+    def submit(self) -> set[str]:
+        """Send what is neither in the queue nor settled; return the names of all that is there."""
+        require_slurm()
+        self._recover()
+        live = live_ids(self.context.out)
+        names = {job.name for job in self.jobs}
+        new = [job for job in self.jobs if job.name not in live]
+        if not new and REPORT in live:
+            return names & set(live)
+        sender = _Sender(self.context, self.settings)
+        for kind in ("train", "baseline"):
+            live |= sender.send([job for job in new if job.kind == kind], [])
+        trainings = {job.name for job in self.jobs if job.kind in ("train", "snapshot")} | {
+            need for job in self.jobs for need in job.needs
+        }
+        for train in sorted(trainings):
+            after = [f"afterok:{live[train]}"] if train in live else []
+            mine = [job for job in new if train in job.needs]
+            live |= sender.send([job for job in mine if job.kind == "snapshot"], after)
+            # An evaluation makes good what a snapshot's job could not do.
+            before = [
+                live[job.name]
+                for job in self.jobs
+                if train in job.needs and job.kind == "snapshot" and job.name in live
+            ]
+            later = [*after, *_after_any(before)]
+            live |= sender.send([job for job in mine if job.kind == "evaluate"], later)
+        if REPORT in live:
+            cancel([live.pop(REPORT)])
+        sender.send_report(_after_any(live.values()))
+        return names & set(live)
+
+    def _recover(self) -> None:
+        """Find out whether what a dead launcher was sending arrived."""
+        out = self.context.out
+        by_name = {job.name: job for job in self.known}
+        for submission in load_submissions(out):
+            if submission.slurm_id is None:
+                if not (found := jobs_named(submission.token)):
+                    submission_path(out, submission.token).unlink(missing_ok=True)
+                    continue
+                submission = replace(submission, slurm_id=min(found, key=int))
+                save_submission(submission, out)
+            for element, entry in submission.elements():
+                # submitit puts the pickles where jobs look for them after sbatch has answered.
+                path = _pickle_path(out, element)
+                if entry.name in by_name and not path.exists():
+                    sender = _Sender(self.context, self.settings)
+                    job = sender.callable_of(by_name[entry.name], submission.token)
+                    sender.pickle(job, path)
+
+    def watch(self, names: set[str], reporter: Reporter, outcome: Outcome) -> None:
+        """Follow the jobs until all have ended; each is done, or failed with a reason."""
+        out = self.context.out
+        waiting = {job.name: job for job in self.jobs if job.name in names}
+        started: set[str] = set()
+        absent: dict[str, int] = {}
+        pause = _FIRST_POLL_S
+        while True:
+            ids = latest_ids(load_submissions(out))
+            queued = queued_jobs()
+            changed = False
+            for name, job in list(waiting.items()):
+                state = queued.get(ids[name])
+                if state is not None:
+                    absent.pop(name, None)
+                    if state.runs and name not in started:
+                        started.add(name)
+                        reporter.started(job)
+                        changed = True
+                    continue
+                absent[name] = absent.get(name, 0) + 1
+                done, failure = job_is_done(job, self.context), read_failure(out, name)
+                if not done and failure is None and absent[name] < _POLLS_WITHOUT_RESULT:
+                    changed = True
+                    continue
+                del waiting[name]
+                changed = True
+                if done:
+                    outcome.done.add(name)
+                    reporter.finished(job)
+                else:
+                    message = failure["message"] if failure else lost_message(out, ids[name])
+                    outcome.failed[name] = blocked_by(job, outcome) or message
+                    reporter.failed(job, outcome.failed[name])
+            reporter.tick()
+            if not waiting and ids.get(REPORT) not in queued:
+                return
+            pause = _FIRST_POLL_S if changed else min(1.3 * pause, _SLOWEST_POLL_S)
+            time.sleep(pause)
+
+
+class _Sender:
+    """Sends arrays through submitit, on record before and after."""
+
+    def __init__(self, context: Context, settings: SlurmSettings) -> None:
+        self._context, self._settings = context, settings
+        cuda = context.device != "cpu"
+        code = snapshot_code(context.out)
+        self._parameters = settings.parameters(threads=context.threads, cuda=cuda, code=code)
+        self._executor = submitit.AutoExecutor(folder=_logs(context.out), cluster="slurm")
+
+    def send(self, jobs: Sequence[Job], after: Sequence[str]) -> dict[str, str]:
+        """Submit like jobs as arrays that wait for ``after``; return Slurm's ids by name."""
+        sent: dict[str, str] = {}
+        for first in range(0, len(jobs), _LARGEST_ARRAY):
+            part = jobs[first : first + _LARGEST_ARRAY]
+            submission = Submission(entries=tuple(map(Entry.of, part)), dependency=",".join(after))
+            calls = [self.callable_of(job, submission.token) for job in part]
+            sent |= latest_ids([self._send(submission, calls)])
+        return sent
+
+    def send_report(self, after: Sequence[str]) -> None:
+        """Submit the job of the report: on one core, without a GPU."""
+        submission = Submission(entries=(Entry(REPORT),), dependency=",".join(after))
+        self._parameters |= {"slurm_ntasks_per_node": 1, "slurm_gpus_per_node": None}
+        self._send(submission, [SlurmReport(self._context, submission.token)])
+
+    def callable_of(self, job: Job, token: str) -> SlurmJob:
+        """Return what submitit pickles for a job."""
+        return SlurmJob(job, self._context, token, self._settings.warning_s / 2)
+
+    def pickle(self, call: Callable[[], None], path: Path) -> None:
+        """Write what a job loads at its start."""
+        delayed = DelayedSubmission(call)
+        delayed.set_timeout(self._settings.time, 0)
+        delayed.dump(path)
+
+    def _send(self, submission: Submission, calls: Sequence[Callable[[], None]]) -> Submission:
+        out = self._context.out
+        self._executor.update_parameters(
+            **self._parameters,
+            name=submission.token,
+            slurm_dependency=submission.dependency or None,
+        )
+        save_submission(submission, out)
+        try:
+            with self._executor.batch():
+                jobs = [self._executor.submit(call) for call in calls]
+            array = jobs[0].job_id.split("_")[0]
+        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
+            submission_path(out, submission.token).unlink(missing_ok=True)
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            raise SlurmError(f"sbatch refused: {lines[-1].strip() if lines else error}") from error
+        submission = replace(submission, slurm_id=array)
+        save_submission(submission, out)
+        return submission
+
+
+def live_ids(out: Path) -> dict[str, str]:
+    """Return Slurm's ids of the jobs of this folder that wait or run, by name."""
+    queued = queued_jobs()
+    return {n: i for n, i in latest_ids(load_submissions(out)).items() if i in queued}
+
+
+def cancel_all(out: Path) -> int:
+    """Cancel every waiting and running job of an output folder; return how many there were."""
+    require_slurm()
+    ids = sorted(live_ids(out).values())
+    cancel(ids)
+    return len(ids)
+
+
+def queue_of(out: Path) -> dict[str, tuple[str, QueuedJob | None]]:
+    """Return each submitted job's id in Slurm, and what the queue says of it, by name."""
+    ids = latest_ids(load_submissions(out))
+    if not ids:
+        return {}
+    queued = queued_jobs()
+    return {name: (element, queued.get(element)) for name, element in ids.items()}
+
+
+def lost_message(out: Path, element: str) -> str:
+    """Say how a job that left neither result nor failure ended, as far as Slurm knows."""
+    state = ended_states([element]).get(element, "not in Slurm's accounting")
+    message = f"Slurm job {element} ended without a word: {state}"
+    log = log_path(out, element)
+    return f"{message}; {os.path.relpath(log)}: {last_lines(log)}" if log.exists() else message
+
+
+def log_path(out: Path, element: str) -> Path:
+    """Return the log of a job, of its first task."""
+    return JobPaths(_logs(out), job_id=element).stdout
+
+
+def _pickle_path(out: Path, element: str) -> Path:
+    return JobPaths(_logs(out), job_id=element).submitted_pickle
+
+
+def _logs(out: Path) -> Path:
+    return out / "logs"
+
+
+def _after_any(ids: Iterable[str]) -> list[str]:
+    """Return the dependency on whole arrays: one clause for each, however many jobs it has."""
+    arrays = sorted({element.split("_")[0] for element in ids}, key=int)
+    return [f"afterany:{':'.join(arrays)}"] if arrays else []

@@ -1,0 +1,157 @@
+"""What a job does inside Slurm: it lets others start, and goes back to the queue in time."""
+
+import logging
+import os
+import signal
+import threading
+import time
+from types import FrameType
+from typing import NoReturn
+
+from ablations.jobs import Context, Job
+from ablations.refresh import refresh_report
+from ablations.slurm_queue import SlurmError, clear_dependency, queued_jobs, requeue
+from ablations.submissions import load_submission, load_submissions, submission_path
+from ablations.work import run_job
+from scorekit.training import Stopped, snapshot_path
+
+_log = logging.getLogger("scorekit")
+#: submitit's signal, which Slurm sends before the end of the time and, where the cluster is set so,
+#: before preemption.
+_WARNING = signal.SIGUSR2
+_RELEASE_EVERY_S = 5.0
+_REQUEUE_EVERY_S = 10.0
+
+
+class Warned:
+    """Whether the job was told that its end is near; true from then on.
+
+    A job that cannot stop within ``patience_s``, being inside something long, goes back to the
+    queue as it is. A job that is only terminated saves its state and waits to be killed: whether it
+    is cancelled or preempted, Slurm knows what comes next.
+    """
+
+    def __init__(self, patience_s: float) -> None:
+        self._patience_s = patience_s
+        self._received: set[int] = set()
+        for number in (_WARNING, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def __call__(self) -> bool:
+        return bool(self._received)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if number not in self._received and number == _WARNING:
+            timer = threading.Timer(self._patience_s, requeue_this_job)
+            timer.daemon = True
+            timer.start()
+        self._received.add(number)
+
+    def leave(self) -> NoReturn:
+        """Go back to the queue if warned of the end; never return."""
+        while _WARNING not in self._received:
+            time.sleep(0.1)
+        requeue_this_job()
+        while True:
+            time.sleep(1)
+
+
+def requeue_this_job() -> None:
+    """Put this job back into the queue; of several ranks the first does."""
+    while int(os.environ.get("SLURM_PROCID", "0")) == 0:
+        try:
+            requeue(os.environ["SLURM_JOB_ID"])
+            return
+        except SlurmError as error:
+            # A controller that is away for a moment must not cost the job its place.
+            _log.warning("%s; trying again", error)
+            time.sleep(_REQUEUE_EVERY_S)
+
+
+class SlurmJob:
+    """A job of the grid as submitit pickles it for Slurm; ``token`` is its submission's."""
+
+    def __init__(self, job: Job, context: Context, token: str, patience_s: float) -> None:
+        self.job, self.context, self.token, self.patience_s = job, context, token, patience_s
+
+    def __call__(self) -> None:
+        """Run the job, or leave it to another submission of the same job that took its place."""
+        _log_everything()
+        if not _is_current(self.context, self.token):
+            _log.warning("another submission took this one's place: nothing to do")
+            return
+        warned = Warned(self.patience_s)
+        release = _Release(self.job, self.context)
+        try:
+            run_job(self.job, self.context, release, stop=warned)
+        except Stopped as stopped:
+            _log.info("%s: back to the queue", stopped)
+            warned.leave()
+
+
+class SlurmReport:
+    """The job that makes the report, when all others have ended."""
+
+    def __init__(self, context: Context, token: str) -> None:
+        self.context, self.token = context, token
+
+    def __call__(self) -> None:
+        """Make the report from the files."""
+        _log_everything()
+        if _is_current(self.context, self.token):
+            refresh_report(self.context.out)
+
+
+def _log_everything() -> None:
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
+    )
+
+
+def _is_current(context: Context, token: str) -> bool:
+    """Return whether this job is the one on record.
+
+    A launcher may die while it submits, and its orphaned sbatch arrive after another launcher has
+    looked for it in vain.
+    """
+    submission = load_submission(submission_path(context.out, token))
+    mine = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"])
+    return submission is not None and submission.slurm_id in (None, mine)
+
+
+class _Release:
+    """Lets the jobs of a snapshot start as soon as training has written it.
+
+    They were submitted to wait for the whole training. One that is not released, because Slurm does
+    not answer or it is not submitted yet, is tried again, and starts after the training at last.
+    """
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self._out, self._released, self._next = context.out, set[str](), 0.0
+        self._train, self._iterations = "", list[int]()
+        if job.kind == "train" and os.environ.get("SLURM_PROCID", "0") == "0":
+            self._train = job.cell.train_stage().digest
+            self._directory = context.store.directory(job.cell.train_stage())
+            self._iterations = job.cell.train.snapshot_iterations
+
+    def __call__(self) -> None:
+        if not self._iterations or time.monotonic() < self._next:
+            return
+        self._next = time.monotonic() + _RELEASE_EVERY_S
+        there = {i for i in self._iterations if snapshot_path(self._directory, i).exists()}
+        waiting = {
+            element
+            for submission in load_submissions(self._out)
+            for element, entry in submission.elements()
+            if entry.train == self._train and entry.iteration in there
+        } - self._released
+        if not waiting:
+            return
+        try:
+            queued = queued_jobs()
+            for element in sorted(waiting):
+                if element in queued and queued[element].reason.startswith("Dependency"):
+                    clear_dependency(element)
+                self._released.add(element)
+        except SlurmError as error:
+            _log.warning("jobs of snapshots wait on: %s", error)

@@ -1,0 +1,117 @@
+"""What Slurm says of jobs, and what it is told: its command-line clients, and nothing else."""
+
+import shutil
+import subprocess
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_TIMEOUT_S = 60
+_RETRY_S = 2.0
+
+
+class SlurmError(ValueError):
+    """Slurm is not there, does not answer or refuses; the message is its own."""
+
+
+@dataclass(frozen=True)
+class QueuedJob:
+    """A job that waits or runs: its state as Slurm names it, and why it waits."""
+
+    state: str
+    reason: str
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has begun (and may be in the middle of being ended or requeued)."""
+        return self.state not in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+
+
+#: States of jobs that squeue still lists although they will not run again.
+_OVER = {
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "REVOKED", "TIMEOUT"),
+}
+
+
+def require_slurm() -> None:
+    """Raise SlurmError where this machine has no clients of Slurm."""
+    if missing := [name for name in ("sbatch", "squeue", "srun") if shutil.which(name) is None]:
+        raise SlurmError(
+            f"--executor slurm: {missing[0]} is not on the PATH of this machine; start the "
+            "launcher where jobs are submitted"
+        )
+
+
+def queued_jobs() -> dict[str, QueuedJob]:
+    """Return this user's waiting and running jobs by id: "17", or "17_3" in an array."""
+    text = _ask("squeue", "--noheader", "--me", "--all", "--array", "--format=%F|%K|%T|%r")
+    found = {}
+    for line in text.splitlines():
+        job, index, state, reason = line.strip().split("|", 3)
+        if state not in _OVER:
+            found[_element(job, index)] = QueuedJob(state, reason)
+    return found
+
+
+def jobs_named(name: str) -> set[str]:
+    """Return the ids (of whole arrays) of all jobs called so, ended ones included."""
+    text = _ask("squeue", "--noheader", "--me", "--all", f"--name={name}", "--format=%F")
+    found = set(text.split())
+    text = _ask(
+        *("sacct", "--noheader", "--allocations", "--parsable2", f"--name={name}"),
+        *("--starttime=now-60days", "--format=JobID"),
+    )
+    return found | {line.split("_")[0] for line in text.split()}
+
+
+def ended_states(ids: Iterable[str]) -> dict[str, str]:
+    """Return how jobs ended, by id, as Slurm's accounting has it: "OUT_OF_MEMORY", "CANCELLED"."""
+    arrays = sorted({job.split("_")[0] for job in ids})
+    if not arrays:
+        return {}
+    text = _ask(
+        *("sacct", "--noheader", "--allocations", "--parsable2", "--array"),
+        *(f"--jobs={','.join(arrays)}", "--format=JobID,State"),
+    )
+    return dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
+
+
+def cancel(ids: Sequence[str]) -> None:
+    """Cancel waiting and running jobs."""
+    for first in range(0, len(ids), 500):  # a command line has a length
+        _ask("scancel", *ids[first : first + 500])
+
+
+def clear_dependency(job: str) -> None:
+    """Let a waiting job start; SlurmError where it does not wait any more."""
+    _ask("scontrol", "update", f"JobId={job}", "Dependency=")
+
+
+def requeue(job: str) -> None:
+    """Put the running job back into the queue, which ends its processes."""
+    _ask("scontrol", "requeue", job)
+
+
+def _element(job: str, index: str) -> str:
+    return job if index == "N/A" else f"{job}_{index}"
+
+
+def _ask(*command: str) -> str:
+    """Run a client, which is asked again for a while where the controller does not answer."""
+    for attempt in range(4):
+        if attempt:
+            time.sleep(_RETRY_S * 2**attempt)
+        try:
+            run = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        except FileNotFoundError as error:
+            raise SlurmError(f"{command[0]} is not on the PATH of this machine") from error
+        except subprocess.TimeoutExpired:
+            message = f"it did not answer within {_TIMEOUT_S} s"
+            continue
+        if run.returncode == 0:
+            return run.stdout
+        message = " ".join(run.stderr.split()) or f"exit code {run.returncode}"
+        if "Unable to contact" not in message and "onnection" not in message:
+            break
+    raise SlurmError(f"{command[0]}: {message}")

@@ -1,0 +1,384 @@
+"""Grids on a real Slurm: what is sent, what survives, and what the user is told."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from tiny_grid import ROOT, environment, launch_command, results
+
+from ablations import slurm as slurm_module
+from ablations.jobs import plan_jobs, snapshot_jobs
+from ablations.launch import main
+from ablations.manifest import load_manifest
+from ablations.slurm import SlurmGrid, cancel_all, live_ids
+from ablations.submissions import REPORT, latest_ids, load_submissions
+
+pytestmark = pytest.mark.slow
+FLAGS = ("--executor", "slurm", "--device", "cpu")
+
+
+def start(slurm, folder: Path, *flags: str) -> subprocess.Popen[str]:
+    """Start a launcher on the cluster."""
+    return subprocess.Popen(
+        launch_command(folder, *FLAGS, *flags),
+        cwd=ROOT,
+        env=environment() | slurm.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def launch(slurm, folder: Path, *flags: str) -> tuple[int, str, str]:
+    """Launch on the cluster and wait; return the exit code, and what it said."""
+    process = start(slurm, folder, *flags)
+    try:
+        output, errors = process.communicate(timeout=400)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        output, errors = process.communicate()
+        raise AssertionError(f"no end in 400 s: {output}{errors}") from None
+    return process.returncode, output, errors
+
+
+def wait_for(condition, what: str, timeout: float = 120.0):
+    """Return what the condition gives once it is true."""
+    deadline = time.monotonic() + timeout
+    while time.monotonic() < deadline:
+        if found := condition():
+            return found
+        time.sleep(0.1)
+    raise AssertionError(f"not within {timeout} s: {what}")
+
+
+def ids_of(out: Path) -> dict[str, str]:
+    return latest_ids(load_submissions(out))
+
+
+def one(out: Path, prefix: str) -> str | None:
+    """Return Slurm's id of the job whose name begins so, once it is known."""
+    return next((i for name, i in ids_of(out).items() if name.startswith(prefix)), None)
+
+
+def state_of(slurm, element: str) -> str:
+    text = slurm.run("squeue", "-h", "-r", "-o", "%F_%K|%A|%T")
+    states = {}
+    for line in text.splitlines():
+        joined, raw, state = line.strip().split("|")
+        states[joined.removesuffix("_N/A")] = states[raw] = state
+    return states.get(element, "gone")
+
+
+def times_submitted(out: Path) -> Counter[str]:
+    """Count how often each job was sent, from the records."""
+    return Counter(entry.name for s in load_submissions(out) for _, entry in s.elements())
+
+
+@pytest.fixture(scope="module")
+def ended(slurm, tmp_path_factory):
+    """A whole grid that ran on the cluster, and what the launcher said."""
+    folder = tmp_path_factory.mktemp("slurm")
+    return folder, launch(slurm, folder, "--slurm", "partition=test", "--slurm", "time=5")
+
+
+def test_a_grid_on_slurm_gives_the_same_bytes_as_in_this_process(ended, finished):
+    folder, (code, output, errors) = ended
+    assert code == 0, output + errors
+    assert "jobs in Slurm" in output
+    assert results(folder / "out") == results(finished / "out")
+    assert (folder / "out" / "report" / "index.html").exists()
+    assert set(times_submitted(folder / "out").values()) == {1}
+
+
+def test_the_report_was_made_by_its_own_job_after_all_others(ended, slurm):
+    folder, _ = ended
+    submissions = load_submissions(folder / "out")
+    (report,) = (s for s in submissions if s.entries[0].name == REPORT)
+    others = {s.slurm_id for s in submissions} - {report.slurm_id}
+    assert report.dependency == f"afterany:{':'.join(sorted(others, key=int))}"
+    log = folder / "out" / "logs" / f"{report.slurm_id}_0_log.out"
+    assert "Job completed successfully" in log.read_text()
+
+
+def test_like_jobs_are_arrays_and_their_bound_is_slurms(slurm, tmp_path):
+    process = start(slurm, tmp_path, "--workers", "1", "--slurm", "begin=now+3600")
+    out = tmp_path / "out"
+    wait_for(lambda: one(out, REPORT), "the report's job")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "the jobs go on in Slurm" in errors
+    arrays = [s for s in load_submissions(out) if len(s.entries) > 1]
+    assert sorted(len(s.entries) for s in arrays) == [2, 2, 2, 4]
+    for submission in arrays:
+        shown = slurm.run("scontrol", "show", "job", submission.slurm_id)
+        assert "ArrayTaskThrottle=1" in shown
+    code, output, _ = launch(slurm, tmp_path, "--cancel")
+    assert code == 0
+    assert f"cancelled {len(ids_of(out))} jobs" in output
+    wait_for(lambda: not set(ids_of(out).values()) & live(slurm), "an empty queue")
+
+
+def live(slurm) -> set[str]:
+    text = slurm.run("squeue", "-h", "-r", "-o", "%F|%K")
+    return {
+        job if index == "N/A" else f"{job}_{index}"
+        for job, index in (line.strip().split("|") for line in text.splitlines())
+    }
+
+
+def test_what_a_local_launcher_began_slurm_finishes(slurm, finished, tmp_path):
+    run = subprocess.run(
+        launch_command(tmp_path, "--executor", "inline", "--threads", "1", "--only", "ncsn_124"),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    code, output, errors = launch(slurm, tmp_path)
+    assert code == 0, output + errors
+    assert not any(name.startswith("baseline") for name in ids_of(tmp_path / "out"))
+    assert results(tmp_path / "out") == results(finished / "out")
+
+
+class Died(BaseException):
+    """Stands for kill -9: nothing of the launcher's own catches it."""
+
+
+def run_here(slurm, monkeypatch, folder: Path, *flags: str) -> int:
+    """Launch in this process, and leave the jobs as Ctrl-C would."""
+    for key, value in slurm.environment.items():
+        monkeypatch.setenv(key, value)
+
+    def leave(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SlurmGrid, "watch", leave)
+    return main(launch_command(folder, *FLAGS, *flags)[3:])
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["before", "after"])
+def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
+    slurm, tmp_path, monkeypatch, recorded
+):
+    """It dies at each write of a record: before sbatch, and after it, with the ids unknown."""
+    out, later = tmp_path / "out", ("--slurm", "begin=now+3600")
+    save = slurm_module.save_submission
+    for at in (1, 2, 3, 4, 5, 6):
+        calls = iter(range(1, 1000))
+
+        def dying(submission, out, calls=calls, at=at):
+            last = next(calls) == at
+            if recorded or not last:
+                save(submission, out)
+            if last:
+                raise Died
+
+        monkeypatch.setattr(slurm_module, "save_submission", dying)
+        with pytest.raises(Died):
+            run_here(slurm, monkeypatch, tmp_path, *later)
+    monkeypatch.setattr(slurm_module, "save_submission", save)
+    assert run_here(slurm, monkeypatch, tmp_path, *later) == 130
+    cells = load_manifest(out).cells
+    wanted = {job.name for job in [*plan_jobs(cells), *snapshot_jobs(cells)]} | {REPORT}
+    assert set(live_ids(out)) == wanted
+    # Nothing waits in Slurm that no record knows of.
+    assert live(slurm) == set(live_ids(out).values())
+    assert cancel_all(out) == len(wanted)
+
+
+def test_a_job_whose_launcher_died_before_its_pickle_was_in_place_gets_it(
+    slurm, tmp_path, monkeypatch, finished
+):
+    def die(*_):
+        raise Died
+
+    with monkeypatch.context() as patch:
+        patch.setattr("submitit.core.utils.JobPaths.move_temporary_file", die)
+        with pytest.raises(Died):
+            run_here(slurm, patch, tmp_path, "--slurm", "begin=now+12")
+    code, output, errors = launch(slurm, tmp_path)
+    assert code == 0, output + errors
+    assert set(times_submitted(tmp_path / "out").values()) == {1}
+    assert results(tmp_path / "out") == results(finished / "out")
+
+
+LONG = ("--only", "ncsnv2", "--set", "iterations=4000", "--set", "snapshot_interval=2000")
+
+
+def long_run(slurm, folder: Path, *flags: str) -> subprocess.Popen[str]:
+    return start(slurm, folder, *LONG, *flags)
+
+
+def trained(folder: Path) -> list[Path]:
+    return sorted((folder / "out" / "stages" / "train").rglob("checkpoint-*.pt"))
+
+
+def progress_of(out: Path, prefix: str) -> float:
+    for path in (out / "jobs").glob(f"{prefix}*.progress.json"):
+        return json.loads(path.read_text())["fraction"]
+    return 0.0
+
+
+@pytest.fixture(scope="module")
+def long_results(tmp_path_factory):
+    """The results of the longer grid, undisturbed in one process."""
+    folder = tmp_path_factory.mktemp("long")
+    run = subprocess.run(
+        launch_command(folder, "--executor", "inline", "--threads", "1", *LONG),
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return results(folder / "out")
+
+
+def end(process: subprocess.Popen[str]) -> tuple[int, str]:
+    output, errors = process.communicate(timeout=400)
+    return process.returncode, output + errors
+
+
+def test_preempted_again_and_again_a_training_loses_nothing(slurm, tmp_path, long_results):
+    process = long_run(slurm, tmp_path, "--slurm", "partition=low")
+    out = tmp_path / "out"
+    for times in (1, 2):
+        seen = progress_of(out, "train")
+        wait_for(lambda seen=seen: progress_of(out, "train") > seen, "training")
+        job = one(out, "train")
+        urgent = slurm.run(
+            *("sbatch", "--parsable", "-p", "high", "--exclusive", "--wrap", "sleep 1"),
+            *("--nodes", slurm.run("sinfo", "-h", "-o", "%D", "-p", "high").strip()),
+            *("--output", "/dev/null"),
+        ).strip()
+        wait_for(lambda urgent=urgent: urgent not in live(slurm), "the urgent job's end")
+        text = slurm.run("scontrol", "show", "job", job)
+        assert f"Restarts={times}" in text
+    code, said = end(process)
+    assert code == 0, said
+    assert results(out) == long_results
+
+
+def test_snapshots_are_measured_while_their_training_goes_on(slurm, tmp_path):
+    flags = ("--only", "ncsnv2", "--set", "iterations=40000", "--set", "snapshot_interval=500")
+    process = start(slurm, tmp_path, *flags)
+    out = tmp_path / "out"
+    wait_for(lambda: list((out / "stages" / "distance").glob("*/result.json")), "a distance")
+    assert state_of(slurm, one(out, "train")) == "RUNNING"
+    assert not list((out / "stages" / "train").rglob("result.json"))
+    process.send_signal(signal.SIGINT)
+    assert end(process)[0] == 130
+    # Ctrl-C left them there.
+    assert state_of(slurm, one(out, "train")) == "RUNNING"
+    code, output, _ = launch(slurm, tmp_path, *flags, "--status")
+    assert code == 0
+    assert "RUNNING   train digits" in output
+    assert "left" in output
+    assert "QUEUED    evaluate digits NCSNv2 seed 0" in output
+    assert "snapshots of digits/ncsnv2/seed0: " in output
+    code, output, _ = launch(slurm, tmp_path, *flags, "--cancel")
+    assert code == 0
+    wait_for(lambda: not set(ids_of(out).values()) & live(slurm), "an empty queue")
+    code, output, _ = launch(slurm, tmp_path, *flags, "--status")
+    assert "LOST      train digits" in output
+    assert "CANCELLED" in output
+
+
+@pytest.mark.parametrize("fault", ["kill -9 of the worker", "scancel"])
+def test_a_job_that_vanishes_is_named_and_continued(slurm, tmp_path, fault, long_results):
+    process = long_run(slurm, tmp_path)
+    out = tmp_path / "out"
+    wait_for(lambda: trained(tmp_path), "a checkpoint")
+    job = one(out, "train")
+    if fault == "scancel":
+        slurm.run("scancel", job)
+    else:
+        for pid in slurm.pids(job):
+            os.kill(pid, signal.SIGKILL)
+    code, said = end(process)
+    assert code == 1, said
+    assert "ended without a word" in said
+    assert ("CANCELLED" if fault == "scancel" else "FAILED") in said
+    assert "waits for train-" in said
+    assert not set(ids_of(out).values()) & live(slurm)
+    code, output, errors = launch(slurm, tmp_path, *LONG)
+    assert code == 0, output + errors
+    assert results(out) == long_results
+
+
+def test_a_cancelled_pending_job_is_sent_again(slurm, tmp_path, finished):
+    process = start(slurm, tmp_path, "--slurm", "begin=now+5")
+    out = tmp_path / "out"
+    wait_for(lambda: one(out, REPORT), "the report's job")
+    slurm.run("scancel", one(out, "baseline"))
+    code, said = end(process)
+    assert code == 1, said
+    assert "CANCELLED" in said
+    code, output, errors = launch(slurm, tmp_path)
+    assert code == 0, output + errors
+    assert results(out) == results(finished / "out")
+
+
+def test_a_killed_launcher_s_jobs_are_watched_by_the_next(slurm, tmp_path, long_results):
+    process = long_run(slurm, tmp_path)
+    out = tmp_path / "out"
+    wait_for(lambda: one(out, REPORT), "the report's job")
+    process.kill()
+    process.communicate()
+    before = ids_of(out)
+    code, output, errors = launch(slurm, tmp_path, *LONG)
+    assert code == 0, output + errors
+    assert ids_of(out) == before
+    assert results(out) == long_results
+
+
+def test_what_waits_for_a_failed_training_goes_too(slurm, tmp_path):
+    code, output, errors = launch(
+        slurm, tmp_path, "--only", "ncsnv2", "--set", "learning_rate=1e30"
+    )
+    assert code == 1
+    assert "training diverged" in output
+    assert "waits for train-" in output
+    assert not set(ids_of(tmp_path / "out").values()) & live(slurm)
+    assert (tmp_path / "out" / "report" / "index.html").exists()
+    code, output, _ = launch(slurm, tmp_path, "--only", "ncsnv2", "--set", "learning_rate=1e30")
+    assert code == 1
+    assert "failed before" in output
+
+
+def test_a_node_that_fails_and_comes_back_costs_no_result(slurm, tmp_path, long_results):
+    process = long_run(slurm, tmp_path)
+    wait_for(lambda: trained(tmp_path), "a checkpoint")
+    slurm.kill_node()
+    slurm.set_node("down")
+    slurm.start_node()
+    slurm.set_node("resume")
+    code, said = end(process)
+    if code == 1:  # what did not go back to the queue by itself is named, and the command goes on
+        assert "ended without a word" in said
+        code, output, errors = launch(slurm, tmp_path, *LONG)
+        said = output + errors
+    assert code == 0, said
+    assert results(tmp_path / "out") == long_results
+
+
+def test_what_sbatch_refuses_is_one_line(slurm, tmp_path):
+    code, output, errors = launch(slurm, tmp_path, "--slurm", "partition=nowhere")
+    assert code == 2
+    assert errors.startswith("error: sbatch refused: ")
+    assert "partition" in errors
+    assert len(errors.strip().splitlines()) == 1
+    assert load_submissions(tmp_path / "out") == []
+
+
+def test_without_slurm_it_says_so(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(launch_command(tmp_path, *FLAGS)[3:]) == 2
+    assert "error: --executor slurm: sbatch is not on the PATH" in capsys.readouterr().err
