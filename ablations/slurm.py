@@ -5,6 +5,9 @@ when its snapshot is written; evaluations follow them, and the report follows al
 succeeded is read from its files; what Slurm says only tells whether to go on waiting for them.
 """
 
+import contextlib
+import io
+import logging
 import os
 import subprocess
 import time
@@ -41,6 +44,7 @@ from ablations.submissions import (
     submission_path,
 )
 
+_log = logging.getLogger("scorekit")
 #: Slurm's default MaxArraySize is 1001, and the largest index is one less.
 _LARGEST_ARRAY = 1000
 _FIRST_POLL_S, _SLOWEST_POLL_S = 0.5, 15.0
@@ -196,14 +200,18 @@ class _Sender:
             slurm_dependency=submission.dependency or None,
         )
         save_submission(submission, out)
+        said = io.StringIO()  # what sbatch says, which submitit passes on as it comes
         try:
-            with self._executor.batch():
+            with contextlib.redirect_stderr(said), self._executor.batch():
                 jobs = [self._executor.submit(call) for call in calls]
             array = jobs[0].job_id.split("_")[0]
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             submission_path(out, submission.token).unlink(missing_ok=True)
-            lines = [line for line in str(error).splitlines() if line.strip()]
-            raise SlurmError(f"sbatch refused: {lines[-1].strip() if lines else error}") from error
+            lines = (said.getvalue() or str(error)).splitlines()
+            reasons = dict.fromkeys(line.split("error: ")[-1].strip() for line in lines)
+            raise SlurmError(f"sbatch refused: {'; '.join(filter(None, reasons))}") from error
+        if warning := said.getvalue().strip():
+            _log.warning("%s", warning)
         submission = replace(submission, slurm_id=array)
         save_submission(submission, out)
         return submission

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from submitit.slurm.slurm import read_job_id
+
 _TIMEOUT_S = 60
 _RETRY_S = 2.0
 
@@ -71,10 +73,19 @@ def ended_states(ids: Iterable[str]) -> dict[str, str]:
     if not arrays:
         return {}
     text = _ask(
-        *("sacct", "--noheader", "--allocations", "--parsable2", "--array"),
+        *("sacct", "--noheader", "--allocations", "--parsable2"),
         *(f"--jobs={','.join(arrays)}", "--format=JobID,State"),
     )
-    return dict(line.split("|", 1) for line in text.splitlines() if "|" in line)
+    found = {}
+    for line in text.splitlines():
+        shown, state = line.split("|", 1)
+        for job, *indices in read_job_id(shown):
+            # Elements that never started stand together: "17_[0,2-5%2]".
+            if not indices:
+                found[job] = state
+            for index in range(int(indices[0]), int(indices[-1]) + 1) if indices else ():
+                found[f"{job}_{index}"] = state
+    return found
 
 
 def cancel(ids: Sequence[str]) -> None:

@@ -4,6 +4,7 @@ import os
 
 import pytest
 import torch
+from slurm_cluster import SlurmCluster
 from tiny_grid import TOML
 
 if not torch.cuda.is_available():
@@ -41,3 +42,15 @@ def inception_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "w.pth"
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real Slurm of two virtual nodes; where SCOREKIT_REQUIRE_SLURM is set, it may not lack."""
+    if missing := SlurmCluster.missing():
+        message = f"Slurm is not installed here: {', '.join(missing)} missing"
+        if os.environ.get("SCOREKIT_REQUIRE_SLURM"):
+            pytest.fail(message)
+        pytest.skip(message)
+    with SlurmCluster(tmp_path_factory.mktemp("cluster") / "slurm") as cluster:
+        yield cluster

@@ -196,7 +196,7 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
 def test_a_job_whose_launcher_died_before_its_pickle_was_in_place_gets_it(
     slurm, tmp_path, monkeypatch, finished
 ):
-    def die(*_):
+    def die(*_, **__):
         raise Died
 
     with monkeypatch.context() as patch:
@@ -340,9 +340,7 @@ def test_a_killed_launcher_s_jobs_are_watched_by_the_next(slurm, tmp_path, long_
 
 
 def test_what_waits_for_a_failed_training_goes_too(slurm, tmp_path):
-    code, output, errors = launch(
-        slurm, tmp_path, "--only", "ncsnv2", "--set", "learning_rate=1e30"
-    )
+    code, output, _ = launch(slurm, tmp_path, "--only", "ncsnv2", "--set", "learning_rate=1e30")
     assert code == 1
     assert "training diverged" in output
     assert "waits for train-" in output
@@ -356,10 +354,10 @@ def test_what_waits_for_a_failed_training_goes_too(slurm, tmp_path):
 def test_a_node_that_fails_and_comes_back_costs_no_result(slurm, tmp_path, long_results):
     process = long_run(slurm, tmp_path)
     wait_for(lambda: trained(tmp_path), "a checkpoint")
-    slurm.kill_node()
-    slurm.set_node("down")
-    slurm.start_node()
-    slurm.set_node("resume")
+    slurm.kill_nodes()
+    slurm.set_nodes("down")
+    slurm.start_nodes()
+    slurm.set_nodes("resume")
     code, said = end(process)
     if code == 1:  # what did not go back to the queue by itself is named, and the command goes on
         assert "ended without a word" in said
@@ -370,7 +368,7 @@ def test_a_node_that_fails_and_comes_back_costs_no_result(slurm, tmp_path, long_
 
 
 def test_what_sbatch_refuses_is_one_line(slurm, tmp_path):
-    code, output, errors = launch(slurm, tmp_path, "--slurm", "partition=nowhere")
+    code, _, errors = launch(slurm, tmp_path, "--slurm", "partition=nowhere")
     assert code == 2
     assert errors.startswith("error: sbatch refused: ")
     assert "partition" in errors

@@ -1,9 +1,12 @@
 """Launching the grid of bench/tiny.toml, which runs in seconds."""
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+
+from scorekit.checkpoints import load_tensors
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,3 +36,22 @@ def launch(folder: Path, *flags: str, timeout: float = 240) -> subprocess.Comple
 def environment() -> dict[str, str]:
     """Return this process's environment without a GPU."""
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
+
+
+def results(out: Path) -> dict[str, bytes | dict]:
+    """Everything in the stages' folders that an undisturbed run must reproduce, bit for bit."""
+    found: dict[str, bytes | dict] = {}
+    for path in sorted((out / "stages").rglob("*")):
+        name = str(path.relative_to(out))
+        if path.suffix in (".npy", ".npz"):
+            found[name] = path.read_bytes()
+        if path.name.startswith("snapshot-") and path.suffix == ".pt":
+            # The tensors' bytes: torch.save's own envelope is not the same twice.
+            found[name] = {
+                f"{weights}.{key}": value.numpy().tobytes()
+                for weights, state in load_tensors(path).items()
+                for key, value in state.items()
+            }
+        if path.parent.parent.name == "distance" and path.name == "result.json":
+            found[name] = json.loads(path.read_text())["result"]
+    return found
