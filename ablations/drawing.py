@@ -18,16 +18,29 @@ from scorekit.files import save_array
 from scorekit.machine import conditions
 from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin, interpolation_angles
-from scorekit.training import build_network, snapshot_path
+from scorekit.training import Stopped, build_network, never, snapshot_path
 
 Report = Callable[[float, str], None]
 
 
 class Drawing:
-    """The sample stages of one job; ``train`` makes the snapshots that they need."""
+    """The sample stages of one job; ``train`` makes the snapshots that they need.
 
-    def __init__(self, context: Context, report: Report, train: Callable[[Cell], None]) -> None:
-        self.context, self.report, self.train = context, report, train
+    ``stop`` is asked before each batch and after each of its noise scales; where it says True,
+    Stopped is raised. Finished batches are kept, the one being drawn is lost, as it is to a kill:
+    L T + 1 score evaluations of ``sampling_batch`` images. With Table 4 of Song & Ermon 2020 these
+    are 1,161 for images of 32x32 but 6,934 for the 64 times as many pixels of FFHQ, where the
+    default batch of 256 can be hours: choose one that is drawn between two stops.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        report: Report,
+        train: Callable[[Cell], None],
+        stop: Callable[[], bool] = never,
+    ) -> None:
+        self.context, self.report, self.train, self.stop = context, report, train, stop
         self.store = context.store
         self._sampler: AnnealedLangevin | None = None
         self._network: ScoreNetwork
@@ -115,12 +128,18 @@ class Drawing:
                 mixing = {"mix_seed": settings["mix_seed"], "mix_angle": angle[place].to(device)}
 
             def report(level: int, first: int = first, last: int = last) -> None:
+                if level < settings["n_levels"] - 1 and self.stop():
+                    raise Stopped(
+                        f"sampling of snapshot {settings['iteration']} stopped after {first} of "
+                        f"{n} samples and continues from there"
+                    )
                 share = first + (last - first) * (level + 1) / settings["n_levels"]
                 text = f"snapshot {settings['iteration']}, samples {first}-{last} of {n}"
                 self.report((before + share) / job.n_sampled, text)
 
             batch = find_tensors(chunk)
             if batch is None:
+                report(-1)
                 began, compiled_before = time.monotonic(), compile_seconds()
                 precision = settings["precision"]
                 with (

@@ -16,7 +16,7 @@ from ablations.jobs import Context, Job, progress_path, selected_iterations
 from ablations.measuring import Measuring
 from scorekit.files import atomic_write, write_json
 from scorekit.machine import conditions
-from scorekit.training import Trainer, snapshot_path
+from scorekit.training import Stopped, Trainer, never, snapshot_path
 
 
 class Progress:
@@ -43,22 +43,35 @@ class Progress:
             self._on_update()
 
 
-def run_job(job: Job, context: Context, on_update: Callable[[], None] = lambda: None) -> None:
-    """Run a job's stages; a failure is recorded beside the job's progress, then raised."""
+def run_job(
+    job: Job,
+    context: Context,
+    on_update: Callable[[], None] = lambda: None,
+    *,
+    stop: Callable[[], bool] = never,
+) -> None:
+    """Run a job's stages; a failure is recorded beside the job's progress, then raised.
+
+    Where ``stop`` says True, Stopped is raised at the next iteration of training, noise scale of
+    sampling or measurement, which is no failure: run again, the job goes on from its files.
+    """
     torch.set_num_threads(context.threads)
     failure_path(context.out, job.name).unlink(missing_ok=True)
     progress = Progress(progress_path(context.out, job.name), on_update)
     try:
-        _Worker(context, progress).run(job)
+        _Worker(context, progress, stop).run(job)
+    except Stopped:
+        raise
     except Exception as error:
         record_failure(context.out, job.name, error)
         raise
 
 
 class _Worker:
-    def __init__(self, context: Context, progress: Progress) -> None:
+    def __init__(self, context: Context, progress: Progress, stop: Callable[[], bool]) -> None:
         self.context, self.progress, self.store = context, progress, context.store
-        self.drawing = Drawing(context, progress, self.train)
+        self.stop = stop
+        self.drawing = Drawing(context, progress, self.train, stop)
         self.measuring = Measuring(context, self.drawing)
 
     def run(self, job: Job) -> None:
@@ -84,7 +97,8 @@ class _Worker:
             )
             total = cell.train.iterations
             trainer.run(
-                lambda i, loss: self.progress(i / total, f"iteration {i}/{total}, loss {loss:.4g}")
+                lambda i, loss: self.progress(i / total, f"iteration {i}/{total}, loss {loss:.4g}"),
+                stop=self.stop,
             )
             losses = directory / "losses.npz"
             test = np.array(trainer.test_losses, dtype=np.float64).reshape(-1, 2)
@@ -121,10 +135,12 @@ class _Worker:
         cell = job.cell
         done = 0
         for iteration in cell.train.snapshot_iterations:
+            self.check_stop()
             self.snapshot(job, iteration, done)
             done += cell.n_selection
         for denoise, iteration in selected_iterations(cell, self.store).items():
             self.measuring.distance(job, iteration, denoise=denoise, final=True, before=done)
+            self.check_stop()
             self.measuring.quality(job, iteration, denoise=denoise)
             dump_samples(
                 cell,
@@ -135,6 +151,10 @@ class _Worker:
                 real=self.context.dataset(cell.data).train,
                 directory=self.context.samples,
             )
+
+    def check_stop(self) -> None:
+        if self.stop():
+            raise Stopped("the evaluation stopped between two measurements and continues there")
 
     def interpolate(self, job: Job) -> None:
         iteration = selected_iterations(job.cell, self.store)[True]

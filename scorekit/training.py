@@ -120,6 +120,15 @@ class TrainSettings:
         return sorted({*regular, self.iterations})
 
 
+class Stopped(RuntimeError):
+    """Work was asked to stop and did, with what it had done kept; the message says where."""
+
+
+def never() -> bool:
+    """Return False: the ``stop`` of work that nothing stops."""
+    return False
+
+
 class Diverged(RuntimeError):
     """The loss or the weights became NaN or infinite; the last good checkpoint is kept."""
 
@@ -208,34 +217,60 @@ class Trainer:
         self._checkpoints = CheckpointStore(directory)
         self._permutation = lru_cache(maxsize=2)(self._epoch_order)
 
-    def run(self, progress: Callable[[int, float], None] = lambda iteration, loss: None) -> None:
+    def run(
+        self,
+        progress: Callable[[int, float], None] = lambda iteration, loss: None,
+        *,
+        stop: Callable[[], bool] = never,
+        checkpoint_every_s: float = 600,
+    ) -> None:
         """Train to the last iteration; ``progress`` gets (iteration, loss) now and then.
 
-        Raises Diverged at a NaN or infinite loss or weight.
+        ``stop`` is asked before each iteration; where it says True, a checkpoint of exactly this
+        iteration is written and Stopped raised. A checkpoint is also written at each snapshot and
+        where the last is ``checkpoint_every_s`` seconds old: a killed process loses no more than
+        that. Raises Diverged at a NaN or infinite loss or weight.
         """
         settings = self.settings
         self._resume()
         compiled_before = compile_seconds() - self.compile_s
         started = time.monotonic() - self.elapsed_s - self.compile_s
         pending: list[Tensor] = []
-        stops = set(settings.snapshot_iterations)
+
+        def settle() -> None:
+            self._accept(pending)
+            self.compile_s = compile_seconds() - compiled_before
+            self.elapsed_s = time.monotonic() - started - self.compile_s
+
+        snapshots = set(settings.snapshot_iterations)
+        saved, saved_at = self.iteration, time.monotonic()
         for iteration in range(self.iteration, settings.iterations):
+            stopping = stop()
+            late = time.monotonic() - saved_at >= checkpoint_every_s
+            if (stopping or late) and saved < iteration:
+                settle()
+                self._check_weights()
+                self._save_checkpoint(is_best=False)
+                saved, saved_at = iteration, time.monotonic()
+            if stopping:
+                raise Stopped(f"training stopped at iteration {iteration} and continues from there")
             pending.append(self.step(iteration))
             done = iteration + 1
-            if done % settings.test_interval and done not in stops:
+            if done % settings.test_interval and done not in snapshots:
                 continue
-            # Losses are read, hence the device waited for, at these points only.
-            self._accept(torch.stack(pending).tolist())
-            pending.clear()
+            # Losses are read, hence the device waited for, here and at checkpoints only.
+            settle()
             if done % settings.test_interval == 0:
                 self.test_losses.append((done, self._test_loss()))
             progress(done, self.losses[-1])
-            if done in stops:
-                self.compile_s = compile_seconds() - compiled_before
-                self.elapsed_s = time.monotonic() - started - self.compile_s
-                self._save(done)
+            if done in snapshots:
+                self._save()
+                saved, saved_at = done, time.monotonic()
 
-    def _accept(self, losses: list[float]) -> None:
+    def _accept(self, pending: list[Tensor]) -> None:
+        """Read the losses of the last iterations, which are then counted as done."""
+        losses = torch.stack(pending).tolist() if pending else []
+        pending.clear()
         for loss in losses:
             if not np.isfinite(loss):
                 what = f"the loss is {loss}"
@@ -331,25 +366,35 @@ class Trainer:
         images = torch.from_numpy(self.dataset.train[index])
         return images.to(self.device, memory_format=torch.channels_last)
 
-    def _save(self, iteration: int) -> None:
+    def _save(self) -> None:
+        """Write the snapshot of this iteration, then its checkpoint."""
+        self._check_weights()
+        self._save_snapshot(
+            self.iteration, self.network.state_dict(), self.ema_network.state_dict()
+        )
+        # The best is judged at snapshots only: elsewhere it would depend on where a run stopped.
+        current = self.test_losses[-1][1] if self.test_losses else float("inf")
+        is_best = current < self.best_test_loss
+        self.best_test_loss = min(current, self.best_test_loss)
+        self._save_checkpoint(is_best=is_best)
+
+    def _check_weights(self) -> None:
         averaged = self.ema_network.state_dict()
         for name, value in (*self.network.state_dict().items(), *averaged.items()):
             if not bool(value.isfinite().all()):
                 what = f"the weights {name} are not finite"
-                raise Diverged(iteration, what, self._checkpoints.last_iteration())
-        self._save_snapshot(iteration, self.network.state_dict(), averaged)
-        current = self.test_losses[-1][1] if self.test_losses else float("inf")
-        is_best = current < self.best_test_loss
-        self.best_test_loss = min(current, self.best_test_loss)
+                raise Diverged(self.iteration, what, self._checkpoints.last_iteration())
+
+    def _save_checkpoint(self, *, is_best: bool) -> None:
         self._checkpoints.save(
-            iteration,
+            self.iteration,
             {
-                "iteration": iteration,
+                "iteration": self.iteration,
                 "elapsed_s": self.elapsed_s,
                 "compile_s": self.compile_s,
                 "best_test_loss": self.best_test_loss,
                 "raw": self.network.state_dict(),
-                "ema": averaged,
+                "ema": self.ema_network.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
                 "losses": torch.tensor(self.losses, dtype=torch.float64),
                 "test_losses": torch.tensor(self.test_losses, dtype=torch.float64).reshape(-1, 2),

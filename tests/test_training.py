@@ -26,7 +26,7 @@ from scorekit.files import CorruptFile
 from scorekit.objectives import augment
 from scorekit.projections import projections
 from scorekit.score_matching import annealed_score_matching_loss
-from scorekit.training import Diverged, Trainer, load_snapshot, snapshot_path
+from scorekit.training import Diverged, Stopped, Trainer, load_snapshot, snapshot_path
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +138,52 @@ def test_where_a_run_continues_is_logged(digits, tmp_path, caplog):
     with caplog.at_level(logging.INFO, logger="scorekit"):
         Trainer(SETTINGS, digits, tmp_path, compile=False).run()
     assert "training continues at iteration 12" in caplog.text
+
+
+@pytest.mark.parametrize("at", range(24))
+def test_a_run_stopped_at_any_iteration_continues_bit_for_bit(digits, undisturbed, tmp_path, at):
+    first = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    asked = iter(range(24))
+    with pytest.raises(Stopped, match=f"training stopped at iteration {at} "):
+        first.run(stop=lambda: next(asked) == at)
+    assert first.iteration == at
+    assert len(list(tmp_path.glob("snapshot-*.pt"))) == at // 6
+    if at:
+        saved = load_tensors(tmp_path / f"checkpoint-{at:07d}.pt")
+        assert saved["losses"].tolist() == undisturbed.losses[:at]
+    resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    resumed.run()
+    assert_same(everything(resumed), everything(undisturbed))
+    assert resumed.best_test_loss == undisturbed.best_test_loss
+
+
+def test_a_run_stopped_at_every_iteration_still_ends_bit_for_bit(digits, undisturbed, tmp_path):
+    trainer = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    for at in range(1, 24):
+        asked = iter(range(2))
+        with pytest.raises(Stopped, match=f"at iteration {at} "):
+            trainer.run(stop=lambda asked=asked: next(asked) == 1)
+        trainer = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    trainer.run()
+    assert_same(everything(trainer), everything(undisturbed))
+
+
+def test_checkpoints_are_written_by_the_clock_too(digits, undisturbed, tmp_path):
+    trainer = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    asked = iter(range(24))
+
+    def crash() -> bool:
+        if next(asked) == 11:
+            raise Interrupted
+        return False
+
+    with pytest.raises(Interrupted):
+        trainer.run(stop=crash, checkpoint_every_s=0)
+    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*.pt"))
+    assert kept == ["checkpoint-0000009.pt", "checkpoint-0000010.pt"]
+    resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    resumed.run()
+    assert_same(everything(resumed), everything(undisturbed))
 
 
 @pytest.mark.slow

@@ -7,9 +7,11 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from ablations import drawing, work
+from ablations.failures import read_failure
 from ablations.jobs import Context, job_is_done, plan_jobs
 from ablations.manifest import load_manifest
 from scorekit import samplers
+from scorekit.training import Stopped
 
 
 def context(out, data_root, **changes):
@@ -109,3 +111,40 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
     for name, data in sample_bytes(out).items():
         old, new = (np.frombuffer(d[128:], np.uint8).astype(int) for d in (before[name], data))
         assert np.abs(old - new).max() <= 1
+
+
+@pytest.mark.parametrize("asked", [0, 1, 2, 5, 9, 12])
+def test_a_stopped_evaluation_leaves_no_failure_and_continues_to_the_same_bytes(copy, asked):
+    out, job = copy
+    before = sample_bytes(out)
+    for kind in ("distance", "features", "sample", "quality"):
+        shutil.rmtree(out / "stages" / kind)
+    where = context(out, out / "data")
+    count = iter(range(10**6))
+    with pytest.raises(Stopped, match="stopped"):
+        work.run_job(job, where, stop=lambda: next(count) >= asked)
+    assert read_failure(out, job.name) is None
+    assert not job_is_done(job, where)
+    work.run_job(job, where)
+    assert job_is_done(job, where)
+    after = sample_bytes(out)
+    assert after
+    assert after.items() <= before.items()
+
+
+def test_a_job_stopped_whenever_it_is_asked_ends_all_the_same(copy):
+    """Every attempt may ask eight times, enough to draw a batch after what is done."""
+    out, job = copy
+    before = sample_bytes(out)
+    for kind in ("distance", "features", "sample", "quality"):
+        shutil.rmtree(out / "stages" / kind)
+    stops = 0
+    while not job_is_done(job, context(out, out / "data")):
+        count = iter(range(10**6))
+        try:
+            work.run_job(job, context(out, out / "data"), stop=lambda count=count: next(count) >= 8)
+        except Stopped:
+            stops += 1
+            assert stops < 50
+    assert stops
+    assert sample_bytes(out).items() <= before.items()
