@@ -1,5 +1,6 @@
 """Grids on a real Slurm: what is sent, what survives, and what the user is told."""
 
+import itertools
 import json
 import os
 import signal
@@ -170,7 +171,8 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
     """It dies at each write of a record: before sbatch, and after it, with the ids unknown."""
     out, later = tmp_path / "out", ("--slurm", "begin=now+3600")
     save = slurm_module.save_submission
-    for at in (1, 2, 3, 4, 5, 6):
+    deaths = 0
+    for at in itertools.cycle((1, 2, 3, 4)):
         calls = iter(range(1, 1000))
 
         def dying(submission, out, calls=calls, at=at):
@@ -181,10 +183,14 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
                 raise Died
 
         monkeypatch.setattr(slurm_module, "save_submission", dying)
-        with pytest.raises(Died):
-            run_here(slurm, monkeypatch, tmp_path, *later)
-    monkeypatch.setattr(slurm_module, "save_submission", save)
-    assert run_here(slurm, monkeypatch, tmp_path, *later) == 130
+        try:
+            code = run_here(slurm, monkeypatch, tmp_path, *later)
+        except Died:
+            deaths += 1
+        else:
+            break
+    assert code == 130
+    assert deaths >= 6
     cells = load_manifest(out).cells
     wanted = {job.name for job in [*plan_jobs(cells), *snapshot_jobs(cells)]} | {REPORT}
     assert set(live_ids(out)) == wanted
