@@ -37,6 +37,7 @@ from ablations.settings import (
     parse_overrides,
 )
 from scorekit.machine import usable_cores
+from scorekit.training import check_accumulation
 
 #: There while results are newer than the report: it survives whatever kills the launcher.
 _REPORT_PENDING = "report.pending"
@@ -69,7 +70,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default="auto",
         help="auto (default): local processes on a CPU or several GPUs, inline on one GPU",
     )
-    add("--workers", type=int, metavar="N", help="jobs at a time (default: one per core or GPU)")
+    add(
+        "--workers",
+        type=int,
+        metavar="N",
+        help="jobs at a time (default: as many as the cores or GPUs suffice for)",
+    )
+    add(
+        "--gpus",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices that train and evaluate each job together; on a CPU, for tests, N processes "
+        "of --threads threads (default: 1)",
+    )
     add("--threads", type=int, help="CPU threads of a job (default: 1; inline: all cores)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
     add("--only", metavar="PATTERN", help="cells to run: comma-separated names or globs")
@@ -95,6 +109,7 @@ class Plan:
     context: Context
     executor: str
     workers: int
+    gpus: int  # of each job
     slurm: dict[str, Any]
 
 
@@ -118,7 +133,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
         overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)
     seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
-    counts = {"--seeds": seeds, "--threads": args.threads, "--workers": args.workers}
+    counts = {
+        "--seeds": seeds,
+        "--threads": args.threads,
+        "--workers": args.workers,
+        "--gpus": args.gpus,
+    }
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: must be at least 1")
@@ -171,10 +191,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
             there = ", ".join(sorted(known))
             raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
-    workers = args.workers or (n_gpus or max(1, usable_cores() // (args.threads or 1)))
+    places = n_gpus or usable_cores() // (args.threads or 1)
+    workers = args.workers or max(1, places // args.gpus)
     executor = args.executor
     if executor == "auto":
-        executor = "local" if workers > 1 else "inline"
+        executor = "local" if workers > 1 or args.gpus > 1 else "inline"
+    _check_gpus(args.gpus, executor, n_gpus)
+    for cell in cells:
+        check_accumulation(settings.accumulation, cell.train.batch_size, args.gpus)
     context = Context(
         out=out,
         data_root=data_root,
@@ -182,6 +206,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         threads=args.threads or (usable_cores() if executor == "inline" else 1),
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
+        accumulation=settings.accumulation,
         inception_weights=None if weights is None else weights.resolve(),
     )
     return Plan(
@@ -192,8 +217,18 @@ def make_plan(args: argparse.Namespace) -> Plan:
         context=context,
         executor=executor,
         workers=workers,
+        gpus=args.gpus,
         slurm=dict(_pair(text) for text in args.slurm),
     )
+
+
+def _check_gpus(gpus: int, executor: str, there: int) -> None:
+    if gpus > 1 and executor == "inline":
+        raise ValueError(
+            f"--gpus {gpus}: --executor inline is one process; use --executor local or slurm"
+        )
+    if executor == "local" and 0 < there < gpus:
+        raise ValueError(f"--gpus {gpus}: this machine has {there} GPU(s)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -202,6 +237,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         if args.grid == FINITE_DIFFERENCE:
+            if args.gpus != 1:
+                raise ValueError(
+                    f"--gpus {args.gpus}: --grid {FINITE_DIFFERENCE} compares times and runs on one"
+                )
             # Imported here: its models and statistics would slow down every other start.
             from ablations.finite_difference import launch_parts
 
@@ -235,7 +274,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         failure = read_failure(context.out, job.name)
         if job_is_done(job, context):
             outcome.done.add(job.name)
-        elif failure is not None and not retry_failed:
+        elif failure is not None and failure["kind"] != "lost" and not retry_failed:
             outcome.failed[job.name] = f"{failure['message']} (--retry-failed runs it again)"
         else:
             failure_path(context.out, job.name).unlink(missing_ok=True)
@@ -314,13 +353,14 @@ def _report(out: Path) -> Path:
 def _slots(plan: Plan) -> list[dict[str, Any]]:
     if plan.executor == "slurm":
         defaults = {"timeout_min": 60 * 24, "cpus_per_task": plan.context.threads}
+        defaults["tasks_per_node"] = plan.gpus
         if plan.context.device == "cuda":
-            defaults["gpus_per_node"] = 1
+            defaults["gpus_per_node"] = plan.gpus
         return [defaults | plan.slurm for _ in range(plan.workers)]
     import torch
 
     gpus = range(torch.cuda.device_count()) if plan.context.device == "cuda" else ()
-    return local_slots(plan.workers, gpus=list(gpus))
+    return local_slots(plan.workers, gpus=list(gpus), ranks=plan.gpus)
 
 
 def _matches(cell: Cell, pattern: str) -> bool:

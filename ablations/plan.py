@@ -132,6 +132,8 @@ def job_state(job: Job, context: Context) -> tuple[str, str]:
     if job_is_done(job, context):
         return "done", ""
     if (failure := read_failure(context.out, job.name)) is not None:
+        if failure["kind"] == "lost":
+            return "planned", f"{failure['message']}; will go on from its files"
         return str(failure["kind"]), str(failure["message"])
     if (progress := read_progress(job, context)) is not None:
         age = time.time() - progress["updated"]
