@@ -10,12 +10,13 @@ import torch
 
 from ablations.cells import Cell
 from ablations.jobs import Context, Job, sample_file
-from ablations.stages import Stage
+from ablations.stages import FOLLOWED, Stage
 from scorekit.checkpoints import find_tensors, load_tensors, save_tensors
 from scorekit.compilation import autocast, compile_seconds, precision_context
 from scorekit.data import to_uint8
 from scorekit.files import save_array
 from scorekit.machine import conditions
+from scorekit.memory import ShrinkingBatch
 from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin, interpolation_angles
 from scorekit.training import Stopped, build_network, never, snapshot_path
@@ -31,6 +32,9 @@ class Drawing:
     L T + 1 score evaluations of ``sampling_batch`` images. With Table 4 of Song & Ermon 2020 these
     are 1,161 for images of 32x32 but 6,934 for the 64 times as many pixels of FFHQ, where the
     default batch of 256 can be hours: choose one that is drawn between two stops.
+
+    Several ranks draw the batches by turns, and rank 0 puts them together. A batch that does not
+    fit into the device's memory is drawn in halves, or in quarters, and stays one batch otherwise.
     """
 
     def __init__(
@@ -41,9 +45,11 @@ class Drawing:
         stop: Callable[[], bool] = never,
     ) -> None:
         self.context, self.report, self.train, self.stop = context, report, train, stop
-        self.store = context.store
+        self.store, self.world = context.store, context.world
+        self._batch = ShrinkingBatch(context.sampling_batch, "sampling")
         self._sampler: AnnealedLangevin | None = None
         self._network: ScoreNetwork
+        self._loaded: Path | None = None  # the snapshot that the network holds
 
     def samples(self, job: Job, iteration: int, *, denoise: bool) -> np.ndarray:
         """Return the final samples of a snapshot, uint8 (N, C, H, W)."""
@@ -60,6 +66,8 @@ class Drawing:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             start, stop = stage.settings["start"], stage.settings["stop"]
             drawn = self._draw(job, stage, directory, torch.arange(start, stop), before)
+            if drawn is None:
+                return FOLLOWED
             files = [save_array(directory / sample_file(d), drawn[d]) for d in (False, True)]
             return drawn["result"] | {"n": stop - start}, files
 
@@ -78,6 +86,8 @@ class Drawing:
             index = torch.arange(pairs).repeat_interleave(between + 2)
             angle = angles.to(torch.float32).repeat(pairs)
             drawn = self._draw(job, stage, directory, index, 0, angle=angle)
+            if drawn is None:
+                return FOLLOWED
             files = [
                 save_array(
                     directory / sample_file(d),
@@ -98,6 +108,8 @@ class Drawing:
             return execute(directory)
 
         self.store.run(stage, with_snapshot)
+        if not self.world.is_main:
+            return
         # Only now: a kill before the result was written would have lost them.
         for chunk in self.store.directory(stage).glob("chunk-*.pt"):
             chunk.unlink(missing_ok=True)
@@ -111,70 +123,107 @@ class Drawing:
         before: int,
         *,
         angle: torch.Tensor | None = None,
-    ) -> dict[Any, Any]:
-        """Return the images by denoise setting, and the "result" of the stage so far."""
+    ) -> dict[Any, Any] | None:
+        """Return the images by denoise setting, and the "result" of the stage so far.
+
+        On rank 0: the others, which draw their share of the batches, return None.
+        """
+        size, n = self.context.sampling_batch, len(index)
+        bounds = [(first, min(first + size, n)) for first in range(0, n, size)]
+
+        def batch(first: int, last: int) -> dict[str, Any]:
+            chunk = directory / f"chunk-{first}-{last}.pt"
+            found = find_tensors(chunk)
+            if found is None:
+                found = self._draw_batch(job, stage, index, angle, first, last, before)
+                save_tensors(chunk, found)
+            return found
+
+        stopped = None
+        try:
+            for first, last in bounds[self.world.rank :: self.world.size]:
+                batch(first, last)
+        except Stopped as error:
+            stopped = error
+        (stopping,) = self.world.any(stopped is not None)
+        if stopping:
+            raise stopped or Stopped("sampling stopped on another rank and continues from there")
+        if not self.world.is_main:
+            return None
+        batches = [batch(first, last) for first, last in bounds]
+        return {
+            False: torch.cat([batch["last"] for batch in batches]).numpy(),
+            True: torch.cat([batch["denoised"] for batch in batches]).numpy(),
+            "result": {
+                # Of all devices together.
+                "sampling_s": sum(batch["seconds"] for batch in batches),
+                "compile_s": sum(batch["compile_s"] for batch in batches),
+                "score_evaluations_per_sample": job.cell.score_evaluations,
+                "conditions": conditions(
+                    self.context.device,
+                    threads=self.context.threads,
+                    compile=self.context.compile,
+                    processes=self.world.size,
+                ),
+            },
+        }
+
+    def _draw_batch(
+        self,
+        job: Job,
+        stage: Stage,
+        index: torch.Tensor,
+        angle: torch.Tensor | None,
+        first: int,
+        last: int,
+        before: int,
+    ) -> dict[str, Any]:
+        """Return the images ``first`` to ``last`` of a stage, and the seconds that they took."""
         cell, settings, device = job.cell, stage.settings, self.context.device
         path = snapshot_path(self.store.directory(cell.train_stage()), settings["iteration"])
-        sampler = self._sampler_of(cell, path)
-        size, n = self.context.sampling_batch, len(index)
-        batches = []
-        for first in range(0, n, size):
-            last = min(first + size, n)
-            chunk = directory / f"chunk-{first}-{last}.pt"
-            # The batch keeps its size at the end, so that one compiled graph serves all.
-            place = torch.arange(first, first + size).clamp(max=n - 1)
-            mixing: dict[str, Any] = {}
-            if angle is not None:
-                mixing = {"mix_seed": settings["mix_seed"], "mix_angle": angle[place].to(device)}
+        precision, n = settings["precision"], len(index)
+        self._sampler_of(cell, path)  # not to be counted
+        began, compiled_before = time.monotonic(), compile_seconds()
 
-            def report(level: int, first: int = first, last: int = last) -> None:
+        def draw(begin: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+            def report(level: int) -> None:
                 if level < settings["n_levels"] - 1 and self.stop():
                     raise Stopped(
-                        f"sampling of snapshot {settings['iteration']} stopped after {first} of "
-                        f"{n} samples and continues from there"
+                        f"sampling of snapshot {settings['iteration']} stopped before samples "
+                        f"{first}-{last} of {n} and continues from there"
                     )
-                share = first + (last - first) * (level + 1) / settings["n_levels"]
+                share = first + begin + (end - begin) * (level + 1) / settings["n_levels"]
                 text = f"snapshot {settings['iteration']}, samples {first}-{last} of {n}"
                 self.report((before + share) / job.n_sampled, text)
 
-            batch = find_tensors(chunk)
-            if batch is None:
-                report(-1)
-                began, compiled_before = time.monotonic(), compile_seconds()
-                precision = settings["precision"]
+            report(-1)
+            # The batch keeps its size at the end, so that one compiled graph serves all.
+            place = torch.arange(self._batch.size).add(first + begin).clamp(max=n - 1)
+            mixing: dict[str, Any] = {}
+            if angle is not None:
+                mixing = {"mix_seed": settings["mix_seed"], "mix_angle": angle[place].to(device)}
+            sampler, own = self._sampler_of(cell, path), slice(end - begin)
+            try:
                 with (
                     torch.inference_mode(),  # a tenth faster than no_grad for small networks
                     precision_context(precision),
                     autocast(precision, device),
                 ):
                     drawn = sampler.sample(
-                        index[place].to(device),
-                        tuple(settings["shape"]),
-                        progress=report,
-                        **mixing,
+                        index[place].to(device), tuple(settings["shape"]), progress=report, **mixing
                     )
-                    batch = {
-                        "last": to_uint8(drawn.last[: last - first].cpu()),
-                        "denoised": to_uint8(drawn.denoised[: last - first].cpu()),
-                    }
-                compiling = compile_seconds() - compiled_before
-                batch |= {
-                    "seconds": time.monotonic() - began - compiling,
-                    "compile_s": compiling,
-                }
-                save_tensors(chunk, batch)
-            batches.append(batch)
+                    return to_uint8(drawn.last[own].cpu()), to_uint8(drawn.denoised[own].cpu())
+            except torch.OutOfMemoryError:
+                self._sampler = None  # whose CUDA graphs hold on to the memory of a batch
+                raise
+
+        parts = self._batch.run(last - first, draw)
+        compiling = compile_seconds() - compiled_before
         return {
-            False: torch.cat([batch["last"] for batch in batches]).numpy(),
-            True: torch.cat([batch["denoised"] for batch in batches]).numpy(),
-            "result": {
-                "sampling_s": sum(batch["seconds"] for batch in batches),
-                "compile_s": sum(batch["compile_s"] for batch in batches),
-                "score_evaluations_per_sample": sampler.score_evaluations,
-                "conditions": conditions(
-                    device, threads=self.context.threads, compile=self.context.compile
-                ),
-            },
+            "last": torch.cat([ends for ends, _ in parts]),
+            "denoised": torch.cat([denoised for _, denoised in parts]),
+            "seconds": time.monotonic() - began - compiling,
+            "compile_s": compiling,
         }
 
     def _sampler_of(self, cell: Cell, snapshot: Path) -> AnnealedLangevin:
@@ -196,5 +245,8 @@ class Drawing:
                 consistent=cell.sampler == "consistent",
                 compile=self.context.compile,
             )
-        self._network.load_state_dict(load_tensors(snapshot)[cell.variant.weights])
+            self._loaded = None
+        if self._loaded != snapshot:
+            self._network.load_state_dict(load_tensors(snapshot)[cell.variant.weights])
+            self._loaded = snapshot
         return self._sampler

@@ -4,7 +4,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import submitit
@@ -12,6 +12,7 @@ import submitit
 from ablations.failures import read_failure
 from ablations.jobs import Context, Job, job_is_done
 from ablations.work import run_job
+from scorekit.distributed import World, current_world
 
 _log = logging.getLogger("scorekit")
 _POLL_S = 0.5
@@ -44,7 +45,18 @@ class SubmittedJob:
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
-        run_job(self.job, self.context)
+        run_job(self.job, replace(self.context, world=submitted_world()))
+
+
+def submitted_world() -> World:
+    """Return the place of this process among the tasks of its submitit job."""
+    if submitit.JobEnvironment().num_tasks == 1:
+        return World()
+    # The devices a task sees are its cluster's affair, or this machine's other jobs'.
+    submitit.helpers.TorchDistributedEnvironment().export(
+        set_cuda_visible_devices=False, overwrite=True
+    )
+    return current_world()
 
 
 def critical_path(jobs: Sequence[Job]) -> dict[str, float]:
@@ -119,14 +131,23 @@ def run_submitted(
         raise
 
 
-def local_slots(n: int, *, gpus: Sequence[int] = ()) -> list[dict[str, Any]]:
-    """Return submitit parameters of ``n`` places for local jobs, each with one GPU where given."""
+def local_slots(n: int, *, gpus: Sequence[int] = (), ranks: int = 1) -> list[dict[str, Any]]:
+    """Return submitit parameters of ``n`` places for local jobs of ``ranks`` processes.
+
+    Where there are ``gpus``, each process has one of them.
+    """
     month = 60 * 24 * 31  # submitit's default of 2 minutes would kill a training run
     slots = []
     for i in range(n):
-        slot: dict[str, Any] = {"timeout_min": month, "stderr_to_stdout": True}
+        slot: dict[str, Any] = {
+            "timeout_min": month,
+            "stderr_to_stdout": True,
+            "tasks_per_node": ranks,
+        }
         if gpus:
-            slot |= {"gpus_per_node": 1, "local_visible_gpus": (gpus[i % len(gpus)],)}
+            first = i % (len(gpus) // ranks) * ranks
+            visible = tuple(gpus[first : first + ranks])
+            slot |= {"gpus_per_node": ranks, "local_visible_gpus": visible}
         slots.append(slot)
     return slots
 

@@ -5,25 +5,35 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from scorekit.distributed import RankDied
 from scorekit.files import CorruptFile, read_json, write_json
 from scorekit.training import Diverged
 
 
 def failure_path(out: Path, job_name: str) -> Path:
-    """Return the file that a failed job leaves: kind "failed" or "diverged", message, traceback."""
+    """Return the file that a failed job leaves: kind, message, traceback, when.
+
+    Kinds are "failed", "diverged" and "lost", where one of its processes was: run again, the job
+    goes on.
+    """
     return out / "jobs" / f"{job_name}.failure.json"
 
 
 def record_failure(out: Path, job_name: str, error: Exception) -> None:
-    """Write the file for the error that is being handled."""
+    """Write the file for an error; one that tells of the loss of another rank replaces none."""
     path = failure_path(out, job_name)
+    kind = "diverged" if isinstance(error, Diverged | FloatingPointError) else "failed"
+    if isinstance(error, RankDied):
+        if path.exists():
+            return
+        kind = "lost"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(
         path,
         {
-            "kind": "diverged" if isinstance(error, Diverged | FloatingPointError) else "failed",
+            "kind": kind,
             "message": str(error) or type(error).__name__,
-            "traceback": traceback.format_exc(),
+            "traceback": "".join(traceback.format_exception(error)),
             "when": time.time(),
         },
     )

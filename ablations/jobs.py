@@ -1,6 +1,6 @@
 """Jobs: the stages of a grid bundled into what one process runs, and where each of them stands."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from ablations.cells import N_BETWEEN, N_PAIRS, Cell, DataFacts
 from ablations.dumps import dump_exists
 from ablations.stages import Stage, StageStore
 from scorekit.data import Dataset
+from scorekit.distributed import World
 from scorekit.files import CorruptFile
 from scorekit.networks import forward_flops, parameter_count
 from scorekit.store import open_store
@@ -30,6 +31,8 @@ class Context:
     compile: bool
     sampling_batch: int
     inception_weights: Path | None = None
+    accumulation: int = 1
+    world: World = field(default_factory=World)  # this process's place among a job's ranks
 
     @cached_property
     def store(self) -> StageStore:
@@ -37,7 +40,7 @@ class Context:
 
         What is known of real images stands beside them: every grid on them shares it.
         """
-        return StageStore(self.out / "stages", {"reference": self.data_root})
+        return StageStore(self.out / "stages", {"reference": self.data_root}, self.world)
 
     @property
     def samples(self) -> Path:

@@ -40,6 +40,7 @@ from ablations.settings import (
 from ablations.slurm_settings import SlurmSettings, slurm_settings
 from ablations.status import describe_status
 from scorekit.machine import usable_cores
+from scorekit.training import check_accumulation
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -73,7 +74,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--workers",
         type=int,
         metavar="N",
-        help="jobs at a time (default: one per core or GPU; slurm: 32 of each array)",
+        help="jobs at a time (default: as many as the cores or GPUs suffice for; slurm: 32 of an "
+        "array)",
+    )
+    add(
+        "--gpus",
+        type=int,
+        metavar="N",
+        help="devices that train and evaluate each job together; on a CPU, for tests, N processes "
+        "of --threads threads (default: 1, or that of the grid's [slurm])",
     )
     add("--threads", type=int, help="CPU threads of a job (default: 1; inline: all cores)")
     add("--device", choices=["auto", "cpu", "cuda"], default="auto")
@@ -108,6 +117,7 @@ class Plan:
     context: Context
     executor: str
     workers: int
+    gpus: int  # of each job
     slurm: SlurmSettings
 
 
@@ -131,7 +141,12 @@ def make_plan(args: argparse.Namespace) -> Plan:
         overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)
     seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
-    counts = {"--seeds": seeds, "--threads": args.threads, "--workers": args.workers}
+    counts = {
+        "--seeds": seeds,
+        "--threads": args.threads,
+        "--workers": args.workers,
+        "--gpus": args.gpus,
+    }
     for name, value in counts.items():
         if value is not None and value < 1:
             raise ValueError(f"{name} {value}: must be at least 1")
@@ -185,12 +200,17 @@ def make_plan(args: argparse.Namespace) -> Plan:
             raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
     slurm = slurm_settings(grid.slurm, args.slurm)
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
-    workers = args.workers or (n_gpus or max(1, usable_cores() // (args.threads or 1)))
+    places = n_gpus or usable_cores() // (args.threads or 1)
+    gpus = args.gpus or slurm.gpus
+    workers = args.workers or max(1, places // gpus)
     executor = args.executor
     if executor == "auto":
-        executor = "local" if workers > 1 else "inline"
+        executor = "local" if workers > 1 or gpus > 1 else "inline"
     if executor == "slurm":
         workers = args.workers or slurm.array_parallelism
+    _check_gpus(gpus, executor, n_gpus)
+    for cell in cells:
+        check_accumulation(settings.accumulation, cell.train.batch_size, gpus)
     context = Context(
         out=out,
         data_root=data_root,
@@ -198,6 +218,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         threads=args.threads or (usable_cores() if executor == "inline" else 1),
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
+        accumulation=settings.accumulation,
         inception_weights=None if weights is None else weights.resolve(),
     )
     return Plan(
@@ -208,8 +229,18 @@ def make_plan(args: argparse.Namespace) -> Plan:
         context=context,
         executor=executor,
         workers=workers,
-        slurm=replace(slurm, array_parallelism=workers) if executor == "slurm" else slurm,
+        gpus=gpus,
+        slurm=replace(slurm, gpus=gpus, array_parallelism=workers),
     )
+
+
+def _check_gpus(gpus: int, executor: str, there: int) -> None:
+    if gpus > 1 and executor == "inline":
+        raise ValueError(
+            f"--gpus {gpus}: --executor inline is one process; use --executor local or slurm"
+        )
+    if executor == "local" and 0 < there < gpus:
+        raise ValueError(f"--gpus {gpus}: this machine has {there} GPU(s)")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -218,6 +249,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     try:
         if args.grid == FINITE_DIFFERENCE:
+            if args.gpus not in (None, 1):
+                raise ValueError(
+                    f"--gpus {args.gpus}: --grid {FINITE_DIFFERENCE} compares times and runs on one"
+                )
             # Imported here: its models and statistics would slow down every other start.
             from ablations.finite_difference import launch_parts
 
@@ -256,7 +291,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         failure = read_failure(context.out, job.name)
         if job_is_done(job, context):
             outcome.done.add(job.name)
-        elif failure is not None and not retry_failed:
+        elif failure is not None and failure["kind"] != "lost" and not retry_failed:
             outcome.failed[job.name] = f"{failure['message']} (--retry-failed runs it again)"
         else:
             failure_path(context.out, job.name).unlink(missing_ok=True)
@@ -358,7 +393,7 @@ def _slots(plan: Plan) -> list[dict[str, Any]]:
     import torch
 
     gpus = range(torch.cuda.device_count()) if plan.context.device == "cuda" else ()
-    return local_slots(plan.workers, gpus=list(gpus))
+    return local_slots(plan.workers, gpus=list(gpus), ranks=plan.gpus)
 
 
 def _matches(cell: Cell, pattern: str) -> bool:

@@ -11,9 +11,10 @@ import numpy as np
 from ablations.cells import Cell
 from ablations.drawing import Drawing
 from ablations.jobs import Context, Job, sample_file
-from ablations.stages import Stage
+from ablations.stages import FOLLOWED, Stage
 from scorekit import metrics
 from scorekit.files import atomic_write, save_array
+from scorekit.memory import ShrinkingBatch
 from scorekit.neighbours import nearest_neighbours
 from scorekit.sample_quality import inception_score, kernel_distance, precision_recall
 from scorekit.uncertainty import bootstrap_interval, extrapolate_distance
@@ -24,12 +25,20 @@ if TYPE_CHECKING:
 #: The most real images that features are taken of: a random subset stands for a larger split.
 MAX_REFERENCE = 50_000
 
+#: Images that pass through an extractor together: a block of which one rank takes the features.
+EXTRACTION_BATCH = 256
+
 
 class Measuring:
-    """The feature, distance, quality and neighbour stages of one job."""
+    """The feature, distance, quality and neighbour stages of one job.
+
+    Several ranks share the extraction of features by blocks of images; rank 0 computes from them.
+    """
 
     def __init__(self, context: Context, drawing: Drawing) -> None:
         self.context, self.drawing, self.store = context, drawing, context.store
+        self.world = context.world
+        self._batch = ShrinkingBatch(EXTRACTION_BATCH, "feature extraction")
 
     def distance(
         self, job: Job, iteration: int, *, denoise: bool, final: bool, before: int
@@ -42,6 +51,8 @@ class Measuring:
             reference = self.statistics(cell, cell.reference_stage())
             offset = before - cell.n_selection if final else before
             features, _ = self.features(job, stage.needs[1:], offset)
+            if not self.world.is_main:
+                return FOLLOWED
             statistics = metrics.feature_statistics(features)
             result = {
                 "distance": metrics.frechet_distance(statistics, reference),
@@ -63,6 +74,8 @@ class Measuring:
             reference = self.statistics(cell, cell.reference_stage())
             real = self.real_features(cell, cell.reference_stage())
             features, logits = self.features(job, stage.needs[1:], job.n_sampled)
+            if not self.world.is_main:
+                return FOLLOWED
             equal = real[: len(features)]
             measures: dict[str, Callable[[], Any]] = {
                 "KID": lambda: kernel_distance(features, real, seed=cell.seed),
@@ -98,6 +111,8 @@ class Measuring:
             name = sample_file(stage.settings["denoise"])
             images = np.load(self.store.directory(sample) / name)
             found = self.extract(images, job.cell.data.extractor)
+            if found is None:
+                return FOLLOWED
             files = [save_array(directory / "features.npy", found.features)]
             if found.logits is not None:
                 files.append(save_array(directory / "logits.npy", found.logits))
@@ -115,8 +130,10 @@ class Measuring:
             order = np.random.Generator(np.random.Philox(0)).permutation(n)[:MAX_REFERENCE]
             # In random order, so that the first few stand for all; on the disk, read in blocks.
             blocks = [order[i : i + 4096] for i in range(0, len(order), 4096)]
-            found = [self.extract(images[block], cell.data.extractor).features for block in blocks]
-            features = np.concatenate(found)
+            found = [self.extract(images[block], cell.data.extractor) for block in blocks]
+            if not self.world.is_main:
+                return FOLLOWED
+            features = np.concatenate([part.features for part in found if part is not None])
             path = directory / "statistics.npz"
             metrics.save_statistics(path, metrics.feature_statistics(features))
             files = [
@@ -151,7 +168,7 @@ class Measuring:
             }
             result = {}
             for name, images in rows.items():
-                features = self.extract(images, cell.data.extractor).features
+                features = self._alone(images, cell.data.extractor)
                 statistics = metrics.feature_statistics(features)
                 result[name] = {
                     "distance": metrics.frechet_distance(statistics, reference),
@@ -174,13 +191,13 @@ class Measuring:
             fakes = self.drawing.samples(job, iteration, denoise=denoise)
             fake, _ = self.features(job, tuple(samples), job.n_sampled)
             held_out = np.array(self.context.dataset(cell.data).test[: cell.n_final])
-            test = self.extract(held_out, cell.data.extractor).features
+            test = self._alone(held_out, cell.data.extractor)
             arrays: dict[str, np.ndarray] = {}
             for name, images, features in (("fake", fakes, fake), ("held_out", held_out, test)):
                 mirrored = None
                 if stage.settings["flip"]:
                     flips = np.ascontiguousarray(images[..., ::-1])
-                    mirrored = self.extract(flips, cell.data.extractor).features
+                    mirrored = self._alone(flips, cell.data.extractor)
                 k = min(stage.settings["neighbours"], len(train))
                 found = nearest_neighbours(features, train, k=k, mirrored=mirrored)
                 arrays |= {
@@ -195,16 +212,42 @@ class Measuring:
 
         self.store.run(stage, execute)
 
-    def extract(self, images: np.ndarray, extractor: str) -> "Features":
-        """Return the features of uint8 images (N, C, H, W)."""
-        # Imported here: torch-fidelity costs seconds and memory that training has no use for.
-        from scorekit.features import extract
+    def _alone(self, images: np.ndarray, extractor: str) -> np.ndarray:
+        """Return the features of images in a job that one rank runs."""
+        found = self.extract(images, extractor)
+        assert found is not None
+        return found.features
 
-        return extract(
-            images,
-            extractor,
-            device=self.context.device,
-            weights_path=self.context.inception_weights,
+    def extract(self, images: np.ndarray, extractor: str) -> "Features | None":
+        """Return the features of uint8 images (N, C, H, W) on rank 0, None on the others."""
+        # Imported here: torch-fidelity costs seconds and memory that training has no use for.
+        from scorekit.features import Features, extract
+
+        world, n = self.world, len(images)
+        blocks = [
+            np.arange(first, min(first + EXTRACTION_BATCH, n))
+            for first in range(0, n, EXTRACTION_BATCH)
+        ]
+        owned = [blocks[rank :: world.size] for rank in range(world.size)]
+        own = None
+        if owned[world.rank]:
+            # Whole blocks, so that each passes through the network as it does on one rank.
+            own = extract(
+                images if world.size == 1 else images[np.concatenate(owned[world.rank])],
+                extractor,
+                batch_size=self._batch,
+                device=self.context.device,
+                weights_path=self.context.inception_weights,
+            )
+        parts = world.gather(own)
+        if parts is None or world.size == 1:
+            return own
+        place = np.argsort(np.concatenate([np.concatenate(o) for o in owned if o]))
+        there = [part for part in parts if part is not None]
+        logits = [part.logits for part in there if part.logits is not None]
+        return Features(
+            features=np.concatenate([part.features for part in there])[place],
+            logits=np.concatenate(logits)[place] if logits else None,
         )
 
 

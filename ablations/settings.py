@@ -10,7 +10,7 @@ from scorekit.compilation import Precision
 from scorekit.score_matching import Objective
 
 #: How, not what: these change speed, memory and rounding, and belong to no digest.
-EXECUTION_SETTINGS = ("compile", "sampling_batch")
+EXECUTION_SETTINGS = ("accumulation", "compile", "sampling_batch")
 
 #: What one row of a grid may set apart from others: how samples are drawn, and the objective.
 ROW_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size", "objective")
@@ -62,6 +62,7 @@ class Settings:
     # Data.
     image_size: int | None = None
     # EXECUTION_SETTINGS.
+    accumulation: int = 1  # micro-batches that a device takes its share of a batch in
     compile: bool = True
     sampling_batch: int = 256
 
@@ -69,6 +70,8 @@ class Settings:
         for name in ("n_selection", "n_final", "sampling_batch"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 2")
+        if self.accumulation < 1:
+            raise ValueError(f"accumulation = {self.accumulation} must be at least 1")
         if self.n_final < self.n_selection:
             raise ValueError(
                 f"n_final = {self.n_final} must be at least n_selection = {self.n_selection}"

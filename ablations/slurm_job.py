@@ -5,14 +5,19 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
 
+from ablations.executors import submitted_world
 from ablations.jobs import Context, Job
 from ablations.refresh import refresh_report
 from ablations.slurm_queue import SlurmError, clear_dependency, queued_jobs, requeue
+from ablations.status import read_progress
 from ablations.submissions import load_submission, load_submissions, submission_path
 from ablations.work import run_job
+from scorekit.distributed import leave
+from scorekit.files import read_json, write_json
 from scorekit.training import Stopped, snapshot_path
 
 _log = logging.getLogger("scorekit")
@@ -21,6 +26,7 @@ _log = logging.getLogger("scorekit")
 _WARNING = signal.SIGUSR2
 _RELEASE_EVERY_S = 5.0
 _REQUEUE_EVERY_S = 10.0
+_DEATHS_WITHOUT_PROGRESS = 3
 
 
 class Warned:
@@ -58,7 +64,7 @@ class Warned:
 
 def requeue_this_job() -> None:
     """Put this job back into the queue; of several ranks the first does."""
-    while int(os.environ.get("SLURM_PROCID", "0")) == 0:
+    while _is_first():
         try:
             requeue(os.environ["SLURM_JOB_ID"])
             return
@@ -81,12 +87,42 @@ class SlurmJob:
             _log.warning("another submission took this one's place: nothing to do")
             return
         warned = Warned(self.patience_s)
-        release = _Release(self.job, self.context)
+        release, deaths = _Release(self.job, self.context), _Deaths(self.job, self.context)
+        context = replace(self.context, world=submitted_world())
         try:
-            run_job(self.job, self.context, release, stop=warned)
+            run_job(self.job, context, release, stop=warned, rank_died=deaths)
         except Stopped as stopped:
             _log.info("%s: back to the queue", stopped)
             warned.leave()
+
+
+class _Deaths:
+    """Puts a job back into the queue when one of its ranks died, while it gets on between deaths.
+
+    Every surviving rank does so, since the first may be the dead one; Slurm takes it once.
+    """
+
+    def __init__(self, job: Job, context: Context) -> None:
+        self._job, self._context = job, context
+        self._path = context.out / "jobs" / f"{job.name}.deaths.json"
+        # Read before any rank can die: the survivors then write the same.
+        try:
+            self._before = read_json(self._path)
+        except FileNotFoundError:
+            self._before = {"count": 0, "fraction": 0.0}
+
+    def __call__(self, message: str) -> NoReturn:
+        progress = read_progress(self._job, self._context)
+        fraction = progress["fraction"] if progress else 0.0
+        got_on = fraction > self._before["fraction"]
+        count = 1 if got_on else self._before["count"] + 1
+        write_json(self._path, {"count": count, "fraction": fraction})
+        if count <= _DEATHS_WITHOUT_PROGRESS:
+            try:
+                requeue(os.environ["SLURM_JOB_ID"])
+            except SlurmError as error:
+                _log.warning("not requeued by this rank: %s", error)
+        leave(message)
 
 
 class SlurmReport:
@@ -100,6 +136,10 @@ class SlurmReport:
         _log_everything()
         if _is_current(self.context, self.token):
             refresh_report(self.context.out)
+
+
+def _is_first() -> bool:
+    return os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def _log_everything() -> None:
@@ -129,7 +169,7 @@ class _Release:
     def __init__(self, job: Job, context: Context) -> None:
         self._out, self._released, self._next = context.out, set[str](), 0.0
         self._train, self._iterations = "", list[int]()
-        if job.kind == "train" and os.environ.get("SLURM_PROCID", "0") == "0":
+        if job.kind == "train" and _is_first():
             self._train = job.cell.train_stage().digest
             self._directory = context.store.directory(job.cell.train_stage())
             self._iterations = job.cell.train.snapshot_iterations

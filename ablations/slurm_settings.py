@@ -16,7 +16,7 @@ _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 class SlurmSettings:
     """Resources of one job; ValueError for a value out of range, naming the key.
 
-    ``time`` is in minutes; ``gpus`` are those of one job; ``array_parallelism`` is how many jobs of
+    ``time`` is in minutes; ``gpus`` are those of one job, on a CPU its processes; ``array_parallelism`` is how many jobs of
     an array run at a time. ``setup`` are lines of shell before the job, ``extra`` further options
     of sbatch by their long names.
     """
@@ -25,7 +25,7 @@ class SlurmSettings:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int | None = None  # None: one on CUDA, none on a CPU
+    gpus: int = 1
     cpus: int | None = None  # None: the threads of a job
     memory: str | None = None  # as sbatch's --mem: "32G"
     time: int = 24 * 60
@@ -34,7 +34,7 @@ class SlurmSettings:
     extra: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name, least in (("gpus", 0), ("cpus", 1), ("array_parallelism", 1)):
+        for name, least in (("gpus", 1), ("cpus", 1), ("array_parallelism", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"slurm {name} = {value} must be at least {least}")
@@ -56,19 +56,18 @@ class SlurmSettings:
 
     def parameters(self, *, threads: int, cuda: bool, code: Path) -> dict[str, Any]:
         """Return submitit's parameters of a job that runs the code in the folder ``code``."""
-        gpus = self.gpus if self.gpus is not None else (1 if cuda else 0)
         named = {
             "slurm_partition": self.partition,
             "slurm_account": self.account,
             "slurm_qos": self.qos,
             "slurm_constraint": self.constraint,
             "slurm_mem": self.memory,
-            "slurm_gpus_per_node": gpus or None,
-            # One task per GPU: they are the ranks of a job that trains on several.
-            "slurm_ntasks_per_node": max(gpus, 1),
+            "slurm_gpus_per_node": self.gpus if cuda else None,
         }
         return {key: value for key, value in named.items() if value is not None} | {
             "slurm_time": self.time,
+            # One task per GPU: they are the ranks of a job that trains on several.
+            "slurm_ntasks_per_node": self.gpus,
             "slurm_cpus_per_task": self.cpus or threads,
             "slurm_array_parallelism": self.array_parallelism,
             "slurm_signal_delay_s": self.warning_s,

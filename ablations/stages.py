@@ -17,12 +17,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from scorekit.distributed import World
 from scorekit.files import CorruptFile, read_json, set_aside, sha256_file, write_json
 
 _log = logging.getLogger("scorekit")
 
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
 RESULTS_VERSION = 3
+
+#: What a rank returns from a stage that rank 0 finishes.
+FOLLOWED: tuple[dict[str, Any], list[Path]] = ({}, [])
 
 _CANONICAL_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
@@ -49,10 +53,16 @@ class Stage:
 
 
 class StageStore:
-    """The stages' directories below one root; ``elsewhere`` gives kinds a root of their own."""
+    """The stages' directories below one root; ``elsewhere`` gives kinds a root of their own.
 
-    def __init__(self, root: Path, elsewhere: dict[str, Path] | None = None) -> None:
+    ``world`` is of the processes that work on each stage together.
+    """
+
+    def __init__(
+        self, root: Path, elsewhere: dict[str, Path] | None = None, world: World | None = None
+    ) -> None:
         self.root, self.elsewhere = root, elsewhere or {}
+        self.world = World() if world is None else world
         self._checked: dict[Path, tuple[int, int]] = {}
 
     def directory(self, stage: Stage) -> Path:
@@ -104,14 +114,24 @@ class StageStore:
         """Return the stage's result, made by ``execute(directory)`` unless it is there already.
 
         ``execute`` returns the result (JSON values) and the files that belong to it. One process
-        works on a stage at a time; others wait, and then find it done.
+        works on a stage at a time; others wait, and then find it done. The ranks of a world count
+        as one: all call this, rank 0 holds the lock and says whether there is work, all execute
+        it, and what rank 0 returned, once it is written, is the result on each.
         """
         directory = self.directory(stage)
+        if not self.world.is_main:
+            found: dict[str, Any] | None = self.world.broadcast(None)
+            if found is None:
+                execute(directory)
+                found = self.world.broadcast(None)
+            assert found is not None
+            return found
         directory.mkdir(parents=True, exist_ok=True)
         with _locked(directory / "lock"):
-            if (result := self.result(stage)) is not None:
-                return result
+            if (finished := self.result(stage)) is not None:
+                return self.world.broadcast(finished)
             write_json(directory / "settings.json", {"kind": stage.kind, **stage.settings})
+            self.world.broadcast(None)
             started = time.time()
             result, files = execute(directory)
             checksums = {str(path.relative_to(directory)): sha256_file(path) for path in files}
@@ -125,7 +145,7 @@ class StageStore:
                 "finished": time.time(),
             }
             write_json(directory / "result.json", record)
-        return result
+        return self.world.broadcast(result)
 
 
 @contextmanager

@@ -18,6 +18,8 @@ def job_state(job: Job, context: Context) -> tuple[str, str]:
     if job_is_done(job, context):
         return "done", ""
     if (failure := read_failure(context.out, job.name)) is not None:
+        if failure["kind"] == "lost":
+            return "planned", f"{failure['message']}; will go on from its files"
         return str(failure["kind"]), str(failure["message"])
     if (progress := read_progress(job, context)) is not None:
         if time.time() - progress["updated"] < _STALE_S:
@@ -82,7 +84,7 @@ def _joined(
     if state in ("failed", "diverged"):
         log = log_path(context.out, element)
         return state, f"{detail}; {last_lines(log)}" if log.exists() else detail
-    return "lost", lost_message(context.out, element)
+    return "lost", lost_message(context.out, element) + (f"; {detail}" if detail else "")
 
 
 def _how_far(progress: dict[str, Any]) -> str:

@@ -1,9 +1,11 @@
 """How a job runs its stages, and how it tells of its progress and its failure."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -14,23 +16,27 @@ from ablations.dumps import dump_samples
 from ablations.failures import failure_path, record_failure
 from ablations.jobs import Context, Job, progress_path, selected_iterations
 from ablations.measuring import Measuring
+from ablations.stages import FOLLOWED
+from scorekit.distributed import RankDied, World, leave, process_group
 from scorekit.files import atomic_write, write_json
 from scorekit.machine import conditions
-from scorekit.training import Stopped, Trainer, never, snapshot_path
+from scorekit.training import Diverged, Stopped, Trainer, never, snapshot_path
 
 
 class Progress:
     """Work done by one job, written to a small file that the launcher reads."""
 
-    def __init__(self, path: Path, on_update: Callable[[], None] = lambda: None) -> None:
-        self._path, self._on_update = path, on_update
+    def __init__(
+        self, path: Path, on_update: Callable[[], None] = lambda: None, *, write: bool = True
+    ) -> None:
+        self._path, self._on_update, self._write = path, on_update, write
         self._written = 0.0
         self._began: tuple[float, float] | None = None
 
     def __call__(self, fraction: float, text: str) -> None:
         """Report the fraction done and what is being done; written at most once a second."""
         now = time.monotonic()
-        if now - self._written >= 1.0:
+        if self._write and now - self._written >= 1.0:
             self._written = now
             self._path.parent.mkdir(parents=True, exist_ok=True)
             updated = time.time()
@@ -49,21 +55,50 @@ def run_job(
     on_update: Callable[[], None] = lambda: None,
     *,
     stop: Callable[[], bool] = never,
+    rank_died: Callable[[str], NoReturn] = leave,
 ) -> None:
     """Run a job's stages; a failure is recorded beside the job's progress, then raised.
 
     Where ``stop`` says True, Stopped is raised at the next iteration of training, noise scale of
     sampling or measurement, which is no failure: run again, the job goes on from its files.
+
+    Where ``context.world`` has several ranks, each calls this: they train and evaluate together,
+    and rank 0 does alone what else there is. Where one dies, each of the others notes it and calls
+    ``rank_died`` in a thread of its own, which ends its process.
     """
     torch.set_num_threads(context.threads)
-    failure_path(context.out, job.name).unlink(missing_ok=True)
-    progress = Progress(progress_path(context.out, job.name), on_update)
-    try:
+    world = context.world
+    if job.kind not in ("train", "snapshot", "evaluate"):
+        if not world.is_main:
+            return
+        context = replace(context, world=World())
+    if world.is_main:
+        failure_path(context.out, job.name).unlink(missing_ok=True)
+    progress = Progress(progress_path(context.out, job.name), on_update, write=world.is_main)
+
+    def lost(message: str) -> None:
+        record_failure(context.out, job.name, RankDied(message))
+        rank_died(message)
+
+    group = process_group(context.world, context.device, lost=lost, together=(Stopped, Diverged))
+    with _recording(job, context), group, _recording(job, context):
         _Worker(context, progress, stop).run(job)
+
+
+@contextmanager
+def _recording(job: Job, context: Context) -> Iterator[None]:
+    """Record what ends a job; of what ends all of its ranks alike, rank 0 does so.
+
+    Within the group of the ranks a rank tells of its end before the others can notice it, and
+    outside of it why the ranks did not meet.
+    """
+    try:
+        yield
     except Stopped:
         raise
     except Exception as error:
-        record_failure(context.out, job.name, error)
+        if context.world.is_main or not isinstance(error, Diverged):
+            record_failure(context.out, job.name, error)
         raise
 
 
@@ -94,12 +129,16 @@ class _Worker:
                 directory,
                 device=self.context.device,
                 compile=self.context.compile,
+                world=self.context.world,
+                accumulation=self.context.accumulation,
             )
             total = cell.train.iterations
             trainer.run(
                 lambda i, loss: self.progress(i / total, f"iteration {i}/{total}, loss {loss:.4g}"),
                 stop=self.stop,
             )
+            if not self.context.world.is_main:
+                return FOLLOWED
             losses = directory / "losses.npz"
             test = np.array(trainer.test_losses, dtype=np.float64).reshape(-1, 2)
             atomic_write(
@@ -120,6 +159,7 @@ class _Worker:
                     self.context.device,
                     threads=self.context.threads,
                     compile=self.context.compile,
+                    processes=self.context.world.size,
                 ),
             }
             return result, [losses, *snapshots]
@@ -138,22 +178,28 @@ class _Worker:
             self.check_stop()
             self.snapshot(job, iteration, done)
             done += cell.n_selection
-        for denoise, iteration in selected_iterations(cell, self.store).items():
+        # Rank 0's choice: a file that is damaged just now must not part the ranks.
+        chosen = self.context.world.broadcast(selected_iterations(cell, self.store))
+        for denoise, iteration in chosen.items():
             self.measuring.distance(job, iteration, denoise=denoise, final=True, before=done)
             self.check_stop()
             self.measuring.quality(job, iteration, denoise=denoise)
+            fake = self.drawing.samples(job, iteration, denoise=denoise)
+            if not self.context.world.is_main:
+                continue
             dump_samples(
                 cell,
                 denoise=denoise,
                 checkpoint=self.checkpoint_digest(cell, iteration),
                 iteration=iteration,
-                fake=self.drawing.samples(job, iteration, denoise=denoise)[: cell.n_dump],
+                fake=fake[: cell.n_dump],
                 real=self.context.dataset(cell.data).train,
                 directory=self.context.samples,
             )
 
     def check_stop(self) -> None:
-        if self.stop():
+        (stopping,) = self.context.world.any(self.stop())
+        if stopping:
             raise Stopped("the evaluation stopped between two measurements and continues there")
 
     def interpolate(self, job: Job) -> None:

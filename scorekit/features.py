@@ -15,6 +15,7 @@ from torch_fidelity.utils import create_feature_extractor
 
 import scorekit.extractors  # noqa: F401  registers ours with torch-fidelity
 from kernels.precision import float32_precision
+from scorekit.memory import ShrinkingBatch
 from scorekit.metrics import (
     FEATURE_LAYERS,
     INCEPTION,
@@ -92,22 +93,25 @@ def extract(
     images: np.ndarray | torch.Tensor,
     extractor: str,
     *,
-    batch_size: int = 256,
+    batch_size: int | ShrinkingBatch = 256,
     device: str | torch.device = "cpu",
     weights_path: str | Path | None = None,
 ) -> Features:
     """Map uint8 images (n, C, H, W) to features and logits in one pass, never with TF32.
 
-    Deterministic, and to rounding independent of `batch_size`. Logits are those of the Inception
-    score (Inception's without the bias of its last layer, as torch-fidelity takes them); an
-    extractor that a user registered has none. `weights_path` is needed for `inception-v3-compat`
+    Deterministic, and to rounding independent of `batch_size`, which is halved where the device's
+    memory is too small (BatchTooLarge where it is so for one image). Logits are those of the
+    Inception score (Inception's without the bias of its last layer, as torch-fidelity takes them);
+    an extractor that a user registered has none. `weights_path` is needed for `inception-v3-compat`
     (2048 features; grey images are repeated to RGB). Raises MetricError for an unknown extractor,
     absent weights, and images that are not uint8 (n, C, H, W) of a size and channel count that the
     extractor takes; CorruptFile where the weights given for an extractor of ours are not its
     weights.
     """
-    if batch_size < 1:
-        raise MetricError(f"batch_size={batch_size}: a whole number from 1 is right")
+    if isinstance(batch_size, int):
+        if batch_size < 1:
+            raise MetricError(f"batch_size={batch_size}: a whole number from 1 is right")
+        batch_size = ShrinkingBatch(batch_size, "feature extraction")
     if images.ndim != 4 or images.dtype not in (np.uint8, torch.uint8) or len(images) == 0:
         raise MetricError(
             f"images: {images.dtype} {tuple(images.shape)} given; non-empty uint8 "
@@ -116,26 +120,28 @@ def extract(
     if extractor == INCEPTION and images.shape[1] not in (1, 3):
         raise MetricError(f"images: {images.shape[1]} channels; {INCEPTION} takes 1 or 3")
     network, device = _create(extractor, weights_path).to(device), torch.device(device)
+
+    def outputs_of(first: int, last: int) -> list[np.ndarray]:
+        batch = images[first:last]
+        x = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
+        x = x.to(device)
+        if extractor == INCEPTION and x.shape[1] == 1:
+            x = x.expand(-1, 3, -1, -1)
+        try:
+            outputs = network(x)
+        except ValueError as error:
+            raise MetricError(f"extractor={extractor}: {error}") from error
+        for output in outputs:
+            if output.ndim != 2 or len(output) != len(x):
+                raise MetricError(
+                    f"extractor={extractor}: gave {tuple(output.shape)} for "
+                    f"{len(x)} images; ({len(x)}, d) is right"
+                )
+        return [output.float().cpu().numpy() for output in outputs]
+
     # TF32 convolutions would move features by 1e-3, and so depend on the GPU.
-    rows = []
     with torch.no_grad(), float32_precision():
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            x = torch.from_numpy(np.array(batch)) if isinstance(batch, np.ndarray) else batch
-            x = x.to(device)
-            if extractor == INCEPTION and x.shape[1] == 1:
-                x = x.expand(-1, 3, -1, -1)
-            try:
-                outputs = network(x)
-            except ValueError as error:
-                raise MetricError(f"extractor={extractor}: {error}") from error
-            for output in outputs:
-                if output.ndim != 2 or len(output) != len(x):
-                    raise MetricError(
-                        f"extractor={extractor}: gave {tuple(output.shape)} for "
-                        f"{len(x)} images; ({len(x)}, d) is right"
-                    )
-            rows.append([output.float().cpu().numpy() for output in outputs])
+        rows = batch_size.run(len(images), outputs_of)
     features, *logits = (np.concatenate(parts) for parts in zip(*rows, strict=True))
     return Features(features=features, logits=logits[0] if logits else None)
 

@@ -33,8 +33,11 @@ def cpu_name() -> str:
     return f"{cpu_model()}, {os.cpu_count()} cores"
 
 
-def conditions(device: str, *, threads: int, compile: bool) -> dict[str, Any]:
-    """Return software and hardware of a measurement, and its process's peak memory in bytes."""
+def conditions(device: str, *, threads: int, compile: bool, processes: int = 1) -> dict[str, Any]:
+    """Return software and hardware of a measurement, and its process's peak memory in bytes.
+
+    ``processes`` of them, each with a device of this kind, worked together.
+    """
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
         peak = torch.cuda.max_memory_allocated(device)
@@ -44,7 +47,7 @@ def conditions(device: str, *, threads: int, compile: bool) -> dict[str, Any]:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         peak *= 1 if sys.platform == "darwin" else 1024
     return {
-        "device": name,
+        "device": name if processes == 1 else f"{processes} × {name}",
         "peak_memory_bytes": int(peak),
         "compile": compile,
         "torch": torch.__version__,

@@ -34,7 +34,9 @@ from scorekit.compilation import (
     precision_context,
 )
 from scorekit.data import Dataset
+from scorekit.distributed import World, micro_batches
 from scorekit.ema import check_momentum, ema_update
+from scorekit.gradients import GradientSum
 from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
 from scorekit.objectives import augment, keyed_dsm_loss
 from scorekit.projections import ProjectionKind, check_projection_kind, projections
@@ -129,6 +131,17 @@ def never() -> bool:
     return False
 
 
+def check_accumulation(accumulation: int, batch_size: int, ranks: int = 1) -> None:
+    """Raise ValueError unless each rank's share of a batch has an image for each micro-batch."""
+    if accumulation < 1:
+        raise ValueError(f"accumulation = {accumulation} must be at least 1")
+    if accumulation * ranks > batch_size:
+        raise ValueError(
+            f"accumulation = {accumulation} on {ranks} rank(s) needs a batch of at least "
+            f"{accumulation * ranks} images; batch_size = {batch_size}"
+        )
+
+
 class Diverged(RuntimeError):
     """The loss or the weights became NaN or infinite; the last good checkpoint is kept."""
 
@@ -175,8 +188,14 @@ class Trainer:
 
     ``directory`` receives rolling checkpoints, a snapshot (raw and EMA weights) at each of
     ``settings.snapshot_iterations`` and, at the end, nothing else is needed. ``compile`` and
-    ``device`` change speed and rounding only. Raises ValueError where the network does not take the
-    dataset's images.
+    ``device`` change speed and rounding only.
+
+    So do ``world`` and ``accumulation``: the ranks of a :func:`scorekit.distributed.process_group`
+    share a batch by index, each takes its share in ``accumulation`` micro-batches, and every
+    gradient is summed over all of them before the one step that every rank takes alike. Rank 0
+    writes the files, and all read them; begun by one number of ranks, a run may be continued by
+    another. Raises ValueError where the network does not take the dataset's images, and where
+    micro-batches would be empty.
     """
 
     def __init__(
@@ -187,8 +206,12 @@ class Trainer:
         *,
         device: str = "cpu",
         compile: bool = True,
+        world: World | None = None,
+        accumulation: int = 1,
     ) -> None:
         check_image_size(settings.architecture, dataset.image_size)
+        self.world = World() if world is None else world
+        check_accumulation(accumulation, settings.batch_size, self.world.size)
         self.settings, self.dataset, self.directory = settings, dataset, directory
         self.device = device
         directory.mkdir(parents=True, exist_ok=True)
@@ -209,6 +232,9 @@ class Trainer:
         self.losses: list[float] = []  # one per iteration
         self.test_losses: list[tuple[int, float]] = []  # (iteration, loss) with EMA weights
         self.best_test_loss = float("inf")  # among those at checkpoints
+        self._accumulation = accumulation
+        alone = self.world.size == accumulation == 1
+        self._gradients = None if alone else GradientSum(self._parameters, self.world)
         self._key = philox_key(settings.seed, device)
         self._sigmas = settings.sigmas.to(device)
         # Derivatives of the network's derivatives take minutes to compile, where they compile.
@@ -226,10 +252,10 @@ class Trainer:
     ) -> None:
         """Train to the last iteration; ``progress`` gets (iteration, loss) now and then.
 
-        ``stop`` is asked before each iteration; where it says True, a checkpoint of exactly this
-        iteration is written and Stopped raised. A checkpoint is also written at each snapshot and
-        where the last is ``checkpoint_every_s`` seconds old: a killed process loses no more than
-        that. Raises Diverged at a NaN or infinite loss or weight.
+        ``stop`` is asked before each iteration; where it says True, on whichever rank, the
+        checkpoint of exactly this iteration is written and all raise Stopped. One is also written
+        at each snapshot and where the last is ``checkpoint_every_s`` seconds old: a killed process
+        loses no more than that. Raises Diverged at a NaN or infinite loss or weight.
         """
         settings = self.settings
         self._resume()
@@ -245,8 +271,9 @@ class Trainer:
         snapshots = set(settings.snapshot_iterations)
         saved, saved_at = self.iteration, time.monotonic()
         for iteration in range(self.iteration, settings.iterations):
-            stopping = stop()
-            late = time.monotonic() - saved_at >= checkpoint_every_s
+            stopping, late = self.world.any(
+                stop(), time.monotonic() - saved_at >= checkpoint_every_s
+            )
             if (stopping or late) and saved < iteration:
                 settle()
                 self._check_weights()
@@ -280,28 +307,46 @@ class Trainer:
 
     def step(self, iteration: int) -> Tensor:
         """Take one optimiser step on the batch of ``iteration``; return its loss, on the device."""
-        images = self._batch(iteration)
+        begin, end = self.world.share(self.settings.batch_size)
+        images = self._batch(iteration, begin, end)
+        index = torch.arange(begin, end, device=self.device)
         step = torch.tensor(iteration, device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
-        if self._sigmas.is_cuda:
-            torch.compiler.cudagraph_mark_step_begin()
+        if self._gradients is not None:
+            self._gradients.clear()
         with precision_context(self.settings.precision):
-            with autocast(self.settings.precision, self.device):
-                loss = self._loss(images, step, self._key)
-            loss.backward()
+            for first, last in micro_batches(end - begin, self._accumulation):
+                if self._sigmas.is_cuda:
+                    torch.compiler.cudagraph_mark_step_begin()
+                with autocast(self.settings.precision, self.device):
+                    loss = self._loss(images[first:last], index[first:last], step, self._key)
+                loss.backward()
+                if self._gradients is not None:
+                    self._gradients.add(loss)
+        # What a CUDA graph returns is overwritten by the next step.
+        loss = loss.detach().clone() if self._gradients is None else self._gradients.finish()
         self.optimizer.step()
         ema_update(self.ema_network.parameters(), self._parameters, self.settings.ema_momentum)
-        return loss.detach().clone()  # what a CUDA graph returns is overwritten by the next step
+        return loss
 
-    def _batch_loss(self, images: Tensor, step: Tensor, key: Tensor) -> Tensor:
-        return self._loss_of(
-            self.network, images, step, key, augmented=True, objective=self.settings.objective
-        ).mean()
+    def _batch_loss(self, images: Tensor, index: Tensor, step: Tensor, key: Tensor) -> Tensor:
+        losses = self._loss_of(
+            self.network,
+            images,
+            index,
+            step,
+            key,
+            augmented=True,
+            objective=self.settings.objective,
+        )
+        # Over the whole batch, of which these may be a part: the sum of the parts is its mean.
+        return losses.sum() / self.settings.batch_size
 
     def _loss_of(
         self,
         network: ScoreNetwork,
         images: Tensor,
+        index: Tensor,
         step: Tensor,
         key: Tensor,
         *,
@@ -309,7 +354,6 @@ class Trainer:
         objective: Objective,
     ) -> Tensor:
         shape = tuple(images.shape[1:])
-        index = torch.arange(images.shape[0], device=images.device)
         flip = noise = None
         if augmented and self.settings.flip:
             flip = philox_integers(key, index, step, 2, Stream.FLIP).bool()
@@ -342,23 +386,35 @@ class Trainer:
         Denoising score matching whatever the training's objective, so that runs compare.
         """
         n = min(self.settings.batch_size, len(self.dataset.test))
-        images = torch.from_numpy(np.array(self.dataset.test[:n])).to(self.device)
+        begin, end = self.world.share(n)
+        images = torch.from_numpy(np.array(self.dataset.test[begin:end])).to(self.device)
+        index = torch.arange(begin, end, device=self.device)
         step = torch.tensor(_TEST_STEP, device=self.device)
         precision = self.settings.precision
+        total = torch.zeros((), device=self.device)
         with precision_context(precision), autocast(precision, self.device):
-            loss = self._loss_of(
-                self.ema_network, images, step, self._key, augmented=False, objective="dsm"
-            )
-        return float(loss.mean())
+            for first, last in micro_batches(end - begin, self._accumulation):
+                total += self._loss_of(
+                    self.ema_network,
+                    images[first:last],
+                    index[first:last],
+                    step,
+                    self._key,
+                    augmented=False,
+                    objective="dsm",
+                ).sum()
+        self.world.add_(total)
+        return float(total / n)
 
     def _epoch_order(self, epoch: int) -> np.ndarray:
         generator = np.random.Generator(np.random.Philox(key=[self.settings.seed, epoch]))
         return generator.permutation(len(self.dataset.train))
 
-    def _batch(self, iteration: int) -> Tensor:
+    def _batch(self, iteration: int, begin: int, end: int) -> Tensor:
+        """Return images ``begin`` to ``end`` of the batch of an iteration."""
         # Batches run across the ends of epochs, so that all have one size and one compiled graph.
         n, size = len(self.dataset.train), self.settings.batch_size
-        position = np.arange(iteration * size, (iteration + 1) * size)
+        position = iteration * size + np.arange(begin, end)
         epochs = position // n
         index = np.concatenate(
             [self._permutation(int(e))[position[epochs == e] % n] for e in np.unique(epochs)]
@@ -369,9 +425,10 @@ class Trainer:
     def _save(self) -> None:
         """Write the snapshot of this iteration, then its checkpoint."""
         self._check_weights()
-        self._save_snapshot(
-            self.iteration, self.network.state_dict(), self.ema_network.state_dict()
-        )
+        if self.world.is_main:
+            self._save_snapshot(
+                self.iteration, self.network.state_dict(), self.ema_network.state_dict()
+            )
         # The best is judged at snapshots only: elsewhere it would depend on where a run stopped.
         current = self.test_losses[-1][1] if self.test_losses else float("inf")
         is_best = current < self.best_test_loss
@@ -386,6 +443,8 @@ class Trainer:
                 raise Diverged(self.iteration, what, self._checkpoints.last_iteration())
 
     def _save_checkpoint(self, *, is_best: bool) -> None:
+        if not self.world.is_main:
+            return
         self._checkpoints.save(
             self.iteration,
             {
@@ -412,13 +471,29 @@ class Trainer:
                 return iteration
         return None
 
+    def _load_state(self) -> dict[str, Any] | None:
+        """Return the checkpoint to continue from, or None: rank 0's choice, read by every rank."""
+        state = None
+        if self.world.is_main:
+            missing = self._first_missing_snapshot()
+            state = self._checkpoints.load_last(self.device, at_most=missing)
+            if state is not None and state["iteration"] == missing:
+                self._save_snapshot(state["iteration"], state["raw"], state["ema"])
+        chosen = self.world.broadcast(None if state is None else int(state["iteration"]))
+        if self.world.is_main or chosen is None:
+            return state
+        state = self._checkpoints.load_last(self.device, at_most=chosen)
+        if state is None or state["iteration"] != chosen:
+            raise RuntimeError(
+                f"rank {self.world.rank} cannot read the checkpoint of iteration {chosen} in "
+                f"{self.directory} that rank 0 has read: all ranks need one file system"
+            )
+        return state
+
     def _resume(self) -> None:
-        missing = self._first_missing_snapshot()
-        state = self._checkpoints.load_last(self.device, at_most=missing)
+        state = self._load_state()
         if state is None:
             return
-        if state["iteration"] == missing:
-            self._save_snapshot(state["iteration"], state["raw"], state["ema"])
         self.network.load_state_dict(state["raw"])
         self.ema_network.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

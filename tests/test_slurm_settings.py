@@ -59,7 +59,7 @@ def test_the_warning_leaves_time_to_start_and_to_save():
     ("pair", "message"),
     [
         ("partition", "--slurm 'partition' is not of the form key=value"),
-        ("gpus=-1", "slurm gpus = -1 must be at least 0"),
+        ("gpus=-1", "slurm gpus = -1 must be at least 1"),
         ("gpus=two", "slurm gpus = 'two' must be a whole number"),
         ("time=2", "slurm time = 2 minutes must be at least 3"),
         ("time=soon", "slurm time = 'soon' must be minutes, HH:MM:SS or D-HH:MM"),
