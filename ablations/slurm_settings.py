@@ -16,9 +16,9 @@ _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 class SlurmSettings:
     """Resources of one job; ValueError for a value out of range, naming the key.
 
-    ``time`` is in minutes; ``gpus`` are those of one job, on a CPU its processes; ``array_parallelism`` is how many jobs of
-    an array run at a time. ``setup`` are lines of shell before the job, ``extra`` further options
-    of sbatch by their long names.
+    ``time`` is in minutes; ``gpus`` are those of one job, on a CPU its processes;
+    ``array_parallelism`` is how many jobs of an array run at a time. ``setup`` are lines of shell
+    before the job, ``extra`` further options of sbatch by their long names.
     """
 
     partition: str | None = None
