@@ -1,8 +1,8 @@
 """Stages: units of work named by a digest of all that can change their result.
 
 A stage is a directory ``<root>/<kind>/<digest>``; its ``result.json`` is written last and
-atomically, with the checksum of every file of the result. Done means that it parses, that its
-digest agrees and that the files are what it says.
+atomically, with the checksum of every file of the result and of itself. Done means that it is
+whole, that its digest agrees and that the files are what it says.
 """
 
 import fcntl
@@ -17,7 +17,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from scorekit.files import CorruptFile, read_json, set_aside, sha256_file, write_json
+from scorekit.files import (
+    CorruptFile,
+    read_sealed_json,
+    remove_temporaries,
+    set_aside,
+    sha256_file,
+    write_json,
+    write_sealed_json,
+)
 
 _log = logging.getLogger("scorekit")
 
@@ -67,8 +75,8 @@ class StageStore:
         """
         path = self.directory(stage) / "result.json"
         try:
-            record = read_json(path)
-            if not isinstance(record, dict) or record.get("digest") != stage.digest:
+            record = read_sealed_json(path)
+            if record.get("digest") != stage.digest:
                 raise CorruptFile(path, "it does not carry its stage's digest")
             for name, checksum in record["files"].items():
                 self._check(path.parent / name, checksum)
@@ -85,7 +93,8 @@ class StageStore:
 
     def checksum(self, stage: Stage, name: str) -> str:
         """Return the SHA-256 of a finished stage's file."""
-        return read_json(self.directory(stage) / "result.json")["files"][name]
+        path = self.directory(stage) / "result.json"
+        return read_sealed_json(path)["files"][name]
 
     def _check(self, path: Path, checksum: str) -> None:
         try:
@@ -111,6 +120,7 @@ class StageStore:
         with _locked(directory / "lock"):
             if (result := self.result(stage)) is not None:
                 return result
+            remove_temporaries(directory)
             write_json(directory / "settings.json", {"kind": stage.kind, **stage.settings})
             started = time.time()
             result, files = execute(directory)
@@ -124,7 +134,7 @@ class StageStore:
                 "started": started,
                 "finished": time.time(),
             }
-            write_json(directory / "result.json", record)
+            write_sealed_json(directory / "result.json", record)
         return result
 
 
