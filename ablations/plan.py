@@ -128,8 +128,11 @@ def check_disk(cells: list[Cell], jobs: list[Job], context: Context) -> None:
 
 
 def job_state(job: Job, context: Context) -> tuple[str, str]:
-    """Return (done | failed | diverged | running | planned, detail) of a job, from its files."""
-    if job_is_done(job, context):
+    """Return (done | failed | diverged | running | planned, detail) of a job, from its files.
+
+    The images of its dumps, which nothing is computed from, are not looked at.
+    """
+    if job_is_done(job, context, dumps=False):
         return "done", ""
     if (failure := read_failure(context.out, job.name)) is not None:
         return str(failure["kind"]), str(failure["message"])
@@ -142,11 +145,15 @@ def job_state(job: Job, context: Context) -> tuple[str, str]:
 
 
 def read_progress(job: Job, context: Context) -> dict | None:
-    """Return a job's last progress (fraction, text, updated), or None."""
+    """Return a job's last progress (fraction, text, updated), or None; a damaged file is none."""
     try:
-        return read_json(progress_path(context.out, job.name))
+        record = read_json(progress_path(context.out, job.name))
     except (FileNotFoundError, CorruptFile):
         return None
+    numbers = ("fraction", "updated")
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        return None
+    return record if all(isinstance(record.get(n), int | float) for n in numbers) else None
 
 
 def describe_status(jobs: list[Job], context: Context) -> str:

@@ -11,8 +11,8 @@ import torch
 from ablations.cells import Cell
 from ablations.drawing import Drawing
 from ablations.dumps import dump_samples
-from ablations.failures import failure_path, record_failure
-from ablations.jobs import Context, Job, progress_path, selected_iterations
+from ablations.failures import clear_failure, record_failure
+from ablations.jobs import Context, Job, progress_path, selected_iterations, selection_samples
 from ablations.measuring import Measuring
 from scorekit.files import atomic_write, write_json
 from scorekit.machine import conditions
@@ -39,7 +39,7 @@ class Progress:
 def run_job(job: Job, context: Context, on_update: Callable[[], None] = lambda: None) -> None:
     """Run a job's stages; a failure is recorded beside the job's progress, then raised."""
     torch.set_num_threads(context.threads)
-    failure_path(context.out, job.name).unlink(missing_ok=True)
+    clear_failure(context.out, job.name)
     progress = Progress(progress_path(context.out, job.name), on_update)
     try:
         _Worker(context, progress).run(job)
@@ -111,6 +111,9 @@ class _Worker:
             for denoise in (False, True):
                 self.measuring.distance(job, iteration, denoise=denoise, final=False, before=done)
             done += cell.n_selection
+        # Distances outlive the samples that they were taken of, and people look at both.
+        for stage in selection_samples(cell):
+            self.drawing.sample(job, stage, done)
         for denoise, iteration in selected_iterations(cell, self.store).items():
             self.measuring.distance(job, iteration, denoise=denoise, final=True, before=done)
             self.measuring.quality(job, iteration, denoise=denoise)
