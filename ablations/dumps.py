@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ablations.cells import Cell
-from scorekit.files import CorruptFile, read_json, sha256_file, write_json
+from scorekit.files import CorruptFile, read_sealed_json, sha256_file, write_sealed_json
 
 _KINDS = ("fake", "real")
 _log = logging.getLogger("scorekit")
@@ -38,7 +38,7 @@ def dump_is_whole(directory: Path, cell: Cell, *, denoise: bool) -> bool:
     """
     folder = directory / dump_name(cell, denoise=denoise)
     try:
-        manifest = read_json(folder / "manifest.json")
+        manifest = read_sealed_json(folder / "manifest.json")
         for entry in manifest["images"]:
             for kind in _KINDS:
                 path = folder / kind / entry["file"]
@@ -100,7 +100,7 @@ def dump_samples(
         "images": images,
     }
     # Compared as JSON, where tuples and lists are one.
-    if dump_is_whole(directory, cell, denoise=denoise) and read_json(
+    if dump_is_whole(directory, cell, denoise=denoise) and read_sealed_json(
         target / "manifest.json"
     ) == json.loads(json.dumps(manifest)):
         return target
@@ -111,7 +111,7 @@ def dump_samples(
         (temporary / kind).mkdir(parents=True)
         for image, png in zip(images, pngs[kind], strict=True):
             (temporary / kind / image["file"]).write_bytes(png)
-    write_json(temporary / "manifest.json", manifest)
+    write_sealed_json(temporary / "manifest.json", manifest)
     if target.is_dir():
         shutil.rmtree(target)
     else:

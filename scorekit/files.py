@@ -22,6 +22,7 @@ __all__ = [
     "read_sealed_json",
     "remove_temporaries",
     "save_array",
+    "sealed_json",
     "set_aside",
     "sha256_file",
     "write_bytes",
@@ -108,14 +109,19 @@ def write_json(path: str | Path, obj: Any) -> None:
 
 
 def write_sealed_json(path: str | Path, record: dict[str, Any]) -> None:
-    """Write a record, not empty, as `write_json` does, its first entry the SHA-256 of the others.
+    """Write a record atomically as :func:`sealed_json` gives it, which raises ValueError."""
+    write_bytes(path, sealed_json(record))
+
+
+def sealed_json(record: dict[str, Any]) -> bytes:
+    """Return a record, not empty, as JSON of which the first entry is the SHA-256 of the others.
 
     Raises ValueError where the record has an entry "sha256" of its own.
     """
     if "sha256" in record or not record:
-        raise ValueError(f"{path}: a record that has no entry, or one called sha256, is not sealed")
+        raise ValueError("a record that has no entry, or one called sha256, is not sealed")
     body = _json_bytes(record).removeprefix(b"{\n")
-    write_bytes(path, _SEAL % hashlib.sha256(body).hexdigest().encode() + body)
+    return _SEAL % hashlib.sha256(body).hexdigest().encode() + body
 
 
 def _json_bytes(obj: Any) -> bytes:

@@ -12,31 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
-from tiny_grid import ROOT, TOML, environment, launch, launch_command
+from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
 
 from ablations.jobs import plan_jobs, selected_iterations
 from ablations.launch import main
 from ablations.manifest import load_manifest
-from scorekit.checkpoints import load_tensors
-
-
-def results(out: Path) -> dict[str, bytes | dict]:
-    """Everything in the stages' folders that an undisturbed run must reproduce, bit for bit."""
-    found: dict[str, bytes | dict] = {}
-    for path in sorted((out / "stages").rglob("*")):
-        name = str(path.relative_to(out))
-        if path.suffix in (".npy", ".npz"):
-            found[name] = path.read_bytes()
-        if path.name.startswith("snapshot-") and path.suffix == ".pt":
-            # The tensors' bytes: torch.save's own envelope is not the same twice.
-            found[name] = {
-                f"{weights}.{key}": value.numpy().tobytes()
-                for weights, state in load_tensors(path).items()
-                for key, value in state.items()
-            }
-        if path.parent.parent.name == "distance" and path.name == "result.json":
-            found[name] = json.loads(path.read_text())["result"]
-    return found
 
 
 def again(folder: Path, *flags: str) -> int:
