@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from scorekit.distributed import RankDied
-from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.files import CorruptFile, read_json, set_aside, write_json
 from scorekit.training import Diverged
 
 
@@ -40,10 +40,29 @@ def record_failure(out: Path, job_name: str, error: Exception) -> None:
 
 
 def read_failure(out: Path, job_name: str) -> dict[str, Any] | None:
-    """Return the record that a failed job left, or None."""
+    """Return the record that a failed job left (kind and message, two texts), or None."""
+    path = failure_path(out, job_name)
     try:
-        return read_json(failure_path(out, job_name))
+        record = read_json(path)
+        if not (
+            isinstance(record, dict)
+            and record.get("kind") in ("failed", "diverged")
+            and isinstance(record.get("message"), str)
+        ):
+            raise CorruptFile(path, "is no record of a failure")
+        return record
     except FileNotFoundError:
         return None
     except CorruptFile as error:
         return {"kind": "failed", "message": str(error)}
+
+
+def clear_failure(out: Path, job_name: str) -> None:
+    """Forget a failure: the job is about to run again."""
+    path = failure_path(out, job_name)
+    try:
+        path.unlink(missing_ok=True)
+    except (IsADirectoryError, PermissionError):  # what unlink says of directories
+        if not path.is_dir():
+            raise
+        set_aside(path)

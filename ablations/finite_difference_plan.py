@@ -11,7 +11,7 @@ from typing import Any
 
 from ablations.manifest import read_versioned
 from ablations.stages import RESULTS_VERSION, Stage
-from scorekit.files import sha256_file, write_json
+from scorekit.files import sha256_file, write_sealed_json
 from scorekit.tabular import TABLES, load_table
 
 FINITE_DIFFERENCE = "finite-difference"
@@ -342,5 +342,5 @@ def save_plan(plan: FiniteDifferencePlan, out: Path) -> bool:
     if load_plan(out) == plan:
         return False
     record = dataclasses.asdict(plan) | {"format": _FORMAT, "results_version": RESULTS_VERSION}
-    write_json(out / PLAN_FILE, record)
+    write_sealed_json(out / PLAN_FILE, record)
     return True

@@ -1,6 +1,7 @@
 """Grids: which variants run on which datasets with how many seeds."""
 
 import dataclasses
+import logging
 import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,11 @@ from ablations.resolution import resolve
 from ablations.settings import BUDGETS, ROW_SETTINGS, Settings, apply_overrides, coerce
 from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from scorekit.data import prepare
-from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.files import CorruptFile, read_sealed_json, set_aside, write_sealed_json
 from scorekit.metrics import FEATURE_LAYERS, default_extractor, extractor_digest
 from scorekit.techniques import initial_noise_scale
+
+_log = logging.getLogger("scorekit")
 
 
 @dataclass(frozen=True)
@@ -182,11 +185,10 @@ def data_facts(
         known = ", ".join(sorted(FEATURE_LAYERS))
         raise ValueError(f"--extractor {extractor}: unknown; known are {known}")
     path = data_root / f"max-distance-{dataset.fingerprint[:16]}.json"
-    try:
-        distance = float(read_json(path)["max_distance"])
-    except (FileNotFoundError, CorruptFile, KeyError, TypeError):
+    distance = _kept_distance(path)
+    if distance is None:
         distance = initial_noise_scale(np.asarray(dataset.train))
-        write_json(path, {"max_distance": distance})
+        write_sealed_json(path, {"max_distance": distance})
     return DataFacts(
         name=dataset.name,
         store=str(dataset.directory.relative_to(data_root)),
@@ -202,6 +204,20 @@ def data_facts(
             extractor, inception_weights if extractor.startswith("inception") else None
         ),
     )
+
+
+def _kept_distance(path: Path) -> float | None:
+    """Return the maximum pairwise distance in a file, or None; a damaged file is set aside."""
+    try:
+        distance = read_sealed_json(path).get("max_distance")
+        if not isinstance(distance, float) or not 0 < distance < float("inf"):
+            raise CorruptFile(path, f"max_distance is {distance!r}; a positive number is right")
+        return distance
+    except FileNotFoundError:
+        return None
+    except CorruptFile as error:
+        _log.warning("%s; set aside as %s, and computed again", error, set_aside(path).name)
+        return None
 
 
 def build_cells(grid: Grid, settings: Settings, facts: list[DataFacts], seeds: int) -> list[Cell]:

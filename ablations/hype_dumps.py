@@ -123,7 +123,9 @@ def _pack(dump: HypeDump, archive: zipfile.ZipFile) -> None:
         entry | {f"{kind}_sha256": dump.images[kind][entry["file"]] for kind in KINDS}
         for entry in dump.manifest["images"]
     ]
-    manifest = json.dumps(dump.manifest | {"images": entries}, sort_keys=True, indent=1)
+    # Without the launcher's own checksum, which is of the entries without the images'.
+    described = {key: value for key, value in dump.manifest.items() if key != "sha256"}
+    manifest = json.dumps(described | {"images": entries}, sort_keys=True, indent=1)
     add("manifest.json", manifest.encode() + b"\n")
     for kind in KINDS:
         for name in dump.images[kind]:

@@ -7,13 +7,13 @@ from pathlib import Path
 import torch
 
 from ablations.cells import N_BETWEEN, N_PAIRS, Cell, DataFacts
-from ablations.dumps import dump_exists
+from ablations.dumps import dump_exists, dump_is_whole
 from ablations.stages import Stage, StageStore
 from scorekit.data import Dataset
 from scorekit.distributed import World
-from scorekit.files import CorruptFile
+from scorekit.files import CorruptFile, set_aside
 from scorekit.networks import forward_flops, parameter_count
-from scorekit.store import open_store
+from scorekit.store import check, open_store
 
 #: How much slower than sampling a training step does its operations, in small batches on a CPU
 #: (measured under the quick budget); weighs jobs against one another for order and progress.
@@ -48,12 +48,27 @@ class Context:
         return self.out / "samples"
 
     def dataset(self, facts: DataFacts) -> Dataset:
-        """Open a prepared dataset; raises CorruptFile where it is not the one that was planned."""
+        """Open a prepared dataset, every byte of which is checked once in a process.
+
+        Raises CorruptFile where it is not the one that was planned, or damaged: then it is set
+        aside, and the next launch prepares it again.
+        """
         directory = self.data_root / facts.store
         dataset = open_store(directory)
         if dataset.fingerprint != facts.fingerprint:
             raise CorruptFile(directory, "its images changed since the grid was planned")
+        try:
+            _check_bytes(directory, dataset.fingerprint)
+        except CorruptFile as error:
+            aside = set_aside(directory).name
+            reason = f"{error.reason}; the data are set aside as {aside}, and prepared again"
+            raise CorruptFile(error.path, reason) from error
         return dataset
+
+
+@lru_cache(maxsize=64)
+def _check_bytes(directory: Path, fingerprint: str) -> None:
+    check(directory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,19 +216,27 @@ def progress_path(out: Path, job_name: str) -> Path:
     return out / "jobs" / f"{job_name}.progress.json"
 
 
-def job_is_done(job: Job, context: Context) -> bool:
-    """Return whether all of a job's results are there and intact."""
+def job_is_done(job: Job, context: Context, *, dumps: bool = True) -> bool:
+    """Return whether all of a job's results are there and intact.
+
+    Features are not looked at: they are checked when something is computed from them, and they take
+    ten times the room of the samples. ``dumps=False`` leaves out the images of the dumps too.
+    """
     store = context.store
     if job.kind == "train":
         return store.result(job.cell.train_stage()) is not None
     if job.kind == "baseline":
         return store.result(job.cell.baseline_stage()) is not None
-    if job.kind == "evaluate" and not all(
+    if job.kind == "evaluate":
         # Looked for first, because they are written last and found without a digest.
-        dump_exists(context.samples, job.cell, denoise=d)
-        for d in (False, True)
-    ):
-        return False
+        if not all(dump_exists(context.samples, job.cell, denoise=d) for d in (False, True)):
+            return False
+        if None in map(store.result, selection_samples(job.cell)):
+            return False
+        if dumps and not all(
+            dump_is_whole(context.samples, job.cell, denoise=d) for d in (False, True)
+        ):
+            return False
     if job.kind == "snapshot":
         assert job.iteration is not None
         return all(
@@ -221,9 +244,16 @@ def job_is_done(job: Job, context: Context) -> bool:
             for d in (False, True)
         )
     chosen = selected_iterations(job.cell, store)
-    return len(chosen) == 2 and all(
-        store.result(stage) is not None for stage in final_stages(job, chosen)
-    )
+    return len(chosen) == 2 and None not in map(store.result, final_stages(job, chosen))
+
+
+def selection_samples(cell: Cell) -> list[Stage]:
+    """Return the sample stages of every snapshot, by which the best is chosen."""
+    return [
+        stage
+        for iteration in cell.train.snapshot_iterations
+        for stage in cell.sample_stages(iteration, final=False)
+    ]
 
 
 def final_stages(job: Job, chosen: dict[bool, int]) -> list[Stage]:
@@ -237,6 +267,7 @@ def final_stages(job: Job, chosen: dict[bool, int]) -> list[Stage]:
         stage
         for denoise, iteration in chosen.items()
         for stage in (
+            *cell.sample_stages(iteration, final=True)[1:],
             cell.distance_stage(iteration, denoise=denoise, final=True),
             cell.quality_stage(iteration, denoise=denoise),
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 from ablations.cells import Cell
 from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
-from ablations.failures import failure_path, read_failure
+from ablations.failures import clear_failure, read_failure
 from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.jobs import (
@@ -294,7 +294,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         elif failure is not None and failure["kind"] != "lost" and not retry_failed:
             outcome.failed[job.name] = f"{failure['message']} (--retry-failed runs it again)"
         else:
-            failure_path(context.out, job.name).unlink(missing_ok=True)
+            clear_failure(context.out, job.name)
             todo.append(job)
     print(f"budget: {budget.name} — {budget.description}", flush=True)
     print(

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from ablations.cells import Cell, cell_from_json
 from ablations.stages import RESULTS_VERSION
-from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.files import CorruptFile, read_sealed_json, write_sealed_json
 
 _T = TypeVar("_T")
 _FORMAT = 1
@@ -71,16 +71,14 @@ def read_versioned(path: Path, format: int, build: Callable[[dict[str, Any]], _T
     """Return what ``build`` makes of a file's record, or None where there is no file.
 
     Raises ValueError for one of another format or version of results, or a damaged one, on which
-    ``build`` raises KeyError, TypeError or ValueError.
+    ``build`` raises AttributeError, KeyError, TypeError or ValueError.
     """
     try:
-        record = read_json(path)
+        record = read_sealed_json(path)
     except FileNotFoundError:
         return None
     except CorruptFile as error:
         raise ValueError(f"{error}; remove it, and the same command writes it again") from error
-    if not isinstance(record, dict):
-        record = {}
     versions = [record.get("format"), record.get("results_version")]
     if versions != [format, RESULTS_VERSION]:
         raise ValueError(
@@ -89,7 +87,7 @@ def read_versioned(path: Path, format: int, build: Callable[[dict[str, Any]], _T
         )
     try:
         return build(record)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"{path} is damaged ({error}); remove it, and the same command writes it again"
         ) from error
@@ -99,7 +97,7 @@ def save_manifest(manifest: Manifest, out: Path) -> bool:
     """Write ``OUT/grid.json`` atomically; returns False where it was the same already."""
     if load_manifest(out) == manifest:
         return False
-    write_json(out / "grid.json", _record(manifest))
+    write_sealed_json(out / "grid.json", _record(manifest))
     return True
 
 

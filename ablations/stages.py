@@ -1,8 +1,8 @@
 """Stages: units of work named by a digest of all that can change their result.
 
 A stage is a directory ``<root>/<kind>/<digest>``; its ``result.json`` is written last and
-atomically, with the checksum of every file of the result. Done means that it parses, that its
-digest agrees and that the files are what it says.
+atomically, with the checksum of every file of the result and of itself. Done means that it is
+whole, that its digest agrees and that the files are what it says.
 """
 
 import fcntl
@@ -18,7 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from scorekit.distributed import World
-from scorekit.files import CorruptFile, read_json, set_aside, sha256_file, write_json
+from scorekit.files import (
+    CorruptFile,
+    read_sealed_json,
+    remove_temporaries,
+    set_aside,
+    sha256_file,
+    write_json,
+    write_sealed_json,
+)
 
 _log = logging.getLogger("scorekit")
 
@@ -77,8 +85,8 @@ class StageStore:
         """
         path = self.directory(stage) / "result.json"
         try:
-            record = read_json(path)
-            if not isinstance(record, dict) or record.get("digest") != stage.digest:
+            record = read_sealed_json(path)
+            if record.get("digest") != stage.digest:
                 raise CorruptFile(path, "it does not carry its stage's digest")
             for name, checksum in record["files"].items():
                 self._check(path.parent / name, checksum)
@@ -95,7 +103,8 @@ class StageStore:
 
     def checksum(self, stage: Stage, name: str) -> str:
         """Return the SHA-256 of a finished stage's file."""
-        return read_json(self.directory(stage) / "result.json")["files"][name]
+        path = self.directory(stage) / "result.json"
+        return read_sealed_json(path)["files"][name]
 
     def _check(self, path: Path, checksum: str) -> None:
         try:
@@ -130,6 +139,7 @@ class StageStore:
         with _locked(directory / "lock"):
             if (finished := self.result(stage)) is not None:
                 return self.world.broadcast(finished)
+            remove_temporaries(directory)
             write_json(directory / "settings.json", {"kind": stage.kind, **stage.settings})
             self.world.broadcast(None)
             started = time.time()
@@ -144,7 +154,7 @@ class StageStore:
                 "started": started,
                 "finished": time.time(),
             }
-            write_json(directory / "result.json", record)
+            write_sealed_json(directory / "result.json", record)
         return self.world.broadcast(result)
 
 

@@ -14,8 +14,11 @@ _STALE_S = 120
 
 
 def job_state(job: Job, context: Context) -> tuple[str, str]:
-    """Return (done | failed | diverged | running | planned, detail) of a job, from its files."""
-    if job_is_done(job, context):
+    """Return (done | failed | diverged | running | planned, detail) of a job, from its files.
+
+    The images of its dumps, which nothing is computed from, are not looked at.
+    """
+    if job_is_done(job, context, dumps=False):
         return "done", ""
     if (failure := read_failure(context.out, job.name)) is not None:
         if failure["kind"] == "lost":
@@ -29,11 +32,18 @@ def job_state(job: Job, context: Context) -> tuple[str, str]:
 
 
 def read_progress(job: Job, context: Context) -> dict[str, Any] | None:
-    """Return a job's last progress (fraction, text, updated, began, began_fraction), or None."""
+    """Return a job's last progress (fraction, text, updated, began, began_fraction), or None.
+
+    A damaged file is none.
+    """
     try:
-        return read_json(progress_path(context.out, job.name))
+        record = read_json(progress_path(context.out, job.name))
     except (FileNotFoundError, CorruptFile):
         return None
+    numbers = ("fraction", "updated", "began", "began_fraction")
+    if not isinstance(record, dict) or not isinstance(record.get("text"), str):
+        return None
+    return record if all(isinstance(record.get(n), int | float) for n in numbers) else None
 
 
 def describe_status(jobs: list[Job], context: Context) -> str:
@@ -90,7 +100,7 @@ def _joined(
 def _how_far(progress: dict[str, Any]) -> str:
     fraction = progress["fraction"]
     text = f"{100 * fraction:.0f} %, {progress['text']}"
-    gained = fraction - progress.get("began_fraction", fraction)
+    gained = fraction - progress["began_fraction"]
     if gained <= 0:
         return text
     left_s = (progress["updated"] - progress["began"]) * (1 - fraction) / gained

@@ -13,8 +13,8 @@ import torch
 from ablations.cells import Cell
 from ablations.drawing import Drawing
 from ablations.dumps import dump_samples
-from ablations.failures import failure_path, record_failure
-from ablations.jobs import Context, Job, progress_path, selected_iterations
+from ablations.failures import clear_failure, record_failure
+from ablations.jobs import Context, Job, progress_path, selected_iterations, selection_samples
 from ablations.measuring import Measuring
 from ablations.stages import FOLLOWED
 from scorekit.distributed import RankDied, World, leave, process_group
@@ -73,7 +73,7 @@ def run_job(
             return
         context = replace(context, world=World())
     if world.is_main:
-        failure_path(context.out, job.name).unlink(missing_ok=True)
+        clear_failure(context.out, job.name)
     progress = Progress(progress_path(context.out, job.name), on_update, write=world.is_main)
 
     def lost(message: str) -> None:
@@ -178,6 +178,9 @@ class _Worker:
             self.check_stop()
             self.snapshot(job, iteration, done)
             done += cell.n_selection
+        # Distances outlive the samples that they were taken of, and people look at both.
+        for stage in selection_samples(cell):
+            self.drawing.sample(job, stage, done)
         # Rank 0's choice: a file that is damaged just now must not part the ranks.
         chosen = self.context.world.broadcast(selected_iterations(cell, self.store))
         for denoise, iteration in chosen.items():

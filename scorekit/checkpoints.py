@@ -38,7 +38,10 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     """Read what :func:`save_tensors` wrote; raises CorruptFile where a single bit differs."""
-    data = path.read_bytes()
+    try:
+        data = path.read_bytes()
+    except IsADirectoryError as error:
+        raise CorruptFile(path, "is a directory") from error
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise CorruptFile(path, "its checksum does not agree with its content")

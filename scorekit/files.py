@@ -5,7 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -16,12 +19,20 @@ __all__ = [
     "CorruptFile",
     "atomic_write",
     "read_json",
+    "read_sealed_json",
+    "remove_temporaries",
     "save_array",
+    "sealed_json",
     "set_aside",
     "sha256_file",
     "write_bytes",
     "write_json",
+    "write_sealed_json",
 ]
+
+# The first lines of a sealed record; the checksum is of all bytes after them.
+_SEAL = b'{\n "sha256": "%b",\n'
+_SEAL_PATTERN = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
 
 
 class CorruptFile(RuntimeError):
@@ -58,6 +69,25 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     fsync_directory(path.parent)
 
 
+def remove_temporaries(directory: Path, *, older_s: float = 0.0) -> None:
+    """Remove what killed processes left of files and folders they had not finished.
+
+    To be called where no other process writes into ``directory``, or with an age in seconds that no
+    unfinished file of a living one has.
+    """
+    now = time.time()
+    for path in directory.glob(".*.tmp"):
+        try:
+            if now - path.stat().st_mtime < older_s:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except FileNotFoundError:
+            continue  # another process was faster
+
+
 def fsync_directory(directory: Path) -> None:
     """Make renames inside `directory` survive a power cut (POSIX; nothing to do elsewhere)."""
     if os.name != "posix":
@@ -75,8 +105,27 @@ def write_json(path: str | Path, obj: Any) -> None:
     Raises ValueError for NaN and infinities (JSON has none: give None), TypeError for what is not
     JSON.
     """
-    text = json.dumps(obj, sort_keys=True, indent=1, allow_nan=False) + "\n"
-    write_bytes(path, text.encode())
+    write_bytes(path, _json_bytes(obj))
+
+
+def write_sealed_json(path: str | Path, record: dict[str, Any]) -> None:
+    """Write a record atomically as :func:`sealed_json` gives it, which raises ValueError."""
+    write_bytes(path, sealed_json(record))
+
+
+def sealed_json(record: dict[str, Any]) -> bytes:
+    """Return a record, not empty, as JSON of which the first entry is the SHA-256 of the others.
+
+    Raises ValueError where the record has an entry "sha256" of its own.
+    """
+    if "sha256" in record or not record:
+        raise ValueError("a record that has no entry, or one called sha256, is not sealed")
+    body = _json_bytes(record).removeprefix(b"{\n")
+    return _SEAL % hashlib.sha256(body).hexdigest().encode() + body
+
+
+def _json_bytes(obj: Any) -> bytes:
+    return (json.dumps(obj, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -90,16 +139,50 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; raises CorruptFile where it does not parse, FileNotFoundError if absent."""
+    return _parse(path, _read(path))
+
+
+def read_sealed_json(path: str | Path) -> dict[str, Any]:
+    """Read what `write_sealed_json` wrote; raises CorruptFile where a bit of the entries differs.
+
+    A record without an entry "sha256" is one of before there were seals, and taken as it is.
+    """
+    data = _read(path)
+    seal = _SEAL_PATTERN.match(data)
+    if seal and hashlib.sha256(data[seal.end() :]).hexdigest().encode() != seal[1]:
+        raise CorruptFile(path, "its checksum does not agree with its content")
+    record = _parse(path, data)
+    if not isinstance(record, dict):
+        raise CorruptFile(path, "is not a JSON object")
+    if seal:
+        del record["sha256"]
+    elif "sha256" in record:
+        raise CorruptFile(path, "its checksum is damaged")
+    return record
+
+
+def _read(path: str | Path) -> bytes:
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError
+        with open(path, "rb") as file:
+            return file.read()
+    except IsADirectoryError as error:
+        raise CorruptFile(path, "is a directory") from error
+
+
+def _parse(path: str | Path, data: bytes) -> Any:
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError too
         raise CorruptFile(path, f"is not JSON ({error})") from error
 
 
 def sha256_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Return the SHA-256 of a file's bytes, 64 hexadecimal digits; CorruptFile for a directory."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except IsADirectoryError as error:
+        raise CorruptFile(path, "is a directory") from error
 
 
 def set_aside(path: str | Path) -> Path:

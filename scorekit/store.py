@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.files import CorruptFile, read_sealed_json, write_sealed_json
 
 __all__ = [
     "SPLITS",
@@ -162,7 +162,7 @@ def check(dataset_dir: str | Path) -> None:
     """Verify every byte of a store against its store.json; CorruptFile names what disagrees."""
     directory = Path(dataset_dir)
     dataset = open_store(directory)
-    record = read_json(directory / "store.json")
+    record = read_sealed_json(directory / "store.json")
     shapes = {split: getattr(dataset, split).shape for split in SPLITS}
     found, fingerprint = _digests(directory, shapes)
     for split in SPLITS:
@@ -203,14 +203,14 @@ def write_record(
             for split in SPLITS
         },
     }
-    write_json(directory / "store.json", record)
+    write_sealed_json(directory / "store.json", record)
 
 
 def open_store(directory: Path) -> Dataset:
     """Open a store without reading its pixels; CorruptFile where its parts do not fit."""
     path = directory / "store.json"
     try:
-        record = read_json(path)
+        record = read_sealed_json(path)
         if record["format_version"] != FORMAT_VERSION:
             raise CorruptFile(
                 path, f"format version {record['format_version']!r}, not {FORMAT_VERSION}"

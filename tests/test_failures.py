@@ -1,6 +1,6 @@
 import pytest
 
-from ablations.failures import failure_path, read_failure, record_failure
+from ablations.failures import clear_failure, failure_path, read_failure, record_failure
 from scorekit.training import Diverged
 
 
@@ -27,11 +27,15 @@ def test_a_failure_is_read_back_with_its_reason(tmp_path, error, kind, message):
     assert read_failure(tmp_path, "train-2") is None
 
 
-def test_a_damaged_record_is_a_failure_that_says_so(tmp_path):
+@pytest.mark.parametrize("content", ["{", "{}", "[]", '{"kind": 1, "message": "x"}', None])
+def test_a_damaged_record_is_a_failure_that_says_so(tmp_path, content):
     path = failure_path(tmp_path, "train-1")
     path.parent.mkdir()
-    path.write_text("{")
+    path.mkdir() if content is None else path.write_text(content)
     record = read_failure(tmp_path, "train-1")
     assert record is not None
     assert record["kind"] == "failed"
     assert path.name in record["message"]
+    clear_failure(tmp_path, "train-1")
+    assert read_failure(tmp_path, "train-1") is None
+    clear_failure(tmp_path, "train-1")

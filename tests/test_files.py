@@ -1,5 +1,6 @@
 """Files that are whole or absent."""
 
+import contextlib
 import hashlib
 import json
 import pickle
@@ -12,9 +13,12 @@ from scorekit.files import (
     CorruptFile,
     atomic_write,
     read_json,
+    read_sealed_json,
+    remove_temporaries,
     set_aside,
     sha256_file,
     write_json,
+    write_sealed_json,
 )
 
 
@@ -110,3 +114,56 @@ def test_set_aside_takes_the_first_free_number_for_files_and_folders(tmp_path):
     assert (tmp_path / "x.corrupt-2").is_dir() and not path.exists()
     with pytest.raises(FileNotFoundError):
         set_aside(path)
+
+
+def test_a_directory_in_a_files_place_is_a_corrupt_file(tmp_path):
+    for read in (read_json, read_sealed_json, sha256_file):
+        with pytest.raises(CorruptFile, match="is a directory"):
+            read(tmp_path)
+
+
+def test_json_nested_without_end_is_corrupt(tmp_path):
+    (tmp_path / "x.json").write_text("[" * 100_000)
+    with pytest.raises(CorruptFile, match="is not JSON"):
+        read_json(tmp_path / "x.json")
+
+
+records = st.dictionaries(st.text().filter(lambda key: key != "sha256"), json_values, min_size=1)
+
+
+@settings(
+    max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None
+)
+@given(record=records, place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
+def test_a_sealed_record_is_read_back_or_refused_when_a_bit_flips(tmp_path, record, place, bit):
+    path = tmp_path / "x.json"
+    write_sealed_json(path, record)
+    assert read_sealed_json(path) == record
+    assert read_json(path).keys() == record.keys() | {"sha256"}  # it is JSON for everybody else
+    data = bytearray(path.read_bytes())
+    data[int(place * len(data))] ^= 1 << bit
+    path.write_bytes(data)
+    found = None
+    with contextlib.suppress(CorruptFile):
+        found = read_sealed_json(path)
+    # Read all the same where the flip was in the name of the checksum's own entry.
+    assert found is None or {key: found[key] for key in record} == record
+
+
+def test_an_unsealed_record_is_read_and_one_of_its_own_checksum_not_sealed(tmp_path):
+    write_json(tmp_path / "x.json", {"a": 1})
+    assert read_sealed_json(tmp_path / "x.json") == {"a": 1}
+    for record in ({}, {"sha256": 1}):
+        with pytest.raises(ValueError, match="not sealed"):
+            write_sealed_json(tmp_path / "x.json", record)
+
+
+def test_temporaries_are_removed_when_old_enough(tmp_path):
+    (tmp_path / ".a.json.1-ab.tmp").write_text("half")
+    (tmp_path / ".dump.1.tmp").mkdir()
+    (tmp_path / "kept.tmp").touch()
+    (tmp_path / ".kept").touch()
+    remove_temporaries(tmp_path, older_s=3600)
+    assert len(list(tmp_path.iterdir())) == 4
+    remove_temporaries(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "kept.tmp"]

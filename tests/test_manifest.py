@@ -40,7 +40,18 @@ def test_a_damaged_or_foreign_manifest_is_one_clear_line(tmp_path, text):
 
 def test_a_manifest_with_a_value_out_of_range_is_refused(finished, tmp_path):
     record = json.loads((finished / "out" / "grid.json").read_text())
+    del record["sha256"]  # as a folder of before there were checksums
+    (tmp_path / "grid.json").write_text(json.dumps(record))
+    assert load_manifest(tmp_path) == load_manifest(finished / "out")
     record["cells"][0]["train"]["ema_momentum"] = 2.0
     (tmp_path / "grid.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"is damaged.*ema_momentum"):
+        load_manifest(tmp_path)
+
+
+def test_a_manifest_of_which_a_letter_changed_is_refused(finished, tmp_path):
+    text = (finished / "out" / "grid.json").read_text()
+    assert '"grid": "tiny"' in text
+    (tmp_path / "grid.json").write_text(text.replace('"grid": "tiny"', '"grid": "tine"'))
+    with pytest.raises(ValueError, match=r"grid\.json: its checksum does not agree.*remove it"):
         load_manifest(tmp_path)

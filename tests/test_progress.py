@@ -16,7 +16,9 @@ def test_lines_say_what_starts_ends_and_fails(finished, tmp_path, capsys):
         reporter.started(jobs[0])
         path = progress_path(tmp_path, jobs[0].name)
         path.parent.mkdir()
-        write_json(path, {"fraction": 0.5, "text": "half way", "updated": time.time()})
+        now = time.time()
+        record = {"fraction": 0.5, "text": "half way", "updated": now}
+        write_json(path, record | {"began": now, "began_fraction": 0.0})
         reporter.tick()
         reporter.finished(jobs[0])
         reporter.started(jobs[1])

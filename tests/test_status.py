@@ -25,7 +25,9 @@ def jobs(finished):
 def write_progress(out, job, **more):
     path = progress_path(out, job.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    record = {"fraction": 0.5, "text": "half way", "updated": time.time()}
+    now = time.time()
+    record = {"fraction": 0.5, "text": "half way", "updated": now}
+    record |= {"began": now, "began_fraction": 0.5}
     write_json(path, record | more)
 
 

@@ -1,16 +1,20 @@
-"""Launching the grid of bench/tiny.toml, which runs in seconds."""
+"""Launching the grid of bench/tiny.toml, which runs in seconds, and what its results are."""
 
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from scorekit.checkpoints import load_tensors
 
 ROOT = Path(__file__).parents[1]
 
 TOML = ROOT / "bench" / "tiny.toml"
+
+#: Kinds of stages whose results are no more than numbers that do not depend on time or memory.
+_NUMBERS = ("distance", "quality", "baseline", "features")
 
 
 def launch_command(folder: Path, *flags: str) -> list[str]:
@@ -38,12 +42,14 @@ def environment() -> dict[str, str]:
     return os.environ | {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(ROOT)}
 
 
-def results(out: Path) -> dict[str, bytes | dict]:
-    """Everything in the stages' folders that an undisturbed run must reproduce, bit for bit."""
-    found: dict[str, bytes | dict] = {}
-    for path in sorted((out / "stages").rglob("*")):
+def results(out: Path) -> dict[str, Any]:
+    """Everything in the output folder that an undisturbed run must reproduce, bit for bit."""
+    found: dict[str, Any] = {}
+    for path in sorted(path for path in out.rglob("*") if path.is_file()):
         name = str(path.relative_to(out))
-        if path.suffix in (".npy", ".npz"):
+        if ".corrupt-" in name or ".tmp" in name:
+            continue
+        if path.suffix in (".npy", ".npz", ".png") and not name.startswith("report"):
             found[name] = path.read_bytes()
         if path.name.startswith("snapshot-") and path.suffix == ".pt":
             # The tensors' bytes: torch.save's own envelope is not the same twice.
@@ -52,6 +58,8 @@ def results(out: Path) -> dict[str, bytes | dict]:
                 for weights, state in load_tensors(path).items()
                 for key, value in state.items()
             }
-        if path.parent.parent.name == "distance" and path.name == "result.json":
+        if path.name == "result.json" and path.parent.parent.name in _NUMBERS:
             found[name] = json.loads(path.read_text())["result"]
+        if path.name == "grid.json":
+            found[name] = json.loads(path.read_text())
     return found

@@ -1,0 +1,233 @@
+"""Children that are forked from a process with everything imported, and what befalls them there.
+
+A launch of the tiny grid begins within milliseconds so, and hundreds of them can be killed.
+"""
+
+import errno
+import multiprocessing
+import os
+import re
+import resource
+import signal
+import sys
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(
+    [
+        *("pytest", "sklearn.datasets", "safetensors.torch", "torch_fidelity", "scorekit.features"),
+        *("ablations.launch", "ablations.report", "ablations.collect"),
+    ]
+)
+_TEMPORARY = re.compile(r"\.\d+(-[0-9a-f]{8})?\.tmp")
+_WRITING = os.O_WRONLY | os.O_RDWR
+_CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link")
+
+
+def start(function: Callable[..., Any], *arguments: Any, log: Path, fault: Any = None) -> Any:
+    """Run a function in a forked child, its output appended to ``log``; returns the process.
+
+    The child's exit code is what the function returns. ``fault.install()`` is called before.
+    """
+    process = _CONTEXT.Process(target=_run, args=(function, arguments, str(log), fault))
+    process.start()
+    return process
+
+
+def wait(process: BaseProcess, timeout: float = 120) -> int:
+    """Return a child's exit code: negative where a signal ended it."""
+    process.join(timeout)
+    assert process.exitcode is not None, "the child hangs"
+    return process.exitcode
+
+
+def kill_after(process: BaseProcess, seconds: float) -> bool:
+    """Kill -9 a child unless it has ended by then; returns whether that is how it ended."""
+    process.join(seconds)
+    process.kill()
+    return wait(process) == -signal.SIGKILL
+
+
+def _run(function: Callable[..., Any], arguments: Any, log: str, fault: Any) -> None:
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    import torch
+    from tqdm import tqdm
+
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a kill leaks
+    if fault is not None:
+        fault.install()
+    sys.exit(function(*arguments))
+
+
+def launcher(arguments: list[str]) -> int:
+    """Run the launcher's command line."""
+    from ablations.launch import main
+
+    return main(arguments)
+
+
+def reporter(out: str) -> int:
+    """Build a report from files."""
+    from ablations.report import main
+
+    return main([out])
+
+
+def collector(out: str) -> None:
+    """Collect a folder again and again, until killed."""
+    from ablations.collect import collect
+
+    while True:
+        collect(Path(out))
+
+
+@dataclass(frozen=True)
+class _AtWrites:
+    """Does something at changes of the file system below a folder.
+
+    Those are: opening a file to write into it, flushing it to the disk, and renaming, removing or
+    making a file or folder; each is seen before it happens.
+    """
+
+    folder: str
+
+    def install(self) -> None:
+        fsync = os.fsync
+
+        def seen_fsync(descriptor: int) -> None:
+            path = _descriptor(descriptor)
+            if path.startswith(self.folder):
+                self.change("fsync", path)
+            fsync(descriptor)
+
+        os.fsync = seen_fsync
+        sys.addaudithook(self._audit)
+
+    def _audit(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if event == "open":
+            path, _, flags = arguments
+            if not isinstance(flags, int) or not flags & _WRITING:
+                return
+        elif event in _CHANGES:
+            path = arguments[0]
+        else:
+            return
+        path = _descriptor(path) if isinstance(path, int) else os.fsdecode(path)
+        if not os.path.isabs(path):  # of a folder's removal, which goes by descriptors
+            if not isinstance(arguments[-1], int) or arguments[-1] < 0:
+                return
+            path = os.path.join(_descriptor(arguments[-1]), path)
+        if path.startswith(self.folder):
+            self.change(event, path)
+
+    def change(self, event: str, path: str) -> None:
+        raise NotImplementedError
+
+
+def _descriptor(number: int) -> str:
+    """Return the path of an open file."""
+    return os.readlink(f"/proc/self/fd/{number}")
+
+
+@dataclass(frozen=True)
+class KillAtNewWrite(_AtWrites):
+    """Kills the process before the first change that is not yet listed in the file ``seen``.
+
+    What is flushed at that moment is cut to half its length, as a power cut might.
+    """
+
+    seen: str
+
+    def install(self) -> None:
+        with open(self.seen, "a+") as file:
+            file.seek(0)
+            object.__setattr__(self, "_known", set(file.read().splitlines()))
+        super().install()
+
+    def change(self, event: str, path: str) -> None:
+        key = f"{event} {named(path, self.folder)}"
+        if key in self._known:  # type: ignore[attr-defined]
+            return
+        self._known.add(key)  # type: ignore[attr-defined]
+        with open(self.seen, "a") as file:
+            file.write(key + "\n")
+        if event == "fsync" and not os.path.isdir(path):
+            self._known.add(f"os.truncate {named(path, self.folder)}")  # type: ignore[attr-defined]
+            os.truncate(path, os.path.getsize(path) // 2)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class FailAtWrites(_AtWrites):
+    """Lets a change of the file system, and all after it, fail with an OSError.
+
+    Removing is still possible, as on a full disk.
+    """
+
+    first: int
+    number: int = errno.ENOSPC
+
+    def install(self) -> None:
+        object.__setattr__(self, "_count", 0)
+        super().install()
+
+    def change(self, event: str, path: str) -> None:
+        if event in ("os.remove", "os.rmdir"):
+            return
+        count = self._count + 1  # type: ignore[attr-defined]
+        object.__setattr__(self, "_count", count)
+        if count >= self.first:
+            raise OSError(self.number, os.strerror(self.number), path)
+
+
+@dataclass(frozen=True)
+class NoReport:
+    """Results are collected, and no report is made of them, which takes longer than they do."""
+
+    def install(self) -> None:
+        import ablations.report
+
+        ablations.report.build_report = lambda results, directory: directory / "index.html"
+
+
+@dataclass(frozen=True)
+class SmallFiles:
+    """No file can grow beyond a size in bytes."""
+
+    size: int
+
+    def install(self) -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (self.size, self.size))
+
+
+@dataclass(frozen=True)
+class Unprivileged:
+    """The process is nobody's, and may write nowhere but where everybody may."""
+
+    def install(self) -> None:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def named(path: str, folder: str) -> str:
+    """Return a path below a folder without what is different in every run, or only a number.
+
+    Measurements of one kind stand for one another, and files of the report by their suffix.
+    """
+    name = _TEMPORARY.sub(".tmp", path.removeprefix(folder))
+    name = re.sub(r"\d{5}\.png", "N.png", name)
+    name = re.sub(r"(\.\w+)-\w+\.tmp", r"\1.tmp", name)
+    name = re.sub(r"/(features|distance|quality)/\w{16}", r"/\1/D", name)
+    if re.match(r"/report/\w+/", name):
+        return f"{os.path.dirname(name)}/*{''.join(Path(name).suffixes[-2:])}"
+    return name

@@ -1,0 +1,241 @@
+"""Kills and faults of the disk: whatever happens, the same command ends with the same results."""
+
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from forked import (
+    KillAtNewWrite,
+    NoReport,
+    collector,
+    kill_after,
+    launcher,
+    reporter,
+    start,
+    wait,
+)
+from tiny_grid import TOML, results
+
+pytestmark = pytest.mark.slow
+
+#: From the innermost work to the outermost: a stage begins before those that it needs.
+PHASES = ("train", "sample", "features", "reference", "distance", "quality", "baseline")
+
+
+def arguments(out: Path, *flags: str) -> list[str]:
+    """One network, one cell: a training, an evaluation and the reference rows."""
+    return [
+        *("--grid", str(TOML), "--only", "ncsnv2", "--out", str(out), "--device", "cpu"),
+        *("--executor", "inline", "--threads", "1", *flags),
+    ]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """An output folder, and the seconds from its start to the beginning of its report."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    wait(start(time.sleep, 0, log=folder / "log"))  # the server of forks is up
+    began = time.monotonic()
+    process = start(launcher, arguments(folder / "out"), log=folder / "log")
+    while not (folder / "out" / "report").exists():
+        time.sleep(0.01)
+        assert process.is_alive(), (folder / "log").read_text()
+    seconds = time.monotonic() - began
+    assert wait(process) == 0, (folder / "log").read_text()
+    return folder / "out", seconds
+
+
+def seeded() -> random.Random:
+    """Return a generator whose seed is in the test's output, and can be given."""
+    seed = int(os.environ.get("SCOREKIT_KILL_SEED", "0"))
+    print(f"SCOREKIT_KILL_SEED={seed}")
+    return random.Random(seed)
+
+
+def same_report(out: Path, reference: Path) -> None:
+    """Compare what of two reports does not depend on times."""
+    for name in ("tables/ablation.csv", "tables/hyperparameters.csv"):
+        assert (out / "report" / name).read_bytes() == (reference / "report" / name).read_bytes()
+    assert (out / "report" / "index.html").read_text().endswith("</html>")
+    assert not (out / "report.pending").exists()
+
+
+def phase(out: Path) -> str:
+    """Return what a killed launcher was doing, from its files."""
+    begun = {path.parent.parent.name for path in out.rglob("settings.json")} & set(PHASES)
+    if not begun:
+        return "start"
+    for kind in PHASES:
+        for path in [*out.glob(f"*/{kind}/*/settings.json")]:
+            if not (path.parent / "result.json").exists():
+                return kind
+    return "report" if (out / "report").exists() else "between"
+
+
+def test_a_grid_killed_at_random_instants_ends_with_the_undisturbed_results(undisturbed, tmp_path):
+    reference, seconds = undisturbed
+    generator = seeded()
+    wanted = results(reference)
+    landed: Counter[str] = Counter()
+    for number in range(40):
+        out, log = tmp_path / f"out-{number}", tmp_path / f"log-{number}"
+        last, limit = "", seconds / 6
+        while not (out / "report").exists():
+            process = start(launcher, arguments(out), log=log)
+            if kill_after(process, generator.uniform(0, limit)):
+                now = phase(out)
+                landed[now] += 1
+                # Long enough in the end to get on, however busy the machine is.
+                limit = 1.1 * limit if now == last else seconds / 6
+                last = now
+            else:
+                assert process.exitcode == 0, log.read_text()
+        assert results(out) == wanted, log.read_text()
+        shutil.rmtree(out)
+        if landed.total() >= 140 and min(landed[p] for p in ("train", "sample", "features")) >= 9:
+            break
+    print(number + 1, "grids, kills in", dict(landed))
+    assert landed.total() >= 140
+    assert min(landed[p] for p in ("train", "sample", "features")) >= 9
+
+
+def test_collection_and_report_killed_at_random_instants_change_nothing(undisturbed, tmp_path):
+    reference, _ = undisturbed
+    generator = seeded()
+    out, log = tmp_path / "out", tmp_path / "log"
+    shutil.copytree(reference, out)
+    shutil.rmtree(out / "report")
+    wanted = results(reference)
+    for _ in range(40):
+        assert kill_after(start(collector, str(out), log=log), generator.uniform(0.02, 0.15))
+    began = time.monotonic()
+    assert wait(start(reporter, str(out), log=log)) == 0, log.read_text()
+    seconds = time.monotonic() - began
+    killed = 0
+    while killed < 20:
+        killed += kill_after(start(reporter, str(out), log=log), generator.uniform(0, seconds))
+        page = (out / "report" / "index.html").read_text()
+        assert page.endswith("</html>")  # the old one or the new one, whole
+    (out / "report.pending").touch()
+    assert wait(start(launcher, arguments(out), log=log)) == 0, log.read_text()
+    assert results(out) == wanted
+    same_report(out, reference)
+
+
+def test_a_grid_killed_at_every_write_ends_with_the_undisturbed_results(undisturbed, tmp_path):
+    reference, _ = undisturbed
+    out, log, seen = tmp_path / "out", tmp_path / "log", tmp_path / "seen"
+    fault = KillAtNewWrite(str(out), str(seen))
+    landed: Counter[str] = Counter()
+    while (code := wait(start(launcher, arguments(out), log=log, fault=fault))) != 0:
+        assert code == -signal.SIGKILL, log.read_text()
+        landed[phase(out)] += 1
+    kills = seen.read_text().splitlines()
+    print(len(kills), "kills in", dict(landed))
+    assert len(set(kills)) == len(kills) == landed.total()
+    assert {*PHASES, "start", "report"} <= set(landed)
+    assert {key.split()[0] for key in kills} >= {"open", "fsync", "os.rename", "os.mkdir"}
+    assert results(out) == results(reference)
+    same_report(out, reference)
+
+
+def damaged(kind: str, out: Path) -> Path:
+    """Return a file of a kind in a finished folder."""
+    found = sorted(out.glob(kind))
+    assert found, f"no {kind} in the folder: {sorted(p.name for p in out.rglob('*'))}"
+    return found[0]
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    place = data.find(b'": ') + 4 if path.suffix == ".json" else len(data) * 3 // 4
+    data[place] ^= 1
+    path.write_bytes(data)
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def replace_by_directory(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+    (path / "inside").touch()
+
+
+# What is damaged, what is removed so that it is read again, and what the launcher then does.
+KINDS = {
+    "stages/train/*/result.json": ("", "again"),
+    "stages/train/*/snapshot-0000003.pt": ("", "again"),
+    "stages/train/*/checkpoint-0000006.pt": ("stages/train/*/result.json", "again"),
+    "stages/train/*/losses.npz": ("", "again"),
+    "stages/train/*/settings.json": ("stages/train/*/result.json", "unread"),
+    "stages/sample/*/result.json": ("", "again"),
+    "stages/sample/*/last.npy": ("", "again"),
+    "stages/sample/*/denoised.npy": ("", "again"),
+    "stages/features/*/features.npy": ("stages/distance/*/result.json", "again"),
+    "stages/features/*/logits.npy": ("stages/quality/*/result.json", "again"),
+    "stages/features/*/result.json": ("stages/distance/*/result.json", "again"),
+    "stages/distance/*/result.json": ("", "again"),
+    "stages/quality/*/result.json": ("", "again"),
+    "stages/baseline/*/result.json": ("", "again"),
+    "data/reference/*/statistics.npz": ("stages/baseline/*/result.json", "again"),
+    "data/reference/*/features.npy": ("stages/baseline/*/result.json", "again"),
+    "data/reference/*/result.json": ("stages/baseline/*/result.json", "again"),
+    "data/digits-v1/train.npy": ("stages/train/*/result.json", "failed"),
+    "data/digits-v1/store.json": ("stages/train/*/result.json", "again"),
+    "data/max-distance-*.json": ("", "again"),
+    "samples/*/manifest.json": ("", "again"),
+    "samples/*/fake/00000.png": ("", "again"),
+    "samples/*/real/00000.png": ("", "again"),
+    "jobs/*.progress.json": ("stages/distance/*/result.json", "unread"),
+    "jobs/evaluate-digits-ncsnv2-seed0.failure.json": ("", "unread"),
+    "grid.json": ("", "refused"),
+}
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, empty, replace_by_directory])
+def test_a_damaged_file_of_any_kind_is_named_and_made_again(undisturbed, tmp_path, damage):
+    reference, _ = undisturbed
+    wanted = results(reference)
+    for kind, (removed, expected) in KINDS.items():
+        out, log = tmp_path / "out", tmp_path / "log"
+        shutil.copytree(reference, out)
+        if "failure" in kind:
+            (out / kind).write_text('{"kind": "failed", "message": "it broke"}')
+        for path in out.glob(removed) if removed else ():
+            path.unlink()
+        victim = damaged(kind, out)
+        damage(victim)
+        code = wait(start(launcher, arguments(out), log=log, fault=NoReport()))
+        said = log.read_text()
+        what = f"{kind}, {damage.__name__}: exit code {code}\n{said}"
+        assert "Traceback" not in said, what
+        if expected == "refused":
+            assert code == 2 and f"{victim}" in said, what
+            assert len([line for line in said.splitlines() if line.startswith("error:")]) == 1
+            if victim.is_dir():
+                shutil.rmtree(victim)
+            victim.unlink(missing_ok=True)
+        if expected in ("again", "failed") or code:
+            assert str(victim) in said or victim.parent.name in said, what
+        if code == 1:  # on record, with the reason
+            assert expected == "failed" or "Is a directory" in said, what
+            if victim.is_dir():
+                shutil.rmtree(victim)
+        if code:
+            flags = ["--retry-failed"] if code == 1 else []
+            code = wait(start(launcher, arguments(out, *flags), log=log, fault=NoReport()))
+            assert code == 0, f"{what}\n{log.read_text()}"
+        assert results(out) == wanted, what
+        shutil.rmtree(out)
+        log.unlink()
