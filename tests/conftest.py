@@ -3,6 +3,7 @@
 import os
 
 import pytest
+import slurm_cluster
 import torch
 from tiny_grid import TOML
 
@@ -41,3 +42,15 @@ def inception_weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("inception") / "w.pth"
     torch.save(network.state_dict(), path)
     return path
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A running ``SlurmCluster``; skips where Slurm is not installed, unless it is required."""
+    if missing := slurm_cluster.SlurmCluster.missing():
+        reason = f"no {', '.join(missing)} (Debian: {slurm_cluster.DEBIAN_PACKAGES})"
+        if os.environ.get("SCOREKIT_REQUIRE_SLURM") == "1":
+            pytest.fail(f"SCOREKIT_REQUIRE_SLURM=1, and there is {reason}")
+        pytest.skip(reason)
+    with slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
