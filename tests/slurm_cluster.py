@@ -8,6 +8,7 @@ mariadbd.
 from __future__ import annotations
 
 import os
+import pwd
 import random
 import shutil
 import signal
@@ -16,7 +17,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from getpass import getuser
 from pathlib import Path
 
 # Addresses of the loopback interface in hexadecimal: valid as node names, and every resolver
@@ -104,6 +104,20 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = _START
         time.sleep(0.1)
 
 
+def processes() -> list[tuple[int, str, set[str]]]:
+    """The id, name and environment ("NAME=value") of every process that may be looked at."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                variables = (entry / "environ").read_bytes().decode(errors="replace")
+                name = (entry / "comm").read_text().strip()
+            except (FileNotFoundError, ProcessLookupError, PermissionError):
+                continue  # ended meanwhile, or somebody else's
+            found.append((int(entry.name), name, set(variables.split("\0"))))
+    return sorted(found, key=lambda process: process[0])
+
+
 class SlurmCluster:
     """A Slurm that runs while the ``with`` block does; ``directory``: private, with a short path.
 
@@ -188,25 +202,18 @@ class SlurmCluster:
             wanted |= {f"SLURM_ARRAY_JOB_ID={job}", f"SLURM_ARRAY_TASK_ID={element}"}
         else:
             wanted |= {f"SLURM_JOB_ID={job}"}
-        found = []
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    variables = (
-                        (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-                    )
-                    name = (entry / "comm").read_text().strip()
-                except (FileNotFoundError, ProcessLookupError, PermissionError):
-                    continue  # ended meanwhile, or somebody else's
-                step = any(variable.startswith("SLURM_STEP_ID=") for variable in variables)
-                if wanted <= set(variables) and name != "slurmstepd" and (step or not tasks):
-                    found.append(int(entry.name))
-        return sorted(found)
+        return [
+            pid
+            for pid, name, variables in processes()
+            if wanted <= variables
+            and name != "slurmstepd"
+            and (not tasks or any(variable.startswith("SLURM_STEP_ID=") for variable in variables))
+        ]
 
     def start_node(self, name: str = NODES[0], *options: str) -> None:
         """Start a node's slurmd and wait until the controller can use the node."""
         self._keep(f"slurmd-{name}", "slurmd", "-D", "-N", name, *options)
-        wait_until(lambda: _listens(self._node_ports[name]), f"slurmd of {name} listens")
+        self._wait_for_daemon(f"slurmd-{name}", lambda: _listens(self._node_ports[name]))
         self._wait_for_node(name, "idle", "mixed", "allocated")
 
     def kill_node(self, name: str = NODES[0], *, jobs: bool = False) -> None:
@@ -234,8 +241,8 @@ class SlurmCluster:
     def start_controller(self, *options: str) -> None:
         """Start slurmctld, from its saved state if there is one, and wait until it answers."""
         self._keep("slurmctld", "slurmctld", "-D", *options)
-        wait_until(
-            lambda: "is UP" in self.run("scontrol", "ping", check=False), "slurmctld answers"
+        self._wait_for_daemon(
+            "slurmctld", lambda: "is UP" in self.run("scontrol", "ping", check=False)
         )
 
     def log_tails(self) -> str:
@@ -254,7 +261,7 @@ class SlurmCluster:
         values = {
             "directory": directory,
             "host": socket.gethostname().split(".")[0],
-            "user": getuser(),
+            "user": pwd.getpwuid(os.getuid()).pw_name,  # whatever LOGNAME says
             "grace": GRACE_SECONDS,
             "cpus": CPUS_PER_NODE,
             "memory": MEMORY_MB_PER_NODE,
@@ -287,10 +294,10 @@ class SlurmCluster:
             *("--innodb-log-file-size=8M", "--innodb-buffer-pool-size=64M"),
             "--innodb-lock-wait-timeout=900",
         )
-        wait_until((munge / "socket").exists, "munged listens")
-        wait_until((directory / "db.socket").exists, "mariadbd listens")
+        self._wait_for_daemon("munged", (munge / "socket").exists)
+        self._wait_for_daemon("mariadbd", (directory / "db.socket").exists)
         self._keep("slurmdbd", "slurmdbd", "-D")
-        wait_until(lambda: _listens(ports[1]), "slurmdbd listens")
+        self._wait_for_daemon("slurmdbd", lambda: _listens(ports[1]))
         self.run("sacctmgr", "--immediate", "add", "cluster", "itest")
         for name in NODES:
             self._keep(f"slurmd-{name}", "slurmd", "-D", "-N", name, "-c")
@@ -301,6 +308,14 @@ class SlurmCluster:
     def _wait_for_node(self, name: str, *states: str) -> None:
         fields = ("sinfo", "--noheader", "--partition=test", "--nodes", name, "--format=%T")
         wait_until(lambda: self.run(*fields).strip() in states, f"{name} is {' or '.join(states)}")
+
+    def _wait_for_daemon(self, name: str, answers: Callable[[], bool]) -> None:
+        def answers_or_ended() -> bool:
+            if not self._kept[name][-1].daemon_runs():
+                raise RuntimeError(f"{name} ended by itself")
+            return answers()
+
+        wait_until(answers_or_ended, f"{name} answers")
 
     def _keep(self, name: str, *command: str) -> None:
         log = self.directory / "log" / f"{name}.log"
@@ -325,9 +340,12 @@ class _Kept:
         with self._keeper.stdout as pipe:
             self.pid = int(pipe.readline())
 
+    def daemon_runs(self) -> bool:
+        return Path(f"/proc/{self.pid}").exists()
+
     def kill_daemon(self) -> None:
         os.kill(self.pid, signal.SIGKILL)
-        wait_until(lambda: not Path(f"/proc/{self.pid}").exists(), f"process {self.pid} ends")
+        wait_until(lambda: not self.daemon_runs(), f"process {self.pid} ends")
 
     def kill_all(self) -> None:
         self._keeper.terminate()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from slurm_cluster import CPUS_PER_NODE, NODES, SlurmCluster, wait_until
+from slurm_cluster import CPUS_PER_NODE, NODES, SlurmCluster, processes, wait_until
 
 pytestmark = pytest.mark.slow
 Submit = Callable[..., str]
@@ -183,27 +183,26 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
         text=True,
     ) as owner:
         assert owner.stdout.readline() == "up\n"
-        assert len(_in_environment_of(tmp_path)) > 6
+        assert len(_alive(tmp_path)) > 6
         owner.kill()
-    wait_until(lambda: not _in_environment_of(tmp_path), "everything has ended", seconds=20)
+    wait_until(lambda: not _alive(tmp_path), "everything has ended", seconds=20)
 
 
-def _in_environment_of(directory: Path) -> list[int]:
-    """The processes whose environment names a cluster's configuration: daemons and jobs."""
-    marker = f"SLURM_CONF={directory}/".encode()
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                if marker in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
-            except (FileNotFoundError, ProcessLookupError, PermissionError):
-                continue
-    return found
+def _alive(directory: Path) -> list[int]:
+    """The daemons and jobs of the cluster in ``directory``."""
+    marker = f"SLURM_CONF={directory}/etc/slurm.conf"
+    return [pid for pid, _, variables in processes() if marker in variables]
 
 
-def test_failing_start_shows_the_logs(tmp_path: Path) -> None:
-    (tmp_path / "munge").mkdir()
-    cluster = SlurmCluster(tmp_path)
-    with pytest.raises(RuntimeError, match="did not start"), cluster:
-        pass
+def test_failing_start_shows_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = tmp_path / "bin" / "munged"
+    broken.parent.mkdir()
+    broken.write_text("#!/bin/sh\necho the disk is full >&2; exit 1\n")
+    broken.chmod(0o755)
+    monkeypatch.setenv("PATH", str(broken.parent), prepend=os.pathsep)
+    (tmp_path / "slurm").mkdir()
+    with (
+        pytest.raises(RuntimeError, match=r"(?s)munged ended by itself\n.*\nthe disk is full"),
+        SlurmCluster(tmp_path / "slurm"),
+    ):
+        pytest.fail("it started without munged")
