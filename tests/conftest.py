@@ -3,8 +3,8 @@
 import os
 
 import pytest
+import slurm_cluster
 import torch
-from slurm_cluster import SlurmCluster
 from tiny_grid import TOML
 
 if not torch.cuda.is_available():
@@ -46,11 +46,11 @@ def inception_weights(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    """A real Slurm of two virtual nodes; where SCOREKIT_REQUIRE_SLURM is set, it may not lack."""
-    if missing := SlurmCluster.missing():
-        message = f"Slurm is not installed here: {', '.join(missing)} missing"
-        if os.environ.get("SCOREKIT_REQUIRE_SLURM"):
-            pytest.fail(message)
-        pytest.skip(message)
-    with SlurmCluster(tmp_path_factory.mktemp("cluster") / "slurm") as cluster:
+    """A running ``SlurmCluster``; skips where Slurm is not installed, unless it is required."""
+    if missing := slurm_cluster.SlurmCluster.missing():
+        reason = f"no {', '.join(missing)} (Debian: {slurm_cluster.DEBIAN_PACKAGES})"
+        if os.environ.get("SCOREKIT_REQUIRE_SLURM") == "1":
+            pytest.fail(f"SCOREKIT_REQUIRE_SLURM=1, and there is {reason}")
+        pytest.skip(reason)
+    with slurm_cluster.SlurmCluster(tmp_path_factory.mktemp("slurm")) as cluster:
         yield cluster

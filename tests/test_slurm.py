@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from slurm_cluster import NODES
 from tiny_grid import ROOT, environment, launch_command, results
 
 from ablations import slurm as slurm_module
@@ -20,7 +21,7 @@ from ablations.slurm import SlurmGrid, cancel_all, live_ids
 from ablations.submissions import REPORT, latest_ids, load_submissions
 
 pytestmark = pytest.mark.slow
-FLAGS = ("--executor", "slurm", "--device", "cpu")
+FLAGS = ("--executor", "slurm", "--device", "cpu", "--slurm", "time=30")
 
 
 def start(slurm, folder: Path, *flags: str) -> subprocess.Popen[str]:
@@ -84,7 +85,7 @@ def times_submitted(out: Path) -> Counter[str]:
 def ended(slurm, tmp_path_factory):
     """A whole grid that ran on the cluster, and what the launcher said."""
     folder = tmp_path_factory.mktemp("slurm")
-    return folder, launch(slurm, folder, "--slurm", "partition=test", "--slurm", "time=5")
+    return folder, launch(slurm, folder, "--slurm", "partition=test")
 
 
 def test_a_grid_on_slurm_gives_the_same_bytes_as_in_this_process(ended, finished):
@@ -306,7 +307,7 @@ def test_a_job_that_vanishes_is_named_and_continued(slurm, tmp_path, fault, long
     if fault == "scancel":
         slurm.run("scancel", job)
     else:
-        for pid in slurm.pids(job):
+        for pid in slurm.pids(job, tasks=True):
             os.kill(pid, signal.SIGKILL)
     code, said = end(process)
     assert code == 1, said
@@ -360,10 +361,11 @@ def test_what_waits_for_a_failed_training_goes_too(slurm, tmp_path):
 def test_a_node_that_fails_and_comes_back_costs_no_result(slurm, tmp_path, long_results):
     process = long_run(slurm, tmp_path)
     wait_for(lambda: trained(tmp_path), "a checkpoint")
-    slurm.kill_nodes()
-    slurm.set_nodes("down")
-    slurm.start_nodes()
-    slurm.set_nodes("resume")
+    for node in NODES:
+        slurm.kill_node(node, jobs=True)
+        slurm.set_node("down", node)
+    for node in NODES:
+        slurm.start_node(node)
     code, said = end(process)
     if code == 1:  # what did not go back to the queue by itself is named, and the command goes on
         assert "ended without a word" in said
