@@ -72,6 +72,7 @@ class _Collector:
             "datasets": [name for name in dict.fromkeys(c.data.name for c in self.cells)],
             "complete": n_done == len(cells),
             "software": self.software(),
+            "codes": sorted(self.store.codes),
             "hardware": cpu_name(),
             "n_cells": len(cells),
             "n_done": n_done,

@@ -159,11 +159,19 @@ def _words(results: Results) -> Words:
             ("State", done),
             ("Hardware", str(run["hardware"])),
             ("Software", ", ".join(f"{name} {v}" for name, v in run["software"].items())),
+            ("Code", _codes(run["codes"])),
         ],
         footer="Y. Song and S. Ermon, “Improved Techniques for Training Score-Based Generative "
         "Models”, 2020. A Fréchet distance in one feature space cannot be compared with one in "
         "another, nor one at a given n with one at another n.",
     )
+
+
+def _codes(codes: list[str]) -> str:
+    """Which versions of the code made the results: one, or a warning."""
+    if len(codes) < 2:
+        return codes[0] if codes else "—"
+    return f"the results come from {len(codes)} versions of the code: {', '.join(codes)}"
 
 
 def budget_note(name: str) -> str:

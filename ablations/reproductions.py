@@ -53,7 +53,7 @@ class Run:
         if load_manifest(self.out) is not None:
             return collect(self.out)
         run = {"grid": "none", "budget": "none", "n_seeds": 0, "datasets": [], "complete": False}
-        run |= {"software": {}, "hardware": "", "n_cells": 0, "n_done": 0}
+        run |= {"software": {}, "codes": [], "hardware": "", "n_cells": 0, "n_done": 0}
         settings = make_frame(HYPERPARAMETER_COLUMNS, published_hyperparameters())
         return replace(empty_results(run), hyperparameters=settings)
 

@@ -126,6 +126,7 @@ RUN_KEYS = (
     "datasets",
     "complete",
     "software",
+    "codes",
     "hardware",
     "n_cells",
     "n_done",

@@ -17,6 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ablations.code_snapshot import code_digest
 from scorekit.distributed import World
 from scorekit.files import (
     CorruptFile,
@@ -31,7 +32,7 @@ from scorekit.files import (
 _log = logging.getLogger("scorekit")
 
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
-RESULTS_VERSION = 3
+RESULTS_VERSION = 4
 
 #: What a rank returns from a stage that rank 0 finishes.
 FOLLOWED: tuple[dict[str, Any], list[Path]] = ({}, [])
@@ -63,7 +64,8 @@ class Stage:
 class StageStore:
     """The stages' directories below one root; ``elsewhere`` gives kinds a root of their own.
 
-    ``world`` is of the processes that work on each stage together.
+    ``world`` is of the processes that work on each stage together. ``codes`` are the versions of
+    the code that made the results read so far.
     """
 
     def __init__(
@@ -71,6 +73,7 @@ class StageStore:
     ) -> None:
         self.root, self.elsewhere = root, elsewhere or {}
         self.world = World() if world is None else world
+        self.codes: set[str] = set()
         self._checked: dict[Path, tuple[int, int]] = {}
 
     def directory(self, stage: Stage) -> Path:
@@ -99,6 +102,7 @@ class StageStore:
                     set_aside(damaged)
             _log.warning("%s; set aside as *.corrupt-<n>, and its stage runs again", error)
             return None
+        self.codes.add(record["code"])
         return record["result"]
 
     def checksum(self, stage: Stage, name: str) -> str:
@@ -148,6 +152,7 @@ class StageStore:
             record = {
                 "digest": stage.digest,
                 "kind": stage.kind,
+                "code": code_digest(),
                 "needs": [need.digest for need in stage.needs],
                 "result": result,
                 "files": checksums,

@@ -44,6 +44,7 @@ def fake_run(**changes: Any) -> dict[str, Any]:
         "datasets": ["digits"],
         "complete": True,
         "software": {"python": "3.12.4", "torch": "2.11.0", "numpy": "2.4.6"},
+        "codes": ["0123456789ab"],
         "hardware": "AMD EPYC, 2 cores",
         "n_cells": 4,
         "n_done": 4,

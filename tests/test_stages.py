@@ -102,3 +102,15 @@ def test_two_processes_do_not_work_on_one_stage(tmp_path):
     assert [process.exitcode for process in processes] == [0, 0, 0]
     runs = StageStore(tmp_path).directory(STAGE) / "runs.txt"
     assert runs.read_text() == "run\n"
+
+
+def test_a_store_knows_the_versions_of_the_code_whose_results_it_read(tmp_path, monkeypatch):
+    stages = [Stage("sample", {"a": a}) for a in (1, 2, 3)]
+    for stage, code in zip(stages, ("one", "two", "three"), strict=True):
+        monkeypatch.setattr("ablations.stages.code_digest", lambda code=code: code)
+        StageStore(tmp_path).run(stage, lambda directory: ({}, []))
+    store = StageStore(tmp_path)
+    assert store.codes == set()
+    for stage in stages[:2]:
+        assert store.result(stage) == {}
+    assert store.codes == {"one", "two"}
