@@ -123,9 +123,14 @@ class SlurmGrid:
         absent: dict[str, int] = {}
         pause = _FIRST_POLL_S
         while True:
-            ids = latest_ids(load_submissions(out))
-            queued = queued_jobs()
-            changed = False
+            ids, changed = latest_ids(load_submissions(out)), False
+            try:
+                queued = queued_jobs()
+            except SlurmError as error:
+                # The jobs need no launcher, nor a controller while they run.
+                _log.warning("%s; watching on", error)
+                time.sleep(_SLOWEST_POLL_S)
+                continue
             for name, job in list(waiting.items()):
                 state = queued.get(ids[name])
                 if state is not None:

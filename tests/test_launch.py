@@ -110,8 +110,9 @@ def test_a_dry_run_of_the_paper_grid_trains_once_per_ladder_and_network(tmp_path
     assert not (tmp_path / "stages").exists()
 
 
-def test_two_processes_at_a_time_give_the_same_bytes(finished, tmp_path):
-    run = launch(tmp_path, "--executor", "local", "--workers", "2")
+@pytest.mark.parametrize("workers", ["2", "3"])
+def test_processes_side_by_side_give_the_same_bytes_as_one(finished, tmp_path, workers):
+    run = launch(tmp_path, "--executor", "local", "--workers", workers)
     assert run.returncode == 0, run.stderr
     assert results(tmp_path / "out") == results(finished / "out")
 

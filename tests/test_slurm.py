@@ -216,7 +216,7 @@ def test_a_job_whose_launcher_died_before_its_pickle_was_in_place_gets_it(
     assert results(tmp_path / "out") == results(finished / "out")
 
 
-LONG = ("--only", "ncsnv2", "--set", "iterations=4000", "--set", "snapshot_interval=2000")
+LONG = ("--only", "ncsnv2", "--set", "iterations=2000", "--set", "snapshot_interval=1000")
 
 
 def long_run(slurm, folder: Path, *flags: str) -> subprocess.Popen[str]:
@@ -260,17 +260,57 @@ def test_preempted_again_and_again_a_training_loses_nothing(slurm, tmp_path, lon
         seen = progress_of(out, "train")
         wait_for(lambda seen=seen: progress_of(out, "train") > seen, "training")
         job = one(out, "train")
-        urgent = slurm.run(
-            *("sbatch", "--parsable", "-p", "high", "--exclusive", "--wrap", "sleep 1"),
-            *("--nodes", slurm.run("sinfo", "-h", "-o", "%D", "-p", "high").strip()),
-            *("--output", "/dev/null"),
-        ).strip()
-        wait_for(lambda urgent=urgent: urgent not in live(slurm), "the urgent job's end")
-        text = slurm.run("scontrol", "show", "job", job)
-        assert f"Restarts={times}" in text
+        urgent = [
+            slurm.run(
+                *("sbatch", "--parsable", "--partition=high", f"--nodelist={node}"),
+                *("--exclusive", "--output=/dev/null", "--wrap=true"),
+            ).strip()
+            for node in NODES
+        ]
+        for each in urgent:
+            slurm.wait_for(each, "COMPLETED")
+        assert restarts(slurm, job) == times
     code, said = end(process)
     assert code == 0, said
     assert results(out) == long_results
+
+
+def restarts(slurm, job: str) -> int:
+    return int(slurm.job(job)["Restarts"])
+
+
+def test_before_its_time_is_over_a_job_goes_back_to_the_queue(slurm, tmp_path, long_results):
+    process = long_run(slurm, tmp_path)
+    out = tmp_path / "out"
+    wait_for(lambda: progress_of(out, "train"), "training")
+    job = one(out, "train")
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
+    wait_for(lambda: restarts(slurm, job) == 1, "a restart")  # Slurm looks every half minute
+    slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
+    code, said = end(process)
+    assert code == 0, said
+    assert "stopped at iteration" in (out / "logs" / f"{job}_0_log.out").read_text()
+    assert results(out) == long_results
+
+
+def test_a_job_over_its_memory_is_named_with_the_reason(slurm, tmp_path):
+    code, output, errors = launch(
+        slurm, tmp_path, "--only", "ncsnv2", "--slurm", "memory=100M", "--slurm", "no-requeue=1"
+    )
+    assert code == 1, output + errors
+    assert "ended without a word: FAILED" in output
+    assert "exceeded memory limit" in output
+
+
+def test_a_rank_that_dies_sends_its_job_back_to_the_queue(slurm, tmp_path):
+    process = long_run(slurm, tmp_path, "--gpus", "2")
+    out = tmp_path / "out"
+    wait_for(lambda: trained(tmp_path), "a checkpoint")
+    job = one(out, "train")
+    os.kill(slurm.pids(job, tasks=True)[-1], signal.SIGKILL)
+    wait_for(lambda: restarts(slurm, job) == 1, "a restart")
+    code, said = end(process)
+    assert code == 0, said
 
 
 def test_snapshots_are_measured_while_their_training_goes_on(slurm, tmp_path):
