@@ -294,9 +294,7 @@ def test_before_its_time_is_over_a_job_goes_back_to_the_queue(slurm, tmp_path, l
 
 
 def test_a_job_over_its_memory_is_named_with_the_reason(slurm, tmp_path):
-    code, output, errors = launch(
-        slurm, tmp_path, "--only", "ncsnv2", "--slurm", "memory=100M", "--slurm", "no-requeue=1"
-    )
+    code, output, errors = launch(slurm, tmp_path, "--only", "ncsnv2", "--slurm", "memory=100M")
     assert code == 1, output + errors
     assert "ended without a word: FAILED" in output
     assert "exceeded memory limit" in output
