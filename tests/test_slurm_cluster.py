@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import submitit
 from slurm_cluster import CPUS_PER_NODE, NODES, SlurmCluster, processes, wait_until
 
 pytestmark = pytest.mark.slow
@@ -59,7 +60,6 @@ def overdue(slurm: SlurmCluster, submit: Submit) -> str:
 @pytest.fixture
 def executor(slurm: SlurmCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """submitit's executor in the cluster's environment."""
-    submitit = pytest.importorskip("submitit")
     for name in set(os.environ) - set(slurm.environment):
         monkeypatch.delenv(name)
     for name, value in slurm.environment.items():
@@ -81,7 +81,7 @@ def test_accounting_knows_a_job_whose_task_was_killed(slurm: SlurmCluster, execu
         os.kill(pid, signal.SIGKILL)
     slurm.wait_for(job.job_id, "FAILED")
     wait_until(lambda: slurm.accounted(job.job_id) == "FAILED", "it is accounted as failed")
-    assert not slurm.pids(job.job_id)
+    wait_until(lambda: not slurm.pids(job.job_id), "nothing of it is left")
 
 
 def test_two_nodes_have_names_that_resolve(slurm: SlurmCluster, submit: Submit) -> None:
