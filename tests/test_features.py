@@ -97,3 +97,21 @@ def test_networks_of_the_users_own_are_evaluated_not_trained():
     whole = extract(images, "dropping-for-test").features
     assert np.array_equal(whole, extract(images, "dropping-for-test", batch_size=1).features)
     assert np.allclose(whole, images.mean(axis=(2, 3)), rtol=1e-4)
+
+
+def test_a_batch_that_does_not_fit_is_halved(caplog):
+    sizes = []
+
+    def small(images):
+        sizes.append(len(images))
+        if len(images) > 3:
+            raise torch.OutOfMemoryError("out of memory")
+        return images.flatten(1).float()[:, :2]
+
+    register_extractor("little-memory", lambda: small)
+    images = uniform_noise_samples((1, 8, 8), 11, 0)
+    got = extract(images, "little-memory", batch_size=8)
+    assert sizes == [8, 4, 2, 2, 2, 2, 2, 1]
+    assert np.array_equal(got.features, images.reshape(11, -1)[:, :2])
+    assert "feature extraction: out of memory with a batch of 8" in caplog.text
+    assert "going on with batches of 2" in caplog.text

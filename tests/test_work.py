@@ -11,6 +11,7 @@ from ablations.failures import read_failure
 from ablations.jobs import Context, job_is_done, plan_jobs
 from ablations.manifest import load_manifest
 from scorekit import samplers
+from scorekit.memory import BatchTooLarge
 from scorekit.training import Stopped
 
 
@@ -148,3 +149,44 @@ def test_a_job_stopped_whenever_it_is_asked_ends_all_the_same(copy):
             assert stops < 50
     assert stops
     assert sample_bytes(out).items() <= before.items()
+
+
+def test_a_batch_that_is_too_large_is_halved_and_gives_the_same_samples(copy, monkeypatch, caplog):
+    """Memory for two images at a time, where the batch is of four."""
+    out, job = copy
+    before = sample_bytes(out)
+    for kind in ("distance", "features", "sample", "quality"):
+        shutil.rmtree(out / "stages" / kind)
+    original = drawing.AnnealedLangevin.sample
+    sizes = []
+
+    def small(self, index, *arguments, **keywords):
+        sizes.append(len(index))
+        if len(index) > 2:
+            raise torch.OutOfMemoryError("out of memory")
+        return original(self, index, *arguments, **keywords)
+
+    monkeypatch.setattr(drawing.AnnealedLangevin, "sample", small)
+    work.run_job(job, context(out, out / "data"))
+    assert sizes.count(4) == 1
+    assert set(sizes) == {2, 4}
+    assert "sampling: out of memory with a batch of 4; going on with batches of 2" in caplog.text
+    after = sample_bytes(out)
+    assert after.keys() <= before.keys()
+    for name, data in after.items():
+        old, new = (np.frombuffer(d[128:], np.uint8).astype(int) for d in (before[name], data))
+        assert np.abs(old - new).max() <= 1
+
+
+def test_a_device_too_small_for_one_image_is_a_clear_failure(copy, monkeypatch):
+    out, job = copy
+    for kind in ("distance", "features", "sample", "quality"):
+        shutil.rmtree(out / "stages" / kind)
+
+    def full(self, *arguments, **keywords):
+        raise torch.OutOfMemoryError("out of memory")
+
+    monkeypatch.setattr(drawing.AnnealedLangevin, "sample", full)
+    with pytest.raises(BatchTooLarge, match="not even a batch of 1"):
+        work.run_job(job, context(out, out / "data"))
+    assert "not even a batch of 1" in read_failure(out, job.name)["message"]
