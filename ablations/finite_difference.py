@@ -21,13 +21,11 @@ import torch
 
 from ablations.failures import failure_path, record_failure
 from ablations.finite_difference_cost import cost
+from ablations.finite_difference_effort import EFFORT_NOTES, EFFORTS, Effort
 from ablations.finite_difference_epsilon import dkef, gradient_error
 from ablations.finite_difference_plan import (
-    EFFORT_NOTES,
-    EFFORTS,
     FINITE_DIFFERENCE,
     PARTS,
-    Effort,
     FiniteDifferencePlan,
     Trial,
     build_trials,

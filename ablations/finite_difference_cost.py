@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ablations.finite_difference_training import Found, Progress
+from ablations.finite_difference_learning import Found, Progress
 from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.compilation import compiled
 from scorekit.energy_models import ConvEnergy, MLPEnergy

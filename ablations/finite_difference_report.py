@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ablations.finite_difference_comparisons import comparison_table
+from ablations.finite_difference_effort import EFFORT_NOTES
 from ablations.finite_difference_epsilon_tables import (
     deep_table,
     dkef_table,
@@ -23,7 +24,6 @@ from ablations.finite_difference_figures import (
     field_picture,
     loss_picture,
 )
-from ablations.finite_difference_plan import EFFORT_NOTES
 from ablations.finite_difference_results import TrialResults, collect_trials
 from ablations.finite_difference_tables import cost_table, loss_table, toy_table
 from ablations.page import Collapsed, Section, Words, write_page

@@ -16,10 +16,11 @@ from scipy import stats
 
 from ablations import finite_difference, report
 from ablations.finite_difference_cost import LiveBytes
-from ablations.finite_difference_plan import EFFORTS, Effort, build_trials
+from ablations.finite_difference_effort import EFFORTS, Effort
+from ablations.finite_difference_learning import Learner, evaluation_iterations
+from ablations.finite_difference_plan import build_trials
 from ablations.finite_difference_results import collect_trials, paired_difference, paired_ratio
 from ablations.finite_difference_tables import at_equal_time
-from ablations.finite_difference_training import Learner, evaluation_iterations
 from ablations.launch import main
 from scorekit.energy_models import MLPEnergy
 
