@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ablations.finite_difference_learning import Found, Progress
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.compilation import compiled
+from scorekit.compilation import compile_unavailable_reason, compiled
 from scorekit.energy_models import ConvEnergy, MLPEnergy
 from scorekit.networks import ScoreNetwork
 from scorekit.projections import projections
@@ -130,6 +130,10 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
     functions = {REFERENCE: backward(lambda: plain(x).square().sum())}
     rows: dict[str, dict[str, Any]] = {REFERENCE: {"objective": None, "way": None, "mode": "eager"}}
     left_out: list[dict[str, Any]] = []
+    # Where nothing can be compiled, what asks for it runs eagerly, and is no row of its own.
+    uncompiled = None
+    if settings["compile"] and device.type == "cpu":
+        uncompiled = compile_unavailable_reason()
     for (objective, of), ways in WAYS.items():
         if of != kind:
             continue
@@ -144,19 +148,33 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
                     absent = {"objective": objective, "way": way, "mode": mode, "why": why}
                     left_out.append(absent)
                     continue
+                if mode == "compiled" and uncompiled is not None:
+                    absent = {"objective": objective, "way": way, "mode": mode, "why": uncompiled}
+                    left_out.append(absent)
+                    continue
                 name = f"{objective} {way} {mode}"
                 loss = compiled(
                     loss_of(objective, way), enable=mode == "compiled", device=device.type
                 )
                 functions[name] = backward(loss)
                 rows[name] = {"objective": objective, "way": way, "mode": mode}
-    peaks = {}
-    for i, (name, function) in enumerate(functions.items()):
-        if device.type == "cuda":
-            function()  # compiles, and chooses algorithms with the workspace to try them
-        model.zero_grad(set_to_none=True)
-        peaks[name] = peak_bytes(function, device, eager=rows[name]["mode"] == "eager")
-        progress(0.3 * (i + 1) / len(functions), f"memory of {name}")
+    peaks, total = {}, len(functions)
+    for i, (name, function) in enumerate(list(functions.items())):
+        eager = rows[name]["mode"] == "eager"
+        try:
+            if device.type == "cuda":
+                function()  # compiles, and chooses algorithms with the workspace to try them
+            model.zero_grad(set_to_none=True)
+            peaks[name] = peak_bytes(function, device, eager=eager)
+        except Exception as error:  # compilers raise nearly anything, and other rows go on
+            if eager:
+                raise
+            row = rows.pop(name)
+            del functions[name]
+            left_out.append(
+                row | {"why": f"fails compiled ({type(error).__name__}: {_line(error)})"}
+            )
+        progress(0.3 * (i + 1) / len(rows), f"memory of {name}")
     model.zero_grad(set_to_none=True)
     times = time_by_turns(functions, device, rounds=settings["rounds"])
     reference = times[REFERENCE]
@@ -198,6 +216,10 @@ def _model(settings: dict[str, Any]) -> tuple[nn.Module, ModelKind, Tensor]:
             kind, shape = "score", (3, 32, 32)
     x = torch.rand(settings["batch_size"], *shape, generator=generator).to(device)
     return model.to(device), kind, x  # type: ignore[return-value]
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:200]
 
 
 def _samples_only(model: nn.Module, kind: ModelKind) -> Any:

@@ -5,6 +5,18 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+#: Whole numbers are at least 1, and these at least so much.
+_LEAST = {
+    "loss_evaluations": 2,
+    "cost_rounds": 2,
+    "flow_evaluations": 2,
+    "flow_n_couplings": 0,
+    "implicit_warm_up": 0,
+    "implicit_held_out": 2,
+    "implicit_samples": 2,
+    "distance_samples": 2,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Effort:
@@ -31,6 +43,40 @@ class Effort:
     loss_sigma: float = 0.3
     loss_held_out: int = 256
     loss_evaluations: int = 40
+    distance_seeds: int = 5
+    distance_iterations: int = 200_000
+    distance_snapshots: int = 10
+    distance_batch_size: int = 128
+    distance_width: int = 128
+    distance_learning_rate: float = 1e-4
+    distance_ema_momentum: float = 0.999
+    distance_n_steps_each: int = 5
+    distance_samples: int = 1000
+    flow_seeds: int = 5
+    flow_iterations: int = 20_000
+    flow_batch_size: int = 128
+    flow_width: int = 1000
+    flow_n_hidden: int = 5
+    flow_n_couplings: int = 4
+    flow_learning_rate: float = 1e-3
+    flow_epsilon: float = 0.1
+    flow_sigma: float = 0.3
+    flow_held_out: int = 10_000
+    flow_n_exact: int = 64
+    flow_evaluations: int = 20
+    implicit_seeds: int = 5
+    implicit_iterations: int = 100_000
+    implicit_warm_up: int = 100
+    implicit_batch_size: int = 128
+    implicit_latent_dim: int = 32
+    implicit_width: int = 256
+    implicit_score_steps: int = 2
+    implicit_learning_rate: float = 1e-4
+    implicit_score_learning_rate: float = 1e-3
+    implicit_epsilon: float = 0.1
+    implicit_held_out: int = 10_000
+    implicit_n_bound: int = 256
+    implicit_samples: int = 1000
     deep_seeds: int = 5
     deep_iterations: int = 10_000
     gradient_seeds: int = 3
@@ -61,7 +107,7 @@ class Effort:
             if isinstance(value, bool):
                 continue
             if isinstance(value, int):
-                least = 2 if field.name in ("loss_evaluations", "cost_rounds") else 1
+                least = _LEAST.get(field.name, 1)
                 if value < least:
                     raise ValueError(f"{field.name} = {value} must be at least {least}")
             elif not 0 < value < float("inf"):
@@ -76,6 +122,17 @@ EFFORTS = {
         loss_width=64,
         loss_held_out=128,
         loss_evaluations=20,
+        distance_seeds=3,
+        distance_iterations=10_000,
+        distance_snapshots=5,
+        distance_width=64,
+        distance_samples=500,
+        flow_seeds=3,
+        flow_iterations=4000,
+        flow_width=256,
+        flow_n_hidden=3,
+        implicit_seeds=3,
+        implicit_iterations=10_000,
         deep_seeds=3,
         deep_iterations=2000,
         dkef_seeds=3,
@@ -94,6 +151,31 @@ EFFORTS = {
         loss_blocks=2,
         loss_held_out=32,
         loss_evaluations=9,
+        distance_seeds=3,
+        distance_iterations=180,
+        distance_snapshots=3,
+        distance_batch_size=32,
+        distance_width=8,
+        distance_learning_rate=2e-3,
+        distance_ema_momentum=0.98,
+        distance_n_steps_each=3,
+        distance_samples=100,
+        flow_seeds=3,
+        flow_iterations=600,
+        flow_batch_size=64,
+        flow_width=64,
+        flow_n_hidden=2,
+        flow_n_exact=32,
+        flow_evaluations=9,
+        implicit_seeds=3,
+        implicit_iterations=800,
+        implicit_warm_up=50,
+        implicit_learning_rate=5e-4,
+        implicit_score_learning_rate=3e-3,
+        implicit_batch_size=64,
+        implicit_latent_dim=8,
+        implicit_width=64,
+        implicit_n_bound=32,
         deep_seeds=3,
         deep_iterations=120,
         gradient_seeds=2,

@@ -6,21 +6,29 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from ablations.finite_difference_effort import Effort
 from ablations.manifest import read_versioned
 from ablations.stages import RESULTS_VERSION, Stage
-from scorekit.files import sha256_file, write_json
-from scorekit.tabular import TABLES, load_table
+from scorekit.files import write_json
 
 FINITE_DIFFERENCE = "finite-difference"
-PARTS = ("toy", "loss", "epsilon", "cost")
+PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon", "cost")
 #: The authors' epsilons on Parkinsons.
 DKEF_EPSILONS = (0.1, 0.05, 0.02, 0.01)
 #: Over the authors' range for deep energies, [0.01, 1]; gradient errors are shown beyond it too.
 DEEP_EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0)
+#: Objectives of the score networks whose samples are measured (Fig. A(c), and the usual one).
+DISTANCE_OBJECTIVES = ("dsm", "ssm_vr", "fd_ssm_vr")
+#: Objectives of the flow: maximum likelihood, score matching, and its older approximations.
+FLOW_OBJECTIVES = (
+    *("mle", "dsm", "fd_dsm", "ssm", "ssm_vr", "fd_ssm"),
+    *("curvature", "approximate"),
+)
+IMPLICIT_MODELS, IMPLICIT_OBJECTIVES = ("vae", "wae"), ("ssm", "fd_ssm")
 GRADIENT_EPSILONS = (*DEEP_EPSILONS, 3.0)
 _FORMAT = 1
 #: What says that an output folder holds this grid, and which trials.
@@ -47,40 +55,20 @@ class Trial:
         return f"trial-{self.stage.digest}"
 
 
-def uci_files(data_root: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return the checksum of each UCI table's file, and what is skipped, why, where there is none.
-
-    Raises DataError, in one line, for a file that is not as it should be.
-    """
-    files, skipped = {}, []
-    for name, known in TABLES.items():
-        paths = [root / known.file for root in (data_root, data_root / "uci")]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            reason = (
-                f"{known.file} is not in {data_root} or its folder uci; it is the data set "
-                f"“{known.source}” of the UCI Machine Learning Repository, and --data-root says "
-                "where it is"
-            )
-            skipped.append({"part": "epsilon", "name": f"dkef/{name}", "reason": reason})
-        else:
-            load_table(name, data_root)
-            files[name] = sha256_file(path)
-    return files, skipped
-
-
 def build_trials(
     effort: Effort,
     parts: Sequence[str],
     *,
     seeds: int | None,
     files: dict[str, str],
+    images: dict[str, str | None],
     place: dict[str, Any],
 ) -> list[Trial]:
     """Return the trials of the parts, in order; ``seeds`` in place of every number of seeds.
 
-    ``files`` are the checksums of the UCI tables that are there, ``place`` what every trial's
-    settings hold: device and threads, on which times depend.
+    ``files`` are the checksums of the UCI tables that are there, ``images`` the fingerprints of the
+    sets of images, ``place`` what every trial's settings hold: device and threads, on which times
+    depend.
     """
     trials: list[Trial] = []
 
@@ -99,6 +87,22 @@ def build_trials(
         for objective in ("dsm", "ssm"):
             settings = network | {"objective": objective, "evaluations": held_out, "seed": seed}
             add("loss", "loss", f"loss/{objective}/seed{seed}", settings)
+    for seed in over(effort.distance_seeds):
+        for objective in DISTANCE_OBJECTIVES:
+            settings = _of(effort, "distance") | {"objective": objective, "seed": seed}
+            add("distance", "distance", f"distance/{objective}/seed{seed}", settings)
+    for dataset, fingerprint in images.items():
+        data = {"dataset": dataset, "data": fingerprint}
+        for seed in over(effort.flow_seeds):
+            for objective in FLOW_OBJECTIVES:
+                settings = _of(effort, "flow") | data | {"objective": objective, "seed": seed}
+                add("flow", "flow", f"flow/{dataset}/{objective}/seed{seed}", settings)
+        for seed in over(effort.implicit_seeds):
+            for model, objective in product(IMPLICIT_MODELS, IMPLICIT_OBJECTIVES):
+                settings = _of(effort, "implicit") | data | {"model": model}
+                settings |= {"objective": objective, "seed": seed}
+                name = f"implicit/{dataset}/{model}/{objective}/seed{seed}"
+                add("implicit", "implicit", name, settings)
     for table, checksum in files.items():
         wine = table != "parkinsons"
         epsilons: tuple[float, ...] = DKEF_EPSILONS

@@ -140,11 +140,16 @@ def loss_names(objective: str) -> tuple[str, str]:
     return OBJECTIVE_NAMES[objective], f"FD-{OBJECTIVE_NAMES[objective]}"
 
 
-def at_equal_time(curves: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """Return each curve's loss when the faster one was at its end."""
+def at_equal_time(
+    curves: dict[str, dict[str, list[float]]], quantity: str = "exact_sm"
+) -> dict[str, float]:
+    """Return each curve's quantity when the fastest was at its end.
+
+    NaN for a curve that begins later.
+    """
     end = min(curve["seconds"][-1] for curve in curves.values())
     return {
-        name: float(np.interp(end, curve["seconds"], curve["exact_sm"]))
+        name: float(np.interp(end, curve["seconds"], curve[quantity], left=np.nan))
         for name, curve in curves.items()
     }
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ablations.cells import Cell
-from ablations.drawing import Drawing
+from ablations.drawing import Drawing, Report
 from ablations.dumps import dump_samples
 from ablations.failures import failure_path, record_failure
 from ablations.jobs import Context, Job, progress_path, selected_iterations
@@ -42,14 +42,16 @@ def run_job(job: Job, context: Context, on_update: Callable[[], None] = lambda: 
     failure_path(context.out, job.name).unlink(missing_ok=True)
     progress = Progress(progress_path(context.out, job.name), on_update)
     try:
-        _Worker(context, progress).run(job)
+        Worker(context, progress).run(job)
     except Exception as error:
         record_failure(context.out, job.name, error)
         raise
 
 
-class _Worker:
-    def __init__(self, context: Context, progress: Progress) -> None:
+class Worker:
+    """The stages of jobs, made as they are needed; ``progress`` gets (fraction, text)."""
+
+    def __init__(self, context: Context, progress: Report) -> None:
         self.context, self.progress, self.store = context, progress, context.store
         self.drawing = Drawing(context, progress, self.train)
         self.measuring = Measuring(context, self.drawing)
@@ -93,6 +95,7 @@ class _Worker:
             result = {
                 "training_s": trainer.elapsed_s,
                 "compile_s": trainer.compile_s,
+                "snapshot_s": [trainer.snapshot_s.get(i) for i in cell.train.snapshot_iterations],
                 "n_parameters": trainer.network.n_parameters(),
                 "conditions": conditions(
                     self.context.device,
