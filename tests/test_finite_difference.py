@@ -15,7 +15,7 @@ import torch
 from scipy import stats
 
 from ablations import finite_difference, finite_difference_cost, report
-from ablations.finite_difference_cost import LiveBytes
+from ablations.finite_difference_cost import peak_bytes
 from ablations.finite_difference_effort import EFFORTS, Effort
 from ablations.finite_difference_learning import Learner, evaluation_iterations
 from ablations.finite_difference_plan import PARTS, build_trials
@@ -27,6 +27,7 @@ from ablations.finite_difference_results import (
 )
 from ablations.finite_difference_tables import at_equal_time
 from ablations.launch import main
+from scorekit.compilation import compiled
 from scorekit.energy_models import MLPEnergy
 
 ROOT = Path(__file__).parents[1]
@@ -332,17 +333,26 @@ def test_evaluations_begin_and_end_with_training():
     assert evaluation_iterations(1, 9) == {0, 1}
 
 
-def test_live_bytes_count_what_is_alive_at_once():
-    x = torch.ones(1000)
-    with LiveBytes() as live:
+def test_peak_memory_is_what_was_allocated_at_once():
+    x, device = torch.ones(1000), torch.device("cpu")
+
+    def work():
         for _ in range(3):
-            y = x + 1  # 4000 bytes, freed each time the name is taken again
-            z = y.view(10, 100).t()  # no memory of its own
-        x.mul_(2)  # in place
-    assert live.peak == 8000
-    assert live.now == 4000
-    del y, z
-    assert live.now == 0
+            y = torch.exp(x)  # 4000 bytes, freed each time the name is taken again
+            y.view(10, 100).t()  # no memory of its own
+        torch.sin_(x)  # in place
+
+    assert peak_bytes(work, device) == 8000
+    assert peak_bytes(lambda: x.sin_(), device) == 0
+
+
+@pytest.mark.slow
+def test_peak_memory_of_compiled_code_is_seen():
+    x = torch.ones(300, 300)
+    fused = compiled(lambda x: (x @ x).exp().sum(), enable=True, device="cpu")
+    with torch.no_grad():
+        found = peak_bytes(lambda: fused(x), torch.device("cpu"))
+    assert 360_000 <= found < 2 * 360_000
 
 
 def test_a_learner_names_the_iteration_that_diverged():
