@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from scorekit.ema import check_momentum
+
 #: Whole numbers are at least 1, and these at least so much.
 _LEAST = {
     "loss_evaluations": 2,
@@ -110,6 +112,8 @@ class Effort:
                 least = _LEAST.get(field.name, 1)
                 if value < least:
                     raise ValueError(f"{field.name} = {value} must be at least {least}")
+            elif field.name.endswith("ema_momentum"):
+                check_momentum(value)
             elif not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} = {value} must be a positive number")
 

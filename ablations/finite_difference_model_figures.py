@@ -82,9 +82,10 @@ def flow_picture(results: TrialResults) -> Picture | None:
                 seen += [value for curve in curves for value in curve["nll"]]
                 begun += [curve["nll"][0] for curve in curves]
             # What runs away would leave the others no room.
-            top = max(begun) + 1.5 * (max(begun) - min(seen))
-            if max(seen) > top:
-                axes.set_ylim(min(seen) - 0.05 * (top - min(seen)), top)
+            low, start = min(seen), max(begun)
+            top = start + 1.5 * (start - low)
+            if low < start and max(seen) > top:
+                axes.set_ylim(low - 0.05 * (top - low), top)
             axes.set_title(IMAGE_NAMES[dataset], fontsize=10, color=INK, loc="left")
             dress_frame(axes, across, "NLL of held-out images, nats")
     shared_legend(figure, panels)

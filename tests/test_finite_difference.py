@@ -325,6 +325,8 @@ def test_equal_time_is_the_faster_ones_end():
         "FD-SSM": {"seconds": [0.0, 4.0], "exact_sm": [0.0, -90.0]},
     }
     assert at_equal_time(curves) == {"SSM": -40.0, "FD-SSM": -90.0}
+    curves["SSM"]["seconds"] = [5.0, 10.0]  # nothing is known of it by then
+    assert np.isnan(at_equal_time(curves)["SSM"])
 
 
 def test_evaluations_begin_and_end_with_training():
