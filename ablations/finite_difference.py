@@ -21,19 +21,20 @@ import torch
 
 from ablations.failures import failure_path, record_failure
 from ablations.finite_difference_cost import cost
+from ablations.finite_difference_data import Skipped, image_sets, uci_files
+from ablations.finite_difference_distance import distance
+from ablations.finite_difference_effort import EFFORT_NOTES, EFFORTS, Effort
 from ablations.finite_difference_epsilon import dkef, gradient_error
+from ablations.finite_difference_flow import flow
+from ablations.finite_difference_implicit import implicit
 from ablations.finite_difference_plan import (
-    EFFORT_NOTES,
-    EFFORTS,
     FINITE_DIFFERENCE,
     PARTS,
-    Effort,
     FiniteDifferencePlan,
     Trial,
     build_trials,
     load_plan,
     save_plan,
-    uci_files,
 )
 from ablations.finite_difference_results import trial_state
 from ablations.finite_difference_training import deep_energy, loss_over_time, toy
@@ -51,10 +52,18 @@ Run = Callable[..., tuple[dict[str, Any], list[Path]]]
 RUNS: dict[str, Run] = {
     "toy": toy,
     "loss": loss_over_time,
+    "distance": distance,
+    "flow": flow,
+    "implicit": implicit,
     "dkef": dkef,
     "deep": deep_energy,
     "gradient": gradient_error,
     "cost": cost,
+}
+#: Folders that some kinds of trial are given besides their own.
+_FOLDERS: dict[str, Callable[[_Request], tuple[Path]]] = {
+    "distance": lambda request: (request.out,),
+    **dict.fromkeys(("flow", "implicit", "dkef"), lambda request: (request.data_root,)),
 }
 #: Flags of the launcher that mean nothing here, with what they are when they are not given.
 _FOREIGN: dict[str, Any] = {
@@ -128,12 +137,13 @@ def _resolve(args: argparse.Namespace) -> _Request:
     if (out / "grid.json").exists():
         raise ValueError(f"--out {out} holds the report of another grid; choose another")
     data_root = (args.data_root or out / "data").resolve()
-    files, skipped = uci_files(data_root) if "epsilon" in parts else ({}, [])
+    files, images, skipped = _data(parts, data_root)
     trials = build_trials(
         effort,
         parts,
         seeds=args.seeds,
         files=files,
+        images=images,
         place={"device": device, "threads": args.threads or usable_cores()},
     )
     plan = FiniteDifferencePlan(
@@ -169,6 +179,25 @@ def _parts(text: str | None) -> list[str]:
     return parts
 
 
+def _data(
+    parts: list[str], data_root: Path
+) -> tuple[dict[str, str], dict[str, str | None], Skipped]:
+    """Return the UCI tables and the images that the parts find, and what they do without."""
+    files: dict[str, str] = {}
+    images: dict[str, str | None] = {}
+    skipped: Skipped = []
+    if "epsilon" in parts:
+        files, skipped = uci_files(data_root)
+    of_images = [part for part in ("flow", "implicit") if part in parts]
+    if of_images:
+        images, absent = image_sets(data_root)
+        if absent is not None:
+            skipped += [
+                {"part": part, "name": f"{part}/mnist", "reason": absent} for part in of_images
+            ]
+    return files, images, skipped
+
+
 def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
     out, plan = request.out, request.plan
     failed: list[str] = []
@@ -199,7 +228,7 @@ def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
         say = _Lines(began, f"{number}/{len(todo)} {trial.name}")
         say("started")
         try:
-            store.run(trial.stage, _execution(trial, request.data_root, say))
+            store.run(trial.stage, _execution(trial, request, say))
         except Exception as error:
             # Whatever it is, it is put on record, and the other trials do not depend on it.
             failed.append(trial.name)
@@ -237,12 +266,12 @@ class _Lines:
 
 
 def _execution(
-    trial: Trial, data_root: Path, say: _Lines
+    trial: Trial, request: _Request, say: _Lines
 ) -> Callable[[Path], tuple[dict[str, Any], list[Path]]]:
     def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
         settings = trial.settings
         torch.set_num_threads(settings["threads"])
-        more = (data_root,) if trial.kind == "dkef" else ()
+        more = _FOLDERS[trial.kind](request) if trial.kind in _FOLDERS else ()
         started = time.perf_counter()
         with precision_context("fp32"):
             result, files = RUNS[trial.kind](settings, directory, say.progress, *more)

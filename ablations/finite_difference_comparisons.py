@@ -8,12 +8,16 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.finite_difference_model_comparisons import (
+    distance_comparisons,
+    flow_comparisons,
+    implicit_comparisons,
+)
 from ablations.finite_difference_plan import DEEP_EPSILONS, DKEF_EPSILONS
 from ablations.finite_difference_results import (
     Paired,
     TrialResults,
-    paired_difference,
-    paired_ratio,
+    comparison,
 )
 from ablations.finite_difference_tables import at_equal_time, loss_names
 from ablations.finite_difference_wording import (
@@ -37,6 +41,9 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
     builders = {
         "toy": (_toy_comparisons, ["toy"]),
         "loss": (_loss_comparisons, ["loss"]),
+        "distance": (distance_comparisons, ["distance"]),
+        "flow": (flow_comparisons, ["flow"]),
+        "implicit": (implicit_comparisons, ["implicit"]),
         "epsilon": (_epsilon_comparisons, ["dkef", "deep"]),
         "cost": (_cost_comparisons, ["cost"]),
     }
@@ -96,7 +103,7 @@ def _toy_comparisons(results: TrialResults) -> list[dict[str, Any]]:
     ):
         first, second = ([result[key][name] for result in done] for name in ("SSM", "FD-SSM"))
         records.append(
-            _comparison("FD-SSM against SSM", quantity, sort, ("SSM", first), ("FD-SSM", second))
+            comparison("FD-SSM against SSM", quantity, sort, ("SSM", first), ("FD-SSM", second))
         )
     return records
 
@@ -128,7 +135,7 @@ def _loss_comparisons(results: TrialResults) -> list[dict[str, Any]]:
             ),
         ):
             sides = zip(names, values, strict=True)
-            records.append(_comparison(group, quantity, sort, *sides))
+            records.append(comparison(group, quantity, sort, *sides))
     return records
 
 
@@ -144,7 +151,7 @@ def _epsilon_comparisons(results: TrialResults) -> list[dict[str, Any]]:
             if seeds:
                 first = "SSM", [pick(exact[seed]) for seed in seeds]
                 second = method_name(epsilon), [pick(mine[seed]) for seed in seeds]
-                records.append(_comparison(group, quantity, "difference", first, second))
+                records.append(comparison(group, quantity, "difference", first, second))
 
     for table, title in TABLE_NAMES.items():
         for name, how in (("broad", "N(0, 4 I)"), ("around", "around the data")):
@@ -191,18 +198,6 @@ def _cost_comparisons(results: TrialResults) -> list[dict[str, Any]]:
                     | vars(exactly)
                 )
     return records
-
-
-def _comparison(
-    group: str,
-    quantity: str,
-    sort: str,
-    first: tuple[str, list[float]],
-    second: tuple[str, list[float]],
-) -> dict[str, Any]:
-    paired = paired_ratio if sort == "ratio" else paired_difference
-    record = {"group": group, "quantity": quantity, "sort": sort, "first": first, "second": second}
-    return record | vars(paired(first[1], second[1]))
 
 
 def _side(row: dict[str, Any], side: str) -> str:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import weakref
+import gc
+import os
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.profiler import ProfilerActivity, profile
 
-from ablations.finite_difference_training import Found, Progress
+from ablations.finite_difference_learning import Found, Progress
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.compilation import compiled
+from scorekit.compilation import compile_unavailable_reason, compiled
 from scorekit.energy_models import ConvEnergy, MLPEnergy
 from scorekit.networks import ScoreNetwork
 from scorekit.projections import projections
@@ -34,51 +35,17 @@ MAX_EXACT_DIM = 100
 _SIGMA = 0.3
 
 
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that operations made and that are still alive.
+def peak_bytes(
+    function: Callable[[], Any], device: torch.device, clear: Callable[[], Any] = lambda: None
+) -> int:
+    """Return the most bytes that were allocated at once as the function ran, beyond those before.
 
-    ``peak`` is the most there were at once. The same operations give the same count on every run;
-    scratch space within an operation is not seen.
+    By the allocator's own count, of eager and of compiled code and of scratch space within an
+    operation, such as a convolution's reordered copies. The function runs once before, so that what
+    is compiled, chosen or kept at a first call is not counted; ``clear`` frees what it left behind.
     """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
-
-    def __torch_dispatch__(
-        self, function: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self._see((args, kwargs), made=False)  # what was there before is not counted
-        result = function(*args, **(kwargs or {}))
-        self._see(result, made=True)
-        return result
-
-    def _see(self, tree: Any, *, made: bool) -> None:
-        for tensor in tree_leaves(tree):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in self._known:
-                    self._add(storage, storage.nbytes() if made else 0)
-
-    def _add(self, storage: torch.UntypedStorage, size: int) -> None:
-        identity = storage._cdata
-
-        def gone(_: Any) -> None:
-            self.now -= size
-            del self._known[identity]
-
-        self._known[identity] = weakref.ref(storage, gone)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-
-
-def peak_bytes(function: Callable[[], Any], device: torch.device, *, eager: bool) -> int | None:
-    """Return the most bytes that were alive at once while the function ran, beyond those before.
-
-    On CUDA the allocator's, elsewhere :class:`LiveBytes`, which does not see into compiled code:
-    None there.
-    """
+    function()
+    clear()
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
@@ -86,12 +53,17 @@ def peak_bytes(function: Callable[[], Any], device: torch.device, *, eager: bool
         function()
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - before
-    if not eager:
-        function()  # which compiles
-        return None
-    with LiveBytes() as live:
+    gc.collect()
+    # Else the profiler reports its own beginning and end, and that there is no GPU.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
         function()
-    return live.peak
+    assert recorded.profiler is not None
+    events = recorded.profiler.kineto_results.events()
+    changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]"]
+    # Stable: an allocation and a release of one nanosecond stay in their order.
+    changes.sort(key=lambda change: change[0])
+    return max(accumulate((size for _, size in changes), initial=0))
 
 
 def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found:
@@ -130,6 +102,10 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
     functions = {REFERENCE: backward(lambda: plain(x).square().sum())}
     rows: dict[str, dict[str, Any]] = {REFERENCE: {"objective": None, "way": None, "mode": "eager"}}
     left_out: list[dict[str, Any]] = []
+    # Where nothing can be compiled, what asks for it runs eagerly, and is no row of its own.
+    uncompiled = None
+    if settings["compile"] and device.type == "cpu":
+        uncompiled = compile_unavailable_reason()
     for (objective, of), ways in WAYS.items():
         if of != kind:
             continue
@@ -144,19 +120,29 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
                     absent = {"objective": objective, "way": way, "mode": mode, "why": why}
                     left_out.append(absent)
                     continue
+                if mode == "compiled" and uncompiled is not None:
+                    absent = {"objective": objective, "way": way, "mode": mode, "why": uncompiled}
+                    left_out.append(absent)
+                    continue
                 name = f"{objective} {way} {mode}"
                 loss = compiled(
                     loss_of(objective, way), enable=mode == "compiled", device=device.type
                 )
                 functions[name] = backward(loss)
                 rows[name] = {"objective": objective, "way": way, "mode": mode}
-    peaks = {}
-    for i, (name, function) in enumerate(functions.items()):
-        if device.type == "cuda":
-            function()  # compiles, and chooses algorithms with the workspace to try them
-        model.zero_grad(set_to_none=True)
-        peaks[name] = peak_bytes(function, device, eager=rows[name]["mode"] == "eager")
-        progress(0.3 * (i + 1) / len(functions), f"memory of {name}")
+    peaks, total = {}, len(functions)
+    for i, (name, function) in enumerate(list(functions.items())):
+        try:
+            peaks[name] = peak_bytes(function, device, model.zero_grad)
+        except Exception as error:  # compilers raise nearly anything, and other rows go on
+            if rows[name]["mode"] == "eager":
+                raise
+            row = rows.pop(name)
+            del functions[name]
+            left_out.append(
+                row | {"why": f"fails compiled ({type(error).__name__}: {_line(error)})"}
+            )
+        progress(0.3 * (i + 1) / total, f"memory of {name}")
     model.zero_grad(set_to_none=True)
     times = time_by_turns(functions, device, rounds=settings["rounds"])
     reference = times[REFERENCE]
@@ -198,6 +184,10 @@ def _model(settings: dict[str, Any]) -> tuple[nn.Module, ModelKind, Tensor]:
             kind, shape = "score", (3, 32, 32)
     x = torch.rand(settings["batch_size"], *shape, generator=generator).to(device)
     return model.to(device), kind, x  # type: ignore[return-value]
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:200]
 
 
 def _samples_only(model: nn.Module, kind: ModelKind) -> Any:

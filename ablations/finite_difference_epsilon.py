@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ablations.finite_difference_training import (
+from ablations.finite_difference_learning import (
     Found,
     Learner,
     Progress,

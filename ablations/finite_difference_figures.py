@@ -35,7 +35,7 @@ def field_picture(results: TrialResults) -> Picture | None:
         return None
     with np.load(entry.directory / "fields.npz") as file:
         arrays = dict(file)
-    figure, panels = _panels(results, 2, 2, (9.0, 8.4))
+    figure, panels = panels_of(results, 2, 2, (9.0, 8.4))
     side = math.isqrt(len(arrays["points"]))
     longest = float(np.linalg.norm(arrays["truth"], axis=1).max())
     every = max(1, side // 16)
@@ -88,7 +88,7 @@ def loss_picture(results: TrialResults) -> Picture | None:
     """Fig. A(a) and (b): exact score matching against seconds, and against iterations."""
     if not any(entry.result is not None for entry in results.of("loss")):
         return None
-    figure, panels = _panels(results, 2, 2, (10.0, 7.4))
+    figure, panels = panels_of(results, 2, 2, (10.0, 7.4))
     for row, objective in enumerate(("dsm", "ssm")):
         names = loss_names(objective)
         done = results.done("loss", objective=objective)
@@ -134,7 +134,7 @@ def dkef_picture(results: TrialResults) -> Picture | None:
     ]
     if not tables:
         return None
-    figure, panels = _panels(results, 1, len(tables), (3.8 * len(tables) + 1.2, 4.2))
+    figure, panels = panels_of(results, 1, len(tables), (3.8 * len(tables) + 1.2, 4.2))
     for axes, table in zip(panels, tables, strict=True):
         for name, colour, label in (
             ("broad", EXACT, "normaliser from N(0, 4 I)"),
@@ -188,7 +188,7 @@ def epsilon_picture(results: TrialResults) -> Picture | None:
     deep = [entry for entry in results.of("deep") if entry.result is not None]
     if not gradients and not deep:
         return None
-    figure, (left, right) = _panels(results, 1, 2, (10.0, 4.4))
+    figure, (left, right) = panels_of(results, 1, 2, (10.0, 4.4))
     for entry in deep:
         assert entry.result is not None
         epsilon, loss = entry.trial.settings["epsilon"], entry.result["exact_sm"]
@@ -242,7 +242,7 @@ def cost_picture(results: TrialResults) -> Picture | None:
         shown.append((MODEL_NAMES[entry.trial.settings["model"]], rows, reference))
     heights = [len(rows) for _, rows, _ in shown]
     size = 10.0, 0.27 * sum(heights) + 2.2
-    figure, panels = _panels(results, len(shown), 2, size, height_ratios=heights)
+    figure, panels = panels_of(results, len(shown), 2, size, height_ratios=heights)
     for i, (title, rows, reference) in enumerate(shown):
         left, right = panels[2 * i : 2 * i + 2]
         places = range(len(rows))
@@ -282,9 +282,10 @@ def _row_name(row: dict[str, Any]) -> str:
     return f"{OBJECTIVE_NAMES[row['objective']]}, {way}{mode}"
 
 
-def _panels(
+def panels_of(
     results: TrialResults, n_rows: int, n_columns: int, size: tuple[float, float], **layout: Any
 ) -> tuple[Figure, Sequence[Axes]]:
+    """Return a figure with rows of panels, row after row, and the note that names the budget."""
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(n_rows, n_columns, squeeze=False, **layout).flat)

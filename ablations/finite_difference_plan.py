@@ -6,143 +6,33 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from ablations.finite_difference_effort import Effort
 from ablations.manifest import read_versioned
 from ablations.stages import RESULTS_VERSION, Stage
-from scorekit.files import sha256_file, write_sealed_json
-from scorekit.tabular import TABLES, load_table
+from scorekit.files import write_sealed_json
 
 FINITE_DIFFERENCE = "finite-difference"
-PARTS = ("toy", "loss", "epsilon", "cost")
+PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon", "cost")
 #: The authors' epsilons on Parkinsons.
 DKEF_EPSILONS = (0.1, 0.05, 0.02, 0.01)
 #: Over the authors' range for deep energies, [0.01, 1]; gradient errors are shown beyond it too.
 DEEP_EPSILONS = (0.01, 0.03, 0.1, 0.3, 1.0)
+#: Objectives of the score networks whose samples are measured (Fig. A(c), and the usual one).
+DISTANCE_OBJECTIVES = ("dsm", "ssm_vr", "fd_ssm_vr")
+#: Objectives of the flow: maximum likelihood, score matching, and its older approximations.
+FLOW_OBJECTIVES = (
+    *("mle", "dsm", "fd_dsm", "ssm", "ssm_vr", "fd_ssm"),
+    *("curvature", "approximate"),
+)
+IMPLICIT_MODELS, IMPLICIT_OBJECTIVES = ("vae", "wae"), ("ssm", "fd_ssm")
 GRADIENT_EPSILONS = (*DEEP_EPSILONS, 3.0)
 _FORMAT = 1
 #: What says that an output folder holds this grid, and which trials.
 PLAN_FILE = "finite-difference.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """What a budget sets, part by part; field names are the keys of ``--set``.
-
-    ``dkef_*`` and ``wine_seeds`` are of the part "epsilon", and so are ``deep_*``, whose networks
-    and data are those of ``loss_*``, and ``gradient_*``.
-    """
-
-    toy_seeds: int = 5
-    toy_iterations: int = 3000
-    toy_batch_size: int = 128
-    toy_width: int = 128
-    toy_learning_rate: float = 1e-3
-    toy_epsilon: float = 0.1
-    toy_grid: int = 64
-    loss_seeds: int = 5
-    loss_iterations: int = 20_000
-    loss_batch_size: int = 64
-    loss_width: int = 128
-    loss_blocks: int = 8
-    loss_learning_rate: float = 1e-3
-    loss_epsilon: float = 0.1
-    loss_sigma: float = 0.3
-    loss_held_out: int = 256
-    loss_evaluations: int = 40
-    deep_seeds: int = 5
-    deep_iterations: int = 10_000
-    gradient_seeds: int = 3
-    gradient_iterations: int = 200
-    gradient_width: int = 64
-    gradient_batch_size: int = 16
-    dkef_seeds: int = 5
-    dkef_max_steps: int = 10_000
-    dkef_interval: int = 20
-    dkef_inducing: int = 200
-    dkef_batch_size: int = 200
-    dkef_importance: int = 1_000_000
-    dkef_around: int = 1000
-    wine_seeds: int = 5
-    wine_all: bool = True  # every epsilon; otherwise the largest and the smallest
-    cost_rounds: int = 20
-    cost_mlp_width: int = 128
-    cost_mlp_batch_size: int = 128
-    cost_conv_width: int = 64
-    cost_conv_batch_size: int = 16
-    cost_score_width: int = 128
-    cost_score_batch_size: int = 32
-    compile: bool = False
-
-    def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, bool):
-                continue
-            if isinstance(value, int):
-                least = 2 if field.name in ("loss_evaluations", "cost_rounds") else 1
-                if value < least:
-                    raise ValueError(f"{field.name} = {value} must be at least {least}")
-            elif not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} = {value} must be a positive number")
-
-
-EFFORTS = {
-    "paper": Effort(),
-    "hour": Effort(
-        loss_seeds=3,
-        loss_iterations=4000,
-        loss_width=64,
-        loss_held_out=128,
-        loss_evaluations=20,
-        deep_seeds=3,
-        deep_iterations=2000,
-        dkef_seeds=3,
-        dkef_max_steps=1000,
-        dkef_importance=400_000,
-        wine_seeds=3,
-        cost_score_width=64,
-        cost_score_batch_size=16,
-    ),
-    "quick": Effort(
-        toy_seeds=3,
-        loss_seeds=3,
-        loss_iterations=240,
-        loss_batch_size=48,
-        loss_width=24,
-        loss_blocks=2,
-        loss_held_out=32,
-        loss_evaluations=9,
-        deep_seeds=3,
-        deep_iterations=120,
-        gradient_seeds=2,
-        gradient_iterations=20,
-        gradient_width=32,
-        gradient_batch_size=8,
-        dkef_seeds=3,
-        dkef_max_steps=90,
-        dkef_interval=30,
-        dkef_inducing=100,
-        dkef_batch_size=100,
-        dkef_importance=50_000,
-        dkef_around=500,
-        wine_seeds=2,
-        wine_all=False,
-        cost_rounds=6,
-        cost_mlp_batch_size=64,
-        cost_score_width=16,
-        cost_score_batch_size=8,
-    ),
-}
-#: What the budgets are, for readers. Only "quick" was measured so far.
-EFFORT_NOTES = {
-    "paper": "the source's sizes for the toy and for DKEF, large networks, five seeds",
-    "hour": "larger networks and more iterations than quick, DKEF cut off at 1,000 steps; how long "
-    "it takes was not measured",
-    "quick": "minutes on two CPU cores: small networks, few iterations and seeds, DKEF small and "
-    "cut off after a few steps; good for comparing methods with one another",
-}
 
 
 @dataclass(frozen=True)
@@ -165,40 +55,20 @@ class Trial:
         return f"trial-{self.stage.digest}"
 
 
-def uci_files(data_root: Path) -> tuple[dict[str, str], list[dict[str, str]]]:
-    """Return the checksum of each UCI table's file, and what is skipped, why, where there is none.
-
-    Raises DataError, in one line, for a file that is not as it should be.
-    """
-    files, skipped = {}, []
-    for name, known in TABLES.items():
-        paths = [root / known.file for root in (data_root, data_root / "uci")]
-        path = next((path for path in paths if path.is_file()), None)
-        if path is None:
-            reason = (
-                f"{known.file} is not in {data_root} or its folder uci; it is the data set "
-                f"“{known.source}” of the UCI Machine Learning Repository, and --data-root says "
-                "where it is"
-            )
-            skipped.append({"part": "epsilon", "name": f"dkef/{name}", "reason": reason})
-        else:
-            load_table(name, data_root)
-            files[name] = sha256_file(path)
-    return files, skipped
-
-
 def build_trials(
     effort: Effort,
     parts: Sequence[str],
     *,
     seeds: int | None,
     files: dict[str, str],
+    images: dict[str, str | None],
     place: dict[str, Any],
 ) -> list[Trial]:
     """Return the trials of the parts, in order; ``seeds`` in place of every number of seeds.
 
-    ``files`` are the checksums of the UCI tables that are there, ``place`` what every trial's
-    settings hold: device and threads, on which times depend.
+    ``files`` are the checksums of the UCI tables that are there, ``images`` the fingerprints of the
+    sets of images, ``place`` what every trial's settings hold: device and threads, on which times
+    depend.
     """
     trials: list[Trial] = []
 
@@ -217,6 +87,22 @@ def build_trials(
         for objective in ("dsm", "ssm"):
             settings = network | {"objective": objective, "evaluations": held_out, "seed": seed}
             add("loss", "loss", f"loss/{objective}/seed{seed}", settings)
+    for seed in over(effort.distance_seeds):
+        for objective in DISTANCE_OBJECTIVES:
+            settings = _of(effort, "distance") | {"objective": objective, "seed": seed}
+            add("distance", "distance", f"distance/{objective}/seed{seed}", settings)
+    for dataset, fingerprint in images.items():
+        data = {"dataset": dataset, "data": fingerprint}
+        for seed in over(effort.flow_seeds):
+            for objective in FLOW_OBJECTIVES:
+                settings = _of(effort, "flow") | data | {"objective": objective, "seed": seed}
+                add("flow", "flow", f"flow/{dataset}/{objective}/seed{seed}", settings)
+        for seed in over(effort.implicit_seeds):
+            for model, objective in product(IMPLICIT_MODELS, IMPLICIT_OBJECTIVES):
+                settings = _of(effort, "implicit") | data | {"model": model}
+                settings |= {"objective": objective, "seed": seed}
+                name = f"implicit/{dataset}/{model}/{objective}/seed{seed}"
+                add("implicit", "implicit", name, settings)
     for table, checksum in files.items():
         wine = table != "parkinsons"
         epsilons: tuple[float, ...] = DKEF_EPSILONS

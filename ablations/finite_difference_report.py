@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from ablations.finite_difference_comparisons import comparison_table
+from ablations.finite_difference_effort import EFFORT_NOTES
 from ablations.finite_difference_epsilon_tables import (
     deep_table,
     dkef_table,
@@ -23,7 +24,16 @@ from ablations.finite_difference_figures import (
     field_picture,
     loss_picture,
 )
-from ablations.finite_difference_plan import EFFORT_NOTES
+from ablations.finite_difference_model_figures import (
+    distance_picture,
+    flow_picture,
+    implicit_picture,
+)
+from ablations.finite_difference_model_tables import (
+    distance_table,
+    flow_table,
+    implicit_table,
+)
 from ablations.finite_difference_results import TrialResults, collect_trials
 from ablations.finite_difference_tables import cost_table, loss_table, toy_table
 from ablations.page import Collapsed, Section, Words, write_page
@@ -54,6 +64,18 @@ def sections(results: TrialResults) -> list[Section]:
         "loss": (
             "Loss against wall time",
             lambda: [loss_picture(results), loss_table(results)],
+        ),
+        "distance": (
+            "Samples over training",
+            lambda: [distance_picture(results), distance_table(results)],
+        ),
+        "flow": (
+            "Flows",
+            lambda: [flow_picture(results), flow_table(results)],
+        ),
+        "implicit": (
+            "Implicit encoders",
+            lambda: [implicit_picture(results), implicit_table(results)],
         ),
         "epsilon": (
             "Sensitivity to ε",
@@ -91,8 +113,12 @@ def _words(results: TrialResults) -> Words:
         if entry.state in ("failed", "diverged")
     ]
     problems += [f"{skipped['name']}: skipped ({skipped['reason']})" for skipped in plan.skipped]
-    data = {"toy": "2-D toy", "loss": "digits", "deep": "digits", "gradient": "photographs"}
-    named = [data.get(e.trial.kind) or e.trial.settings.get("table") for e in trials]
+    data = {"toy": "2-D toy", "gradient": "photographs"}
+    data |= dict.fromkeys(("loss", "distance", "deep"), "digits")
+    named = [
+        data.get(e.trial.kind) or e.trial.settings.get("dataset") or e.trial.settings.get("table")
+        for e in trials
+    ]
     conditions = [e.result["conditions"] for e in trials if e.result is not None]
     return Words(
         title=f"Finite-difference score matching, budget {plan.budget}",

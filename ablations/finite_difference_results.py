@@ -111,6 +111,19 @@ def paired_ratio(first: Sequence[float], second: Sequence[float]) -> Paired:
     )
 
 
+def comparison(
+    group: str,
+    quantity: str,
+    sort: str,
+    first: tuple[str, Sequence[float]],
+    second: tuple[str, Sequence[float]],
+) -> dict[str, Any]:
+    """Return a record of two named sides over pairs; ``sort`` is "ratio" or "difference"."""
+    paired = paired_ratio if sort == "ratio" else paired_difference
+    record = {"group": group, "quantity": quantity, "sort": sort, "first": first, "second": second}
+    return record | vars(paired(first[1], second[1]))
+
+
 def _interval(values: Sequence[float]) -> Paired:
     n, mean = len(values), fmean(values)
     half = math.nan
@@ -123,4 +136,4 @@ def mean_and_spread(values: Iterable[float | None]) -> tuple[float, float]:
     """Return mean and sample standard deviation; NaN where there are too few or one is None."""
     numbers = [math.nan if value is None else value for value in values]
     mean = fmean(numbers) if numbers else math.nan
-    return mean, stdev(numbers) if len(numbers) > 1 else math.nan
+    return mean, stdev(numbers) if len(numbers) > 1 and math.isfinite(mean) else math.nan

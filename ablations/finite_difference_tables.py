@@ -140,11 +140,16 @@ def loss_names(objective: str) -> tuple[str, str]:
     return OBJECTIVE_NAMES[objective], f"FD-{OBJECTIVE_NAMES[objective]}"
 
 
-def at_equal_time(curves: dict[str, dict[str, list[float]]]) -> dict[str, float]:
-    """Return each curve's loss when the faster one was at its end."""
+def at_equal_time(
+    curves: dict[str, dict[str, list[float]]], quantity: str = "exact_sm"
+) -> dict[str, float]:
+    """Return each curve's quantity when the fastest was at its end.
+
+    NaN for a curve that begins later.
+    """
     end = min(curve["seconds"][-1] for curve in curves.values())
     return {
-        name: float(np.interp(end, curve["seconds"], curve["exact_sm"]))
+        name: float(np.interp(end, curve["seconds"], curve[quantity], left=np.nan))
         for name, curve in curves.items()
     }
 
@@ -226,10 +231,9 @@ def cost_table(results: TrialResults) -> Table:
         title="Time and memory of a step",
         caption="Forward and backward pass of each objective's loss; no optimiser step. All of a "
         f"model's rows were timed by turns in one run, {said(s, 'rounds')} rounds; the ratio is "
-        "the median of the rounds' own, with the 95 % interval of the median. Peak memory: on a "
-        "CPU the bytes of tensors that are alive at once beyond those before the step, counted "
-        "operation by operation, the same on every run, without scratch space within operations "
-        "and not known of compiled code; on CUDA the allocator's peak. "
+        "the median of the rounds' own, with the 95 % interval of the median. Peak memory: the "
+        "most bytes that the allocator had given out at once beyond those before the step, scratch "
+        "space within operations included. "
         f"{conditions_of(results, ['cost'])}",
         raw=raw,
         display=display,

@@ -23,7 +23,11 @@ OBJECTIVE_NAMES = {
     "ssm_vr": "SSM-VR",
     "fd_ssm": "FD-SSM",
     "fd_ssm_vr": "FD-SSM-VR",
+    "mle": "maximum likelihood",
+    "curvature": "curvature propagation",
+    "approximate": "approximate back-propagation",
 }
+IMAGE_NAMES = {"digits": "digits, 8×8", "mnist": "MNIST, 28×28"}
 TABLE_NAMES = {"parkinsons": "Parkinsons", "redwine": "RedWine", "whitewine": "WhiteWine"}
 MODEL_NAMES = {
     "mlp": "MLP energy",

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ablations.cells import Cell
-from ablations.drawing import Drawing
+from ablations.drawing import Drawing, Report
 from ablations.dumps import dump_samples
 from ablations.failures import clear_failure, record_failure
 from ablations.jobs import Context, Job, progress_path, selected_iterations, selection_samples
@@ -82,7 +82,7 @@ def run_job(
 
     group = process_group(context.world, context.device, lost=lost, together=(Stopped, Diverged))
     with _recording(job, context), group, _recording(job, context):
-        _Worker(context, progress, stop).run(job)
+        Worker(context, progress, stop).run(job)
 
 
 @contextmanager
@@ -102,8 +102,12 @@ def _recording(job: Job, context: Context) -> Iterator[None]:
         raise
 
 
-class _Worker:
-    def __init__(self, context: Context, progress: Progress, stop: Callable[[], bool]) -> None:
+class Worker:
+    """The stages of jobs, made as they are needed; ``progress`` gets (fraction, text)."""
+
+    def __init__(
+        self, context: Context, progress: Report, stop: Callable[[], bool] = never
+    ) -> None:
         self.context, self.progress, self.store = context, progress, context.store
         self.stop = stop
         self.drawing = Drawing(context, progress, self.train, stop)
@@ -154,6 +158,7 @@ class _Worker:
             result = {
                 "training_s": trainer.elapsed_s,
                 "compile_s": trainer.compile_s,
+                "snapshot_s": [trainer.snapshot_s.get(i) for i in cell.train.snapshot_iterations],
                 "n_parameters": trainer.network.n_parameters(),
                 "conditions": conditions(
                     self.context.device,

@@ -6,6 +6,7 @@ from latent samples (Song et al. 2019, "Sliced score matching"). The VAE needs t
 given the image; the WAE that of the aggregated q(z).
 """
 
+import math
 from collections.abc import Callable
 from math import prod
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
+from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.mlp import MLP
 
 
@@ -148,3 +150,65 @@ def implicit_autoencoder_loss(
         reconstruction=reconstruction.detach(),
         z=z.detach(),
     )
+
+
+class LikelihoodBound(NamedTuple):
+    """``log_likelihood`` (B,) in nats, a lower bound on average, and its ``effective_sample_size``.
+
+    The latter (B,) lies between 1 and the number of importance samples; small, the bound is loose.
+    """
+
+    log_likelihood: Tensor
+    effective_sample_size: Tensor
+
+
+@torch.no_grad()
+def likelihood_bound(
+    encoder: ImplicitEncoder,
+    decoder: Callable[[Tensor], Tensor],
+    images: Tensor,
+    *,
+    seed: int = 0,
+    n_fitted: int = 256,
+    n_importance: int = 512,
+) -> LikelihoodBound:
+    """Return an importance-weighted bound on log p(x), p(x|z) Bernoulli, z ~ N(0, I), per image.
+
+    log 1/K sum_k p(x|z_k) N(z_k) / r(z_k), z_k ~ r(z|x), whose mean is at most log p(x) and tends
+    to it with K = ``n_importance`` whatever r is (Burda et al. 2016, Eq. 8). The density of an
+    implicit encoder is not known, so r is a Gaussian with the mean and covariance of ``n_fitted``
+    of its samples, which other noise than the z_k's gave. ``images`` is (B, C, H, W) in [0, 1].
+    Raises ValueError unless there are more samples to fit than latent dimensions.
+    """
+    key = philox_key(seed, images.device)
+
+    def normal(n: int, dim: int, image: int, purpose: int) -> Tensor:
+        index = torch.arange(n, device=images.device)
+        step = torch.tensor(2 * image + purpose, device=images.device)
+        return philox_normal(key, index, step, (dim,), Stream.PERTURBATION)
+
+    likelihoods, sizes = [], []
+    for i, image in enumerate(images):
+        noise = normal(n_fitted, encoder.noise_dim, i, 0)
+        z = encoder(image.expand(n_fitted, *image.shape), noise).double()
+        dim = z.shape[1]
+        if n_fitted <= dim or n_importance < 1:
+            raise ValueError(
+                f"n_fitted = {n_fitted} and n_importance = {n_importance}: more than {dim}, the "
+                "latent dimension, and at least 1 are needed"
+            )
+        # An encoder that ignores its noise has no covariance; r needs one.
+        covariance = torch.cov(z.T).reshape(dim, dim) + 1e-6 * torch.eye(dim).to(z)
+        factor = torch.linalg.cholesky(covariance)
+        standard = normal(n_importance, dim, i, 1).double()
+        drawn = z.mean(0) + standard @ factor.T
+        # log N(z) - log r(z); the constants are equal.
+        weights = 0.5 * (standard.square() - drawn.square()).sum(1)
+        weights += factor.diagonal().log().sum()
+        logits = decoder(drawn.to(images.dtype))
+        target = image.expand_as(logits)
+        entropy = binary_cross_entropy_with_logits(logits, target, reduction="none")
+        weights -= entropy.double().flatten(1).sum(1)
+        likelihoods.append(weights.logsumexp(0) - math.log(n_importance))
+        sizes.append((2 * weights.logsumexp(0) - (2 * weights).logsumexp(0)).exp())
+    return LikelihoodBound(torch.stack(likelihoods), torch.stack(sizes))

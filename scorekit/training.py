@@ -229,6 +229,7 @@ class Trainer:
         self.iteration = 0
         self.elapsed_s = 0.0  # without compile_s
         self.compile_s = 0.0
+        self.snapshot_s: dict[int, float] = {}  # elapsed_s at each snapshot
         self.losses: list[float] = []  # one per iteration
         self.test_losses: list[tuple[int, float]] = []  # (iteration, loss) with EMA weights
         self.best_test_loss = float("inf")  # among those at checkpoints
@@ -291,6 +292,7 @@ class Trainer:
                 self.test_losses.append((done, self._test_loss()))
             progress(done, self.losses[-1])
             if done in snapshots:
+                self.snapshot_s[done] = self.elapsed_s
                 self._save()
                 saved, saved_at = done, time.monotonic()
 
@@ -451,6 +453,7 @@ class Trainer:
                 "iteration": self.iteration,
                 "elapsed_s": self.elapsed_s,
                 "compile_s": self.compile_s,
+                "snapshot_s": torch.tensor(list(self.snapshot_s.items()), dtype=torch.float64),
                 "best_test_loss": self.best_test_loss,
                 "raw": self.network.state_dict(),
                 "ema": self.ema_network.state_dict(),
@@ -499,6 +502,8 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
         self.elapsed_s, self.compile_s = state["elapsed_s"], state["compile_s"]
+        # Checkpoints of an earlier version have none.
+        self.snapshot_s = {int(i): s for i, s in state.get("snapshot_s", torch.empty(0)).tolist()}
         self.best_test_loss = state["best_test_loss"]
         self.losses = state["losses"].tolist()
         self.test_losses = [(int(i), loss) for i, loss in state["test_losses"].tolist()]

@@ -14,13 +14,20 @@ import pytest
 import torch
 from scipy import stats
 
-from ablations import finite_difference, report
-from ablations.finite_difference_cost import LiveBytes
-from ablations.finite_difference_plan import EFFORTS, Effort, build_trials
-from ablations.finite_difference_results import collect_trials, paired_difference, paired_ratio
+from ablations import finite_difference, finite_difference_cost, report
+from ablations.finite_difference_cost import peak_bytes
+from ablations.finite_difference_effort import EFFORTS, Effort
+from ablations.finite_difference_learning import Learner, evaluation_iterations
+from ablations.finite_difference_plan import PARTS, build_trials
+from ablations.finite_difference_results import (
+    collect_trials,
+    mean_and_spread,
+    paired_difference,
+    paired_ratio,
+)
 from ablations.finite_difference_tables import at_equal_time
-from ablations.finite_difference_training import Learner, evaluation_iterations
 from ablations.launch import main
+from scorekit.compilation import compiled
 from scorekit.energy_models import MLPEnergy
 
 ROOT = Path(__file__).parents[1]
@@ -31,6 +38,13 @@ TINY = {
     **{"deep_iterations": 1, "gradient_iterations": 1, "gradient_width": 4},
     **{"gradient_batch_size": 2, "gradient_seeds": 1, "dkef_max_steps": 2, "dkef_inducing": 6},
     **{"dkef_batch_size": 8, "dkef_importance": 300, "dkef_around": 20, "wine_seeds": 2},
+    **{"distance_seeds": 2, "distance_iterations": 4, "distance_snapshots": 2},
+    **{"distance_batch_size": 2, "distance_width": 2, "distance_n_steps_each": 1},
+    **{"distance_samples": 4, "flow_seeds": 2, "flow_iterations": 3, "flow_batch_size": 4},
+    **{"flow_width": 4, "flow_held_out": 6, "flow_n_exact": 2, "flow_evaluations": 3},
+    **{"implicit_seeds": 2, "implicit_iterations": 3, "implicit_warm_up": 1},
+    **{"implicit_batch_size": 4, "implicit_latent_dim": 2, "implicit_width": 4},
+    **{"implicit_held_out": 6, "implicit_n_bound": 2, "implicit_samples": 8},
     **{"cost_rounds": 2, "cost_mlp_width": 8, "cost_mlp_batch_size": 2, "cost_conv_width": 4},
     **{"cost_conv_batch_size": 1, "cost_score_width": 2, "cost_score_batch_size": 1},
 }
@@ -81,10 +95,11 @@ def table(out: Path, name: str) -> pd.DataFrame:
 @pytest.mark.slow
 def test_every_part_ends_in_tables_and_pictures(tiny_run):
     page = (tiny_run / "report" / "index.html").read_text()
-    for anchor in ("toy", "loss", "epsilon", "cost"):
+    for anchor in PARTS:
         assert f'<h2 id="{anchor}">' in page
     pictures = {path.stem for path in (tiny_run / "report" / "figures").glob("*.png")}
     expected = {"toy_fields", "loss_over_time", "dkef_epsilon", "deep_epsilon", "cost"}
+    expected |= {"distance_over_time", "flow_over_time", "implicit_samples"}
     assert pictures == expected
     assert set(table(tiny_run, "toy")["seed"]) == {0, 1}
     methods = table(tiny_run, "loss")["method"]
@@ -124,7 +139,7 @@ def test_cost_has_every_objective_and_way_against_one_pass(tiny_run):
 
 @pytest.mark.slow
 def test_comparisons_are_paired_over_seeds(tiny_run):
-    for part in ("toy", "loss", "epsilon"):
+    for part in PARTS[:-1]:
         comparisons = table(tiny_run, f"comparisons_{part}")
         assert (comparisons["n"] == 2).all()
         low, mean, high = (comparisons[name].astype(float) for name in ("low", "mean", "high"))
@@ -138,7 +153,7 @@ def test_comparisons_are_paired_over_seeds(tiny_run):
 
 @pytest.mark.slow
 def test_the_same_command_again_does_nothing_and_the_report_needs_files_alone(tiny_run, capsys):
-    results = list((tiny_run / "stages").rglob("result.json"))
+    results = list((tiny_run / "stages" / "trial").rglob("result.json"))
     before = {path: path.stat().st_mtime_ns for path in results}
     data = str(tiny_run.parent / "data")
     assert run(tiny_run, "--data-root", data) == 0
@@ -147,7 +162,7 @@ def test_the_same_command_again_does_nothing_and_the_report_needs_files_alone(ti
     assert run(tiny_run, "--data-root", data, "--status") == 0
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("DONE") for line in lines) == len(results)
-    assert sum(line.startswith("SKIPPED") for line in lines) == 2
+    assert sum(line.startswith("SKIPPED") for line in lines) == 4
     page = tiny_run / "report" / "index.html"
     page.unlink()
     assert report.main([str(tiny_run)]) == 0
@@ -230,7 +245,7 @@ def test_a_wrong_shaped_table_is_one_line_before_any_work(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (["--parts", "toys"], "--parts toys: unknown; known: toy, loss, epsilon, cost"),
+        (["--parts", "toys"], "--parts toys: unknown; known: toy, loss, distance, flow,"),
         (["--parts", ","], "--parts names none"),
         (["--datasets", "digits"], "--datasets means nothing to --grid finite-difference"),
         (["--executor", "slurm"], "runs in this process"),
@@ -269,16 +284,25 @@ def test_a_folder_holds_one_budget_and_one_set_of_settings(tmp_path, capsys):
 
 def test_trials_differ_in_what_their_results_depend_on():
     place = {"device": "cpu", "threads": 1}
-    parts = ("toy", "loss", "epsilon", "cost")
+    images = {"digits": None, "mnist": "2" * 64}
     files = dict.fromkeys(("parkinsons", "redwine", "whitewine"), "0" * 64)
     for effort in EFFORTS.values():
-        trials = build_trials(effort, parts, seeds=None, files=files, place=place)
+        trials = build_trials(effort, PARTS, seeds=None, files=files, images=images, place=place)
         assert len({trial.stage.digest for trial in trials}) == len(trials)
         assert len({trial.name for trial in trials}) == len(trials)
-    other = build_trials(Effort(), parts, seeds=1, files=files | {"redwine": "1" * 64}, place=place)
-    same = build_trials(Effort(), parts, seeds=1, files=files, place=place)
-    changed = {a.name for a, b in zip(other, same, strict=True) if a.stage != b.stage}
-    assert changed == {name for name in changed if name.startswith("dkef/redwine/")} != set()
+    found = {}
+    for name, red, mnist in (("same", "0", "2"), ("red", "1", "2"), ("mnist", "0", "3")):
+        files["redwine"], images["mnist"] = red * 64, mnist * 64
+        found[name] = build_trials(
+            Effort(), PARTS, seeds=1, files=dict(files), images=dict(images), place=place
+        )
+    for name, prefixes in (
+        ("red", ("dkef/redwine/",)),
+        ("mnist", ("flow/mnist", "implicit/mnist")),
+    ):
+        pairs = zip(found[name], found["same"], strict=True)
+        changed = {a.name for a, b in pairs if a.stage != b.stage}
+        assert changed == {t.name for t in found["same"] if t.name.startswith(prefixes)} != set()
 
 
 def test_paired_intervals_are_students():
@@ -289,6 +313,7 @@ def test_paired_intervals_are_students():
     paired = paired_difference(list(first), list(second))
     assert (paired.low, paired.high) == pytest.approx((interval.low, interval.high))
     assert paired.n == 6
+    assert np.isnan(mean_and_spread([1.0, None])).all()
     ratio = paired_ratio([1.0, 2.0, 5.0], [2.0, 4.0, 10.0])
     assert (ratio.low, ratio.mean, ratio.high) == pytest.approx((2, 2, 2))
     assert np.isnan(paired_difference([1.0], [2.0]).low)
@@ -300,6 +325,8 @@ def test_equal_time_is_the_faster_ones_end():
         "FD-SSM": {"seconds": [0.0, 4.0], "exact_sm": [0.0, -90.0]},
     }
     assert at_equal_time(curves) == {"SSM": -40.0, "FD-SSM": -90.0}
+    curves["SSM"]["seconds"] = [5.0, 10.0]  # nothing is known of it by then
+    assert np.isnan(at_equal_time(curves)["SSM"])
 
 
 def test_evaluations_begin_and_end_with_training():
@@ -308,17 +335,26 @@ def test_evaluations_begin_and_end_with_training():
     assert evaluation_iterations(1, 9) == {0, 1}
 
 
-def test_live_bytes_count_what_is_alive_at_once():
-    x = torch.ones(1000)
-    with LiveBytes() as live:
+def test_peak_memory_is_what_was_allocated_at_once():
+    x, device = torch.ones(1000), torch.device("cpu")
+
+    def work():
         for _ in range(3):
-            y = x + 1  # 4000 bytes, freed each time the name is taken again
-            z = y.view(10, 100).t()  # no memory of its own
-        x.mul_(2)  # in place
-    assert live.peak == 8000
-    assert live.now == 4000
-    del y, z
-    assert live.now == 0
+            y = torch.exp(x)  # 4000 bytes, freed each time the name is taken again
+            y.view(10, 100).t()  # no memory of its own
+        torch.sin_(x)  # in place
+
+    assert peak_bytes(work, device) == 8000
+    assert peak_bytes(lambda: x.sin_(), device) == 0
+
+
+@pytest.mark.slow
+def test_peak_memory_of_compiled_code_is_seen():
+    x = torch.ones(300, 300)
+    fused = compiled(lambda x: (x @ x).exp().sum(), enable=True, device="cpu")
+    with torch.no_grad():
+        found = peak_bytes(lambda: fused(x), torch.device("cpu"))
+    assert 360_000 <= found < 2 * 360_000
 
 
 def test_a_learner_names_the_iteration_that_diverged():
@@ -328,6 +364,45 @@ def test_a_learner_names_the_iteration_that_diverged():
         learner.step(lambda model, factor=factor: factor * model(x))
     with pytest.raises(FloatingPointError, match="SSM diverged: its loss is nan at iteration 19"):
         learner.check("SSM", 20)
+
+
+def test_what_cannot_be_compiled_is_a_row_that_says_so(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    flags = ("--parts", "cost", "--only", "cost/mlp")
+    made = 0
+
+    def failing(function, *, enable, device):
+        nonlocal made
+        if not enable:
+            return function
+        made += 1
+        if made > 1:
+            return function  # one in place of many slow compilations
+
+        def fail():
+            raise RuntimeError("no graph of this\nand more")
+
+        return fail
+
+    monkeypatch.setattr(finite_difference_cost, "compiled", failing)
+    assert run(out, *flags, compile="true") == 0
+    cost = table(out, "cost").query("group.str.startswith('MLP')", engine="python")
+    failed = cost[cost["status"].str.contains("fails compiled")]
+    assert list(failed["status"]) == ["left out: fails compiled (RuntimeError: no graph of this)"]
+    assert list(failed["mode"]) == ["compiled"]
+    others = cost.drop(failed.index)
+    assert (others["status"] == "done").sum() == len(others) - 1  # exact SM is not unrolled
+    assert set(others["mode"]) == {"eager", "compiled"}
+
+
+def test_a_machine_without_a_compiler_has_no_compiled_rows(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(finite_difference_cost, "compile_unavailable_reason", lambda: "no g++")
+    assert run(out, "--parts", "cost", "--only", "cost/mlp", compile="true") == 0
+    cost = table(out, "cost").query("mode == 'compiled'")
+    assert set(cost["kind"]) == {"pending"}
+    assert set(cost["seconds"]) == {""}
+    assert (cost["status"] == "left out: no g++").sum() == len(cost) - 1
 
 
 def test_results_are_json_without_nan(tmp_path):

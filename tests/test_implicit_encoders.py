@@ -10,6 +10,7 @@ from scorekit.implicit_encoders import (
     LatentScore,
     entropy_gradient_surrogate,
     implicit_autoencoder_loss,
+    likelihood_bound,
 )
 
 
@@ -157,6 +158,64 @@ def test_the_entropy_keeps_encoders_of_digits_from_collapsing(conditional):
     assert over_all > 1.3 * contracted
 
 
+def one_dimensional():
+    """An encoder and a decoder of one latent, images, and log p(x) by quadrature."""
+    torch.manual_seed(0)
+    encoder = ImplicitEncoder((1, 2, 2), 1, 3, width=8).double()
+    decoder = Decoder((1, 2, 2), 1, width=8).double()
+    with torch.no_grad():
+        decoder.network.last.weight *= 8
+    images = torch.rand(5, 1, 2, 2, dtype=torch.float64)
+    z = torch.linspace(-12, 12, 4001, dtype=torch.float64)
+    prior = torch.distributions.Normal(0, 1).log_prob(z)
+    bernoulli = torch.distributions.Bernoulli(logits=decoder(z[:, None]), validate_args=False)
+    exact = [
+        (bernoulli.log_prob(image).flatten(1).sum(1) + prior).logsumexp(0) + torch.log(z[1] - z[0])
+        for image in images
+    ]
+    return encoder, decoder, images, torch.stack(exact).detach()
+
+
+class Widened(ImplicitEncoder):
+    """Samples far enough apart for a proposal that covers the prior."""
+
+    def forward(self, images, noise):
+        return noise[:, :1] * 1.5 + 0.3
+
+
+def test_the_likelihood_bound_tends_to_the_likelihood():
+    _, decoder, images, exact = one_dimensional()
+    encoder = Widened((1, 2, 2), 1, 3).double()
+    found = likelihood_bound(encoder, decoder, images, n_importance=20_000)
+    torch.testing.assert_close(found.log_likelihood, exact, rtol=0, atol=0.02)
+    assert (found.effective_sample_size > 5000).all()
+
+
+@pytest.mark.parametrize("n_importance", [1, 20])
+def test_the_likelihood_bound_lies_below_the_likelihood_on_average(n_importance):
+    encoder, decoder, images, exact = one_dimensional()
+    found = [
+        likelihood_bound(encoder, decoder, images, seed=seed, n_importance=n_importance)
+        for seed in range(30)
+    ]
+    means = torch.stack([bound.log_likelihood for bound in found]).mean(0)
+    assert (means < exact + 0.02).all()
+    sizes = torch.stack([bound.effective_sample_size for bound in found])
+    assert bool(((sizes > 1 - 1e-9) & (sizes < n_importance + 1e-6)).all())
+
+
+def test_an_encoder_without_noise_has_a_bound_too():
+    _, decoder, images, exact = one_dimensional()
+
+    class Point(ImplicitEncoder):
+        def forward(self, images, noise):
+            return torch.zeros(len(images), 1).to(images)
+
+    found = likelihood_bound(Point((1, 2, 2), 1, 3), decoder, images)
+    assert found.log_likelihood.isfinite().all()
+    assert (found.log_likelihood < exact).all()
+
+
 def test_shapes_for_digits_and_mnist():
     for shape in ((1, 8, 8), (1, 28, 28)):
         z = ImplicitEncoder(shape)(torch.rand(3, *shape), torch.randn(3, 32))
@@ -192,6 +251,12 @@ def test_a_condition_is_repeated_for_copies():
         (
             lambda: entropy_gradient_surrogate(torch.zeros(3, 4), torch.zeros(3, 5)),
             r"score has shape \(3, 5\); z's \(3, 4\) is needed",
+        ),
+        (
+            lambda: likelihood_bound(
+                ImplicitEncoder((1, 8, 8)), Decoder((1, 8, 8)), torch.rand(2, 1, 8, 8), n_fitted=32
+            ),
+            "n_fitted = 32 and n_importance = 512: more than 32",
         ),
     ],
 )

@@ -18,7 +18,7 @@ from tiny_training import SETTINGS
 from kernels.philox import Stream, philox_integers, philox_key, philox_normal
 from kernels.precision import float32_precision
 from scorekit import training
-from scorekit.checkpoints import load_tensors
+from scorekit.checkpoints import load_tensors, save_tensors
 from scorekit.compilation import compile_unavailable_reason
 from scorekit.data import prepare
 from scorekit.ema import ema_update
@@ -309,6 +309,30 @@ def test_losses_are_recorded_for_each_iteration_and_test_losses_at_their_interva
     saved = load_tensors(undisturbed.directory / "checkpoint-0000024.pt")
     assert saved["losses"].tolist() == undisturbed.losses
     assert saved["elapsed_s"] > 0
+
+
+def test_the_seconds_at_each_snapshot_grow_and_survive_a_restart(digits, tmp_path):
+    interrupted = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    run_until(interrupted, 16)
+    before = dict(interrupted.snapshot_s)
+    resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    resumed.run()
+    assert list(resumed.snapshot_s) == SETTINGS.snapshot_iterations
+    assert {i: resumed.snapshot_s[i] for i in before} == before != {}
+    seconds = list(resumed.snapshot_s.values())
+    assert sorted(set(seconds)) == seconds
+    assert seconds[-1] == resumed.elapsed_s
+
+
+def test_a_checkpoint_without_the_seconds_at_snapshots_is_continued(digits, tmp_path):
+    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), 16)
+    for path in tmp_path.glob("checkpoint-*.pt"):
+        state = load_tensors(path)
+        del state["snapshot_s"]
+        save_tensors(path, state)
+    resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    resumed.run()
+    assert set(resumed.snapshot_s) == {i for i in SETTINGS.snapshot_iterations if i > 12}
 
 
 def test_a_damaged_snapshot_is_refused(digits, tmp_path):

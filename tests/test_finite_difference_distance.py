@@ -1,0 +1,64 @@
+"""Trials of distance: the ordinary stages within a trial, resumed where they were."""
+
+import pandas as pd
+import pytest
+
+from ablations.finite_difference_results import collect_trials
+from ablations.launch import main
+from ablations.measuring import Measuring
+
+TINY = (
+    *("distance_iterations=4", "distance_snapshots=2", "distance_batch_size=2"),
+    *("distance_width=2", "distance_n_steps_each=1", "distance_samples=4"),
+)
+
+
+def launch(out, *more):
+    flags = ["--grid", "finite-difference", "--budget", "quick", "--device", "cpu", "--seeds", "1"]
+    places = ["--threads", "1", "--out", str(out), "--parts", "distance"]
+    return main([*flags, *places, *[f"--set={pair}" for pair in TINY], *more])
+
+
+def test_a_killed_trial_goes_on_after_its_training(tmp_path, monkeypatch):
+    out, only = tmp_path / "out", ("--only", "distance/dsm/*")
+
+    def interrupted(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Measuring, "distance", interrupted)
+        assert launch(out, *only) == 130
+    (trained,) = out.glob("stages/train/*/result.json")
+    before = trained.stat().st_mtime_ns
+    assert launch(out, *only) == 0
+    assert trained.stat().st_mtime_ns == before
+    (result,) = collect_trials(out).done("distance", objective="dsm").values()
+    curve = result["curve"]
+    assert curve["iteration"] == [2, 4]
+    assert 0 < curve["seconds"][0] < curve["seconds"][1] == result["seconds"]
+    assert all(distance > 0 for distance in curve["distance"])
+
+
+@pytest.mark.slow
+def test_objectives_are_compared_at_the_end_and_at_equal_time(tmp_path):
+    out = tmp_path / "out"
+    assert launch(out) == 0
+    table = pd.read_csv(out / "report" / "tables" / "distance.csv")
+    assert list(table["method"]) == ["DSM", "SSM-VR", "FD-SSM-VR"]
+    fastest = table["seconds"].idxmin()
+    assert table["equal_time"][fastest] == table["distance"][fastest]
+    groups = set(pd.read_csv(out / "report" / "tables" / "comparisons_distance.csv")["group"])
+    assert "FD-SSM-VR against SSM-VR" in groups
+    # The same noise, images and first weights: the objectives alone differ.
+    train = {path.parent for path in out.glob("stages/train/*/result.json")}
+    assert len(train) == 3
+
+
+def test_a_network_that_diverges_is_a_row(tmp_path):
+    out = tmp_path / "out"
+    only = ("--only", "distance/fd_ssm_vr/*")
+    assert launch(out, *only, "--set", "distance_learning_rate=1e30") == 1
+    table = pd.read_csv(out / "report" / "tables" / "distance.csv").set_index("method")
+    assert table["status"]["FD-SSM-VR"].startswith("diverged: training diverged")
+    assert table["kind"]["FD-SSM-VR"] == "problem"
+    assert table["status"]["DSM"] == "planned"
