@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from ablations.failures import failure_path, record_failure
+from ablations.failures import clear_failure, record_failure
 from ablations.finite_difference_cost import cost
 from ablations.finite_difference_data import Skipped, image_sets, uci_files
 from ablations.finite_difference_distance import distance
@@ -39,13 +39,12 @@ from ablations.finite_difference_plan import (
 from ablations.finite_difference_results import trial_state
 from ablations.finite_difference_training import deep_energy, loss_over_time, toy
 from ablations.lock import launcher_lock
+from ablations.refresh import mark_stale, refresh_report
 from ablations.settings import parse_overrides
 from ablations.stages import StageStore
 from scorekit.compilation import precision_context
 from scorekit.machine import conditions, usable_cores
 
-#: There while results are newer than the report.
-_REPORT_PENDING = "report.pending"
 _PROGRESS_EVERY_S = 15.0
 
 Run = Callable[..., tuple[dict[str, Any], list[Path]]]
@@ -105,7 +104,7 @@ def launch_parts(args: argparse.Namespace) -> int:
     request.out.mkdir(parents=True, exist_ok=True)
     with launcher_lock(request.out):
         if save_plan(request.plan, request.out):
-            (request.out / _REPORT_PENDING).touch()
+            mark_stale(request.out)
         return _run(request, store, retry_failed=args.retry_failed)
 
 
@@ -208,7 +207,7 @@ def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
             failed.append(trial.name)
             print(f"failed before: {trial.name}: {message} (--retry-failed runs it again)")
         elif state != "done":
-            failure_path(out, trial.job_name).unlink(missing_ok=True)
+            clear_failure(out, trial.job_name)
             todo.append(trial)
     print(f"budget: {plan.budget} — {EFFORT_NOTES[plan.budget]}", flush=True)
     print(
@@ -220,7 +219,7 @@ def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
     for skipped in plan.skipped:
         print(f"skipped: {skipped['name']}: {skipped['reason']}")
     if todo:
-        (out / _REPORT_PENDING).touch()
+        mark_stale(out)
     else:
         print("nothing to do: every trial is settled")
     began = time.monotonic()
@@ -236,17 +235,18 @@ def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
             say(f"FAILED: {error}")
         else:
             say("done")
-    page, pending = out / "report" / "index.html", out / _REPORT_PENDING
-    if pending.exists() or not page.exists():
-        # Imported here: the figures' libraries would slow down every error.
-        from ablations.finite_difference_report import build_finite_difference_report
-
-        page = build_finite_difference_report(out)
-        pending.unlink(missing_ok=True)
+    page = refresh_report(out, _build)
     print(f"report: {os.path.relpath(page)}")
     if failed:
         print(f"{len(failed)} of {len(request.chosen)} trials did not finish; the report says why")
     return 1 if failed else 0
+
+
+def _build(out: Path) -> Path:
+    # Imported here: the figures' libraries would slow down every error.
+    from ablations.finite_difference_report import build_finite_difference_report
+
+    return build_finite_difference_report(out)
 
 
 class _Lines:

@@ -1,5 +1,6 @@
 """The report, made again only where results are newer than it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -8,17 +9,22 @@ def mark_stale(out: Path) -> None:
     _note(out).touch()
 
 
-def refresh_report(out: Path) -> Path:
-    """Return the page ``OUT/report/index.html``, made from the files where it is stale."""
-    page, note = out / "report" / "index.html", _note(out)
-    noted = note.stat().st_mtime_ns if note.exists() else None
-    if page.exists() and noted is None:
-        return page
+def build_grid_report(out: Path) -> Path:
+    """Make the report of a grid from its files; return its page."""
     # Imported here: the figures' libraries would slow down --help, --status and every error.
     from ablations.collect import collect
     from ablations.report import build_report
 
-    page = build_report(collect(out), out / "report")
+    return build_report(collect(out), out / "report")
+
+
+def refresh_report(out: Path, build: Callable[[Path], Path] = build_grid_report) -> Path:
+    """Return the page ``OUT/report/index.html``, which ``build`` makes where it is stale."""
+    page, note = out / "report" / "index.html", _note(out)
+    noted = note.stat().st_mtime_ns if note.exists() else None
+    if page.exists() and noted is None:
+        return page
+    page = build(out)
     # A note that another launcher left meanwhile is of results that this page may lack.
     if note.exists() and note.stat().st_mtime_ns == noted:
         note.unlink(missing_ok=True)

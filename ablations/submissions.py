@@ -13,7 +13,7 @@ from pathlib import Path
 from ablations.jobs import Job
 from ablations.manifest import read_versioned
 from ablations.stages import RESULTS_VERSION
-from scorekit.files import write_json
+from scorekit.files import write_sealed_json
 
 _FORMAT = 1
 REPORT = "report"  # the name of the job that makes the report
@@ -70,7 +70,7 @@ def save_submission(submission: Submission, out: Path) -> None:
     """Write a submission's file atomically."""
     path = submission_path(out, submission.token)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(
+    write_sealed_json(
         path,
         {
             "format": _FORMAT,
