@@ -68,8 +68,10 @@ def run_job(
     progress = Progress(progress_path(context.out, job.name), on_update, write=world.is_main)
 
     def lost(message: str) -> None:
-        record_failure(context.out, job.name, RankDied(message))
-        leave(message)
+        try:
+            record_failure(context.out, job.name, RankDied(message))
+        finally:
+            leave(message)
 
     group = process_group(context.world, context.device, lost=lost, together=(Stopped, Diverged))
     with _recording(job, context), group, _recording(job, context):
