@@ -131,26 +131,32 @@ class Drawing:
         size, n = self.context.sampling_batch, len(index)
         bounds = [(first, min(first + size, n)) for first in range(0, n, size)]
 
-        def batch(first: int, last: int) -> dict[str, Any]:
-            chunk = directory / f"chunk-{first}-{last}.pt"
-            found = find_tensors(chunk)
-            if found is None:
-                found = self._draw_batch(job, stage, index, angle, first, last, before)
-                save_tensors(chunk, found)
-            return found
+        found: dict[tuple[int, int], dict[str, Any]] = {}
 
-        stopped = None
-        try:
-            for first, last in bounds[self.world.rank :: self.world.size]:
-                batch(first, last)
-        except Stopped as error:
-            stopped = error
-        (stopping,) = self.world.any(stopped is not None)
-        if stopping:
-            raise stopped or Stopped("sampling stopped on another rank and continues from there")
+        def chunk(first: int, last: int) -> Path:
+            return directory / f"chunk-{first}-{last}.pt"
+
+        def missing() -> list[tuple[int, int]]:
+            for place in bounds:
+                if place not in found and (batch := find_tensors(chunk(*place))) is not None:
+                    found[place] = batch
+            return [place for place in bounds if place not in found]
+
+        # Rank 0 says what is missing; so what an interrupted run left is shared out evenly.
+        while absent := self.world.broadcast(missing() if self.world.is_main else []):
+            stopped = None
+            try:
+                for place in absent[self.world.rank :: self.world.size]:
+                    batch = self._draw_batch(job, stage, index, angle, *place, before)
+                    save_tensors(chunk(*place), batch)
+            except Stopped as error:
+                stopped = error
+            (stopping,) = self.world.any(stopped is not None)
+            if stopping:
+                raise stopped or Stopped("sampling stopped on another rank, continues from there")
         if not self.world.is_main:
             return None
-        batches = [batch(first, last) for first, last in bounds]
+        batches = [found[place] for place in bounds]
         return {
             False: torch.cat([batch["last"] for batch in batches]).numpy(),
             True: torch.cat([batch["denoised"] for batch in batches]).numpy(),

@@ -77,8 +77,10 @@ def run_job(
     progress = Progress(progress_path(context.out, job.name), on_update, write=world.is_main)
 
     def lost(message: str) -> None:
-        record_failure(context.out, job.name, RankDied(message))
-        rank_died(message)
+        try:
+            record_failure(context.out, job.name, RankDied(message))
+        finally:
+            rank_died(message)
 
     group = process_group(context.world, context.device, lost=lost, together=(Stopped, Diverged))
     with _recording(job, context), group, _recording(job, context):

@@ -6,11 +6,10 @@ environment variables that torchrun sets. :func:`process_group` brings them toge
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
 from typing import Any, NoReturn, TypeVar
 
 import torch
@@ -120,7 +119,6 @@ def current_world() -> World:
 def leave(message: str) -> NoReturn:
     """End this process at once: it may be waiting, in compiled code, for one that is gone."""
     _log.error("%s; this rank ends too", message)
-    logging.shutdown()
     os._exit(1)
 
 
@@ -192,9 +190,3 @@ def _together() -> Iterator[None]:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-def micro_batches(n: int, parts: int) -> Sequence[tuple[int, int]]:
-    """Return first and last (exclusive) of at most ``parts`` parts of n that differ by one."""
-    bounds = [i * n // parts for i in range(parts + 1)]
-    return [(a, b) for a, b in pairwise(bounds) if a < b]

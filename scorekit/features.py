@@ -108,7 +108,7 @@ def extract(
     extractor takes; CorruptFile where the weights given for an extractor of ours are not its
     weights.
     """
-    if isinstance(batch_size, int):
+    if not isinstance(batch_size, ShrinkingBatch):
         if batch_size < 1:
             raise MetricError(f"batch_size={batch_size}: a whole number from 1 is right")
         batch_size = ShrinkingBatch(batch_size, "feature extraction")

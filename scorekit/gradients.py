@@ -1,6 +1,7 @@
 """Gradients summed over micro-batches and ranks."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -60,3 +61,9 @@ class GradientSum:
         for used, parameter, total in zip(self._used, self._parameters, self._sums, strict=True):
             parameter.grad = total if used else None
         return self._loss.clone()
+
+
+def micro_batches(n: int, parts: int) -> Sequence[tuple[int, int]]:
+    """Return first and last (exclusive) of at most ``parts`` parts of n that differ by one."""
+    bounds = [i * n // parts for i in range(parts + 1)]
+    return [(a, b) for a, b in pairwise(bounds) if a < b]

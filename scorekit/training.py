@@ -34,9 +34,9 @@ from scorekit.compilation import (
     precision_context,
 )
 from scorekit.data import Dataset
-from scorekit.distributed import World, micro_batches
+from scorekit.distributed import World
 from scorekit.ema import check_momentum, ema_update
-from scorekit.gradients import GradientSum
+from scorekit.gradients import GradientSum, micro_batches
 from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
 from scorekit.objectives import augment, keyed_dsm_loss
 from scorekit.projections import ProjectionKind, check_projection_kind, projections

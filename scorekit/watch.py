@@ -45,8 +45,11 @@ class Watch:
             peer.sendall(f"{token}{rank:{_RANK_BYTES}d}".encode())
             self._peers[peer] = 0
         for peer in self._peers:
-            # A machine that vanishes closes nothing.
+            # A machine that vanishes closes nothing: it is asked, by default after two hours.
             peer.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            for name, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+                if hasattr(socket, name):  # not all of them everywhere
+                    peer.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
             peer.settimeout(None)
         threading.Thread(target=self._wait, name="watch", daemon=True).start()
 
@@ -58,11 +61,12 @@ class Watch:
             while len(self._peers) < self._size - 1:
                 peer, _ = server.accept()
                 peer.settimeout(5.0)
-                try:
-                    said = peer.recv(len(token) + _RANK_BYTES, socket.MSG_WAITALL)
-                except OSError:
-                    said = b""
-                if secrets.compare_digest(said[: len(token)], token.encode()):
+                said, length = b"", len(token) + _RANK_BYTES
+                with suppress(OSError):
+                    while part := peer.recv(length - len(said)):
+                        said += part
+                told = said[: len(token)]
+                if len(said) == length and secrets.compare_digest(told, token.encode()):
                     self._peers[peer] = int(said[len(token) :])
                 else:
                     peer.close()  # a stranger, who scans ports

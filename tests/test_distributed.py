@@ -13,8 +13,8 @@ from tiny_training import SETTINGS
 
 from scorekit.checkpoints import load_tensors
 from scorekit.data import Dataset, prepare
-from scorekit.distributed import World, current_world, micro_batches
-from scorekit.gradients import GradientSum
+from scorekit.distributed import World, current_world
+from scorekit.gradients import GradientSum, micro_batches
 from scorekit.training import Diverged, Stopped, Trainer, snapshot_path
 
 # A batch's gradients are summed in another order, which changes their last bits. Adam divides a

@@ -89,3 +89,10 @@ def test_local_slots_share_out_gpus_and_never_time_out_in_minutes():
     assert [slot["local_visible_gpus"] for slot in slots] == [(0,), (1,), (0,)]
     assert all(slot["timeout_min"] > 60 * 24 for slot in local_slots(2))
     assert all("gpus_per_node" not in slot for slot in local_slots(2))
+
+
+def test_jobs_of_several_ranks_have_gpus_that_no_other_has():
+    slots = local_slots(3, gpus=[0, 1, 2, 3, 4], ranks=2)
+    assert [slot["local_visible_gpus"] for slot in slots] == [(0, 1), (2, 3), (0, 1)]
+    assert all(slot["gpus_per_node"] == slot["tasks_per_node"] == 2 for slot in slots)
+    assert [slot["tasks_per_node"] for slot in local_slots(2, ranks=3)] == [3, 3]

@@ -61,6 +61,7 @@ def test_toml_values_are_checked_like_texts():
         ({"n_final": 10, "n_selection": 11}, "n_final = 10 must be at least n_selection = 11"),
         ({"n_dump": -1}, "n_dump = -1"),
         ({"sampling_batch": 0}, "sampling_batch = 0"),
+        ({"accumulation": 0}, "accumulation = 0 must be at least 1"),
     ],
 )
 def test_values_out_of_range(override, message):
