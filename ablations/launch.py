@@ -25,6 +25,7 @@ from ablations.jobs import (
     plan_jobs,
     seconds_spent,
 )
+from ablations.leftovers import remove_leftovers
 from ablations.lock import launcher_lock
 from ablations.manifest import Manifest, load_manifest, save_manifest
 from ablations.plan import check_disk, describe_plan, describe_status, describe_warnings
@@ -218,6 +219,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with launcher_lock(plan.context.out):
             if save_manifest(plan.manifest, plan.context.out):
                 (plan.context.out / _REPORT_PENDING).touch()
+            if plan.executor != "slurm":  # whose jobs may outlive this launcher, and write yet
+                remove_leftovers(plan.context.out, len(plan_jobs(plan.manifest.cells)))
             return _run(plan, retry_failed=args.retry_failed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
