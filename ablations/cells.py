@@ -104,8 +104,7 @@ class Cell:
         bounds = [(0, self.n_selection)]
         if final and self.n_final > self.n_selection:
             bounds.append((self.n_selection, self.n_final))
-        shared, train = self._sampling(iteration), (self.train_stage(),)
-        return [Stage("sample", shared | {"start": a, "stop": b}, train) for a, b in bounds]
+        return [_sample_stage(self, iteration, start, stop) for start, stop in bounds]
 
     def interpolation_stage(self, iteration: int) -> Stage:
         """Pairs of samples and what lies between them (App. B.2); with both denoise settings."""
@@ -142,12 +141,8 @@ class Cell:
         return Stage("neighbours", settings, (_reference_stage(self.data, "train"), *features))
 
     def _feature_stages(self, iteration: int, *, denoise: bool, final: bool) -> tuple[Stage, ...]:
-        space = {
-            "extractor": self.data.extractor,
-            "extractor_fingerprint": self.data.extractor_fingerprint,
-        }
         return tuple(
-            Stage("features", space | {"denoise": denoise}, (sample,))
+            _feature_stage(self.data, sample, denoise)
             for sample in self.sample_stages(iteration, final=final)
         )
 
@@ -173,6 +168,19 @@ class Cell:
 def _values(record: Any) -> dict[str, Any]:
     """Return a dataclass's fields as they are: ``asdict`` copies deeply, at ten times the price."""
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+# Asked for again and again while a cell is looked at; kept for about so long, with their digests.
+@lru_cache(maxsize=256)
+def _sample_stage(cell: Cell, iteration: int, start: int, stop: int) -> Stage:
+    settings = cell._sampling(iteration) | {"start": start, "stop": stop}
+    return Stage("sample", settings, (cell.train_stage(),))
+
+
+@lru_cache(maxsize=256)
+def _feature_stage(data: DataFacts, sample: Stage, denoise: bool) -> Stage:
+    space = {"extractor": data.extractor, "extractor_fingerprint": data.extractor_fingerprint}
+    return Stage("features", space | {"denoise": denoise}, (sample,))
 
 
 # Stages of a dataset and feature space, few in any grid, however many cells share them.

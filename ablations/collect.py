@@ -3,11 +3,13 @@
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
 from ablations.cells import Cell
 from ablations.jobs import Context, Job, plan_jobs, sample_file, selected_iterations
@@ -32,6 +34,9 @@ from ablations.status import job_state
 from scorekit.machine import cpu_name
 from scorekit.metrics import distance_label, metric_label
 
+#: The most training losses that are kept of a grid, give or take one for each training.
+MAX_LOSSES = 1_500_000
+_RECENT = 256  # results in memory at a time
 _WEIGHTS = {"raw": "raw", "ema": "EMA"}
 
 
@@ -45,10 +50,32 @@ def collect(out: Path) -> Results:
         raise ValueError(f"{out} holds no grid (no grid.json); give the --out of a launch")
     data_root = (out / manifest.data_root).resolve()
     # Only paths matter for reading.
-    context = Context(
+    context = _ReadingContext(
         out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=1
     )
     return _Collector(context, manifest.cells).results(manifest.grid, manifest.budget)
+
+
+class _ReadingStore(StageStore):
+    """Reads the result of a stage once for all the rows of a cell that come from it."""
+
+    def __init__(self, root: Path, elsewhere: dict[str, Path]) -> None:
+        super().__init__(root, elsewhere)
+        self._recent: dict[Stage, dict[str, Any] | None] = {}
+
+    def result(self, stage: Stage) -> dict[str, Any] | None:
+        if stage not in self._recent:
+            if len(self._recent) >= _RECENT:
+                self._recent.clear()
+            self._recent[stage] = super().result(stage)
+        return self._recent[stage]
+
+
+class _ReadingContext(Context):
+    @cached_property
+    def store(self) -> StageStore:
+        store = super().store
+        return _ReadingStore(store.root, store.elsewhere)
 
 
 class _Collector:
@@ -56,13 +83,29 @@ class _Collector:
         self.context, self.cells = context, cells
         self.store: StageStore = context.store
         self.jobs = plan_jobs(cells)
-        self.states = {job.name: job_state(job, context) for job in self.jobs}
-        # Read once: every snapshot's result is looked at for it.
-        self.chosen = {cell.name: selected_iterations(cell, self.store) for cell in cells}
+        # Looked at once for all cells that share them.
+        self.states = {
+            job.name: job_state(job, context) for job in self.jobs if job.kind == "train"
+        }
+        self.chosen: dict[str, dict[bool, int]] = {}
 
     def results(self, grid: str, budget: str) -> Results:
-        cells = [self.cell_row(cell) for cell in self.cells]
-        timings = [self.timing_row(cell) for cell in self.cells]
+        rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
+        samples: list[SampleSet] = []
+        interpolations: list[SampleSet] = []
+        neighbours: list[NeighbourSet] = []
+        # Cell by cell, so that its results need to be in memory no longer.
+        for cell in self.cells:
+            self.chosen[cell.name] = selected_iterations(cell, self.store)
+            rows["cells"].append(self.cell_row(cell))
+            rows["timings"].append(self.timing_row(cell))
+            rows["distances"] += self.distance_rows(cell)
+            rows["qualities"] += self.quality_rows(cell)
+            rows["extrapolations"] += self.extrapolation_rows(cell)
+            samples += self.sample_sets(cell)
+            interpolations += self.interpolations(cell)
+            neighbours += self.neighbour_sets(cell)
+        cells = rows["cells"]
         n_done = sum(row["status"] == "done" for row in cells)
         first = {cell.data.name: cell for cell in reversed(self.cells)}
         run = {
@@ -80,18 +123,18 @@ class _Collector:
         return Results(
             run=run,
             cells=make_frame(CELL_COLUMNS, cells),
-            distances=make_frame(DISTANCE_COLUMNS, self.distance_rows()),
-            qualities=make_frame(QUALITY_COLUMNS, self.quality_rows()),
-            extrapolations=make_frame(EXTRAPOLATION_COLUMNS, self.extrapolation_rows()),
+            distances=make_frame(DISTANCE_COLUMNS, rows["distances"]),
+            qualities=make_frame(QUALITY_COLUMNS, rows["qualities"]),
+            extrapolations=make_frame(EXTRAPOLATION_COLUMNS, rows["extrapolations"]),
             references=make_frame(REFERENCE_COLUMNS, self.reference_rows()),
-            losses=make_frame(LOSS_COLUMNS, self.loss_rows()),
+            losses=self.losses(),
             hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, self.hyperparameter_rows()),
-            timings=make_frame(TIMING_COLUMNS, timings),
-            samples=list(self.sample_sets()),
+            timings=make_frame(TIMING_COLUMNS, rows["timings"]),
+            samples=samples,
             real={name: self.image_file(cell, "train") for name, cell in first.items()},
             held_out={name: self.image_file(cell, "test") for name, cell in first.items()},
-            interpolations=list(self.interpolations()),
-            neighbours=list(self.neighbour_sets()),
+            interpolations=interpolations,
+            neighbours=neighbours,
         )
 
     def image_file(self, cell: Cell, split: str) -> Path:
@@ -127,36 +170,35 @@ class _Collector:
 
     def cell_state(self, cell: Cell) -> tuple[str, str]:
         """Return the state of the cell's evaluation, or of the training that it waits for."""
-        state = self.states[Job(kind="evaluate", cell=cell).name]
+        state = job_state(Job(kind="evaluate", cell=cell), self.context)
         if state[0] == "planned":
             training = self.states[Job(kind="train", cell=cell).name]
             if training[0] in ("running", "failed", "diverged"):
                 return training
         return state
 
-    def distance_rows(self) -> Iterator[dict[str, Any]]:
-        for cell in self.cells:
-            chosen = self.chosen[cell.name]
-            for denoise in (False, True):
-                wanted = [(i, "selection", False) for i in cell.train.snapshot_iterations]
-                if denoise in chosen:
-                    wanted.append((chosen[denoise], "final", True))
-                for iteration, purpose, final in wanted:
-                    stage = cell.distance_stage(iteration, denoise=denoise, final=final)
-                    result = self.store.result(stage)
-                    row = self.snapshot(cell, denoise, iteration) | {
-                        "purpose": purpose,
-                        "n": cell.n_final if final else cell.n_selection,
-                        "reference": cell.reference,
-                        "feature_space": cell.data.extractor,
-                        "label": distance_label(cell.data.extractor),
-                    }
-                    if result is not None:
-                        row |= {key: result[key] for key in ("distance", "n", "n_reference")}
-                        yield row
+    def distance_rows(self, cell: Cell) -> Iterator[dict[str, Any]]:
+        chosen = self.chosen[cell.name]
+        for denoise in (False, True):
+            wanted = [(i, "selection", False) for i in cell.train.snapshot_iterations]
+            if denoise in chosen:
+                wanted.append((chosen[denoise], "final", True))
+            for iteration, purpose, final in wanted:
+                stage = cell.distance_stage(iteration, denoise=denoise, final=final)
+                result = self.store.result(stage)
+                row = self.snapshot(cell, denoise, iteration) | {
+                    "purpose": purpose,
+                    "n": cell.n_final if final else cell.n_selection,
+                    "reference": cell.reference,
+                    "feature_space": cell.data.extractor,
+                    "label": distance_label(cell.data.extractor),
+                }
+                if result is not None:
+                    row |= {key: result[key] for key in ("distance", "n", "n_reference")}
+                    yield row
 
-    def quality_rows(self) -> Iterator[dict[str, Any]]:
-        for cell, denoise, iteration, result in self.final_results(Cell.quality_stage):
+    def quality_rows(self, cell: Cell) -> Iterator[dict[str, Any]]:
+        for denoise, iteration, result in self.final_results(cell, cell.quality_stage):
             space = cell.data.extractor
             row = self.snapshot(cell, denoise, iteration) | {
                 "n": result["n"],
@@ -167,8 +209,8 @@ class _Collector:
             for metric, label, values in _qualities(result, space):
                 yield row | {"metric": metric, "label": label} | values
 
-    def extrapolation_rows(self) -> Iterator[dict[str, Any]]:
-        for cell, denoise, iteration, result in self.final_results(Cell.quality_stage):
+    def extrapolation_rows(self, cell: Cell) -> Iterator[dict[str, Any]]:
+        for denoise, iteration, result in self.final_results(cell, cell.quality_stage):
             line = result["extrapolation"]
             row = self.snapshot(cell, denoise, iteration)
             row["label"] = distance_label(cell.data.extractor)
@@ -177,14 +219,13 @@ class _Collector:
                 yield row | {"n": n, "distance": distance} | fitted
 
     def final_results(
-        self, stage_of: Callable[..., Stage]
-    ) -> Iterator[tuple[Cell, bool, int, dict[str, Any]]]:
-        """Yield (cell, denoise, iteration, result) of the chosen snapshots' finished stages."""
-        for cell in self.cells:
-            for denoise, iteration in self.chosen[cell.name].items():
-                result = self.store.result(stage_of(cell, iteration, denoise=denoise))
-                if result is not None:
-                    yield cell, denoise, iteration, result
+        self, cell: Cell, stage_of: Callable[..., Stage]
+    ) -> Iterator[tuple[bool, int, dict[str, Any]]]:
+        """Yield (denoise, iteration, result) of the chosen snapshots' finished stages."""
+        for denoise, iteration in self.chosen[cell.name].items():
+            result = self.store.result(stage_of(iteration, denoise=denoise))
+            if result is not None:
+                yield denoise, iteration, result
 
     def reference_rows(self) -> Iterator[dict[str, Any]]:
         for job in self.jobs:
@@ -195,27 +236,46 @@ class _Collector:
                 label = distance_label(job.cell.data.extractor)
                 yield {"dataset": job.cell.data.name, "name": name, "label": label} | values
 
-    def loss_rows(self) -> Iterator[dict[str, Any]]:
+    def losses(self) -> pd.DataFrame:
+        """Return the losses of every training; of a great many, every so many an iteration."""
         users: dict[str, list[Cell]] = defaultdict(list)
         for cell in self.cells:
             users[cell.train_stage().digest].append(cell)
-        for cells in users.values():
-            cell = cells[0]
-            stage = cell.train_stage()
-            if self.store.result(stage) is None:
-                continue
-            kind = "conditional" if cell.train.conditional else "s(x)/σ"
-            shared = {
-                "dataset": cell.data.name,
-                "seed": cell.seed,
-                "training": f"{kind}, L={cell.train.n_levels}{_objective(cell)}",
-                "variants": ", ".join(dict.fromkeys(c.variant.name for c in cells)),
-            }
-            with np.load(self.store.directory(stage) / "losses.npz") as losses:
-                for i, loss in enumerate(losses["train"], start=1):
-                    yield shared | {"iteration": i, "split": "train", "loss": float(loss)}
-                for i, loss in zip(losses["test_iteration"], losses["test"], strict=True):
-                    yield shared | {"iteration": int(i), "split": "test", "loss": float(loss)}
+        every = -(-sum(c[0].train.iterations for c in users.values()) // MAX_LOSSES)
+        curves = [self.loss_curves(cells, every) for cells in users.values()]
+        found = [curve for pair in curves for curve in pair]
+        lengths = [len(curve["loss"]) for curve in found]
+        columns: dict[str, Any] = {}
+        for name in LOSS_COLUMNS:
+            parts = [curve[name] for curve in found]
+            if name in ("iteration", "loss"):
+                columns[name] = np.concatenate(parts) if parts else []
+            else:
+                columns[name] = pd.array(parts, LOSS_COLUMNS[name]).repeat(lengths)
+        return pd.DataFrame(columns).astype(LOSS_COLUMNS)
+
+    def loss_curves(self, cells: list[Cell], every: int) -> list[dict[str, Any]]:
+        """Return the losses of a training and its test losses, where it is done."""
+        cell = cells[0]
+        stage = cell.train_stage()
+        if self.states[Job(kind="train", cell=cell).name][0] != "done":
+            return []
+        kind = "conditional" if cell.train.conditional else "s(x)/σ"
+        shared = {
+            "dataset": cell.data.name,
+            "seed": cell.seed,
+            "training": f"{kind}, L={cell.train.n_levels}{_objective(cell)}",
+            "variants": ", ".join(dict.fromkeys(c.variant.name for c in cells)),
+        }
+        with np.load(self.store.directory(stage) / "losses.npz") as losses:
+            loss, test, test_iteration = (
+                losses[name] for name in ("train", "test", "test_iteration")
+            )
+        iteration = np.arange(1, len(loss) + 1)
+        return [
+            shared | {"split": "train", "iteration": iteration[::every], "loss": loss[::every]},
+            shared | {"split": "test", "iteration": test_iteration, "loss": test},
+        ]
 
     def hyperparameter_rows(self) -> Iterator[dict[str, Any]]:
         seen = set()
@@ -273,32 +333,30 @@ class _Collector:
         row["device"] = "; ".join(sorted(devices))
         return row
 
-    def sample_sets(self) -> Iterator[SampleSet]:
-        for cell in self.cells:
-            chosen = self.chosen[cell.name]
-            for iteration in cell.train.snapshot_iterations:
-                stage = cell.sample_stages(iteration, final=False)[0]
-                if self.store.result(stage) is None:
-                    continue
-                for denoise in (False, True):
-                    yield SampleSet(
-                        **self.snapshot(cell, denoise, iteration),
-                        path=self.store.directory(stage) / sample_file(denoise),
-                        selected=chosen.get(denoise) == iteration,
-                    )
-
-    def interpolations(self) -> Iterator[SampleSet]:
-        for cell in self.cells:
-            iteration = self.chosen[cell.name].get(True)
-            if iteration is None:
+    def sample_sets(self, cell: Cell) -> Iterator[SampleSet]:
+        chosen = self.chosen[cell.name]
+        for iteration in cell.train.snapshot_iterations:
+            stage = cell.sample_stages(iteration, final=False)[0]
+            if self.store.result(stage) is None:
                 continue
-            stage = cell.interpolation_stage(iteration)
-            if self.store.result(stage) is not None:
-                path = self.store.directory(stage) / sample_file(True)
-                yield SampleSet(**self.snapshot(cell, True, iteration), path=path)
+            for denoise in (False, True):
+                yield SampleSet(
+                    **self.snapshot(cell, denoise, iteration),
+                    path=self.store.directory(stage) / sample_file(denoise),
+                    selected=chosen.get(denoise) == iteration,
+                )
 
-    def neighbour_sets(self) -> Iterator[NeighbourSet]:
-        for cell, denoise, iteration, result in self.final_results(Cell.neighbour_stage):
+    def interpolations(self, cell: Cell) -> Iterator[SampleSet]:
+        iteration = self.chosen[cell.name].get(True)
+        if iteration is None:
+            return
+        stage = cell.interpolation_stage(iteration)
+        if self.store.result(stage) is not None:
+            path = self.store.directory(stage) / sample_file(True)
+            yield SampleSet(**self.snapshot(cell, True, iteration), path=path)
+
+    def neighbour_sets(self, cell: Cell) -> Iterator[NeighbourSet]:
+        for denoise, iteration, result in self.final_results(cell, cell.neighbour_stage):
             stage = cell.neighbour_stage(iteration, denoise=denoise)
             samples = cell.sample_stages(iteration, final=True)
             yield NeighbourSet(

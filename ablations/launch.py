@@ -25,6 +25,7 @@ from ablations.jobs import (
     seconds_spent,
     snapshot_jobs,
 )
+from ablations.leftovers import remove_leftovers
 from ablations.lock import launcher_lock
 from ablations.manifest import Manifest, load_manifest, save_manifest
 from ablations.plan import check_disk, describe_plan, describe_warnings
@@ -274,6 +275,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with launcher_lock(plan.context.out):
             if save_manifest(plan.manifest, plan.context.out):
                 mark_stale(plan.context.out)
+            # Slurm must first be asked whose files jobs in its queue will need.
+            if plan.executor != "slurm" and not (plan.context.out / "slurm").exists():
+                remove_leftovers(plan.context.out, len(plan_jobs(plan.manifest.cells)))
             return _run(plan, retry_failed=args.retry_failed)
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 #: What is measured beside the distance; the last two say what n does to the distance itself.
@@ -234,7 +235,7 @@ class Results:
                 )
             object.__setattr__(self, name, _cast(name, getattr(self, name), columns))
         for (name, column), allowed in _ALLOWED.items():
-            wrong = set(getattr(self, name)[column].dropna()) - allowed
+            wrong = set(getattr(self, name)[column].dropna().unique()) - allowed
             if wrong:
                 raise ValueError(
                     f"{name}.{column}: {sorted(wrong)[0]!r} is not one of "
@@ -266,6 +267,8 @@ def _quoted(frame: pd.DataFrame) -> pd.Series | bool:
 def _cast(name: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     for column, dtype in columns.items():
         # astype(bool) would read NaN and "False" as True.
+        if frame[column].dtype == dtype:
+            continue
         if dtype == "bool" and not all(value in (True, False) for value in frame[column].dropna()):
             raise ValueError(f"{name}.{column}: not all values are True or False")
         if dtype == "bool" and frame[column].isna().any():
@@ -283,14 +286,17 @@ def make_frame(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]] = (
     (a bool cannot be missing).
     """
     rows = list(rows)
+    flags = [name for name, dtype in columns.items() if dtype == "bool"]
     for row in rows:
-        unknown = sorted(set(row) - set(columns))
-        if unknown:
-            raise ValueError(f"unknown column {unknown[0]!r}; known: {', '.join(columns)}")
-        for name, dtype in columns.items():
-            if dtype == "bool" and not isinstance(row.get(name), bool):
+        if not row.keys() <= columns.keys():
+            unknown = min(row.keys() - columns.keys())
+            raise ValueError(f"unknown column {unknown!r}; known: {', '.join(columns)}")
+        for name in flags:
+            if not isinstance(row.get(name), bool):
                 raise ValueError(f"{name}: {row.get(name)!r} is not True or False")
-    return pd.DataFrame(rows, columns=list(columns)).astype(dict(columns))
+    # Column by column, which takes pandas a third of the time of a list of rows.
+    found = {name: [row.get(name, np.nan) for row in rows] for name in columns}
+    return pd.DataFrame(found, columns=list(columns)).astype(dict(columns))
 
 
 def empty_results(run: dict[str, Any]) -> Results:

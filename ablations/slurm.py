@@ -22,6 +22,7 @@ from ablations.code_snapshot import snapshot_code
 from ablations.executors import Outcome, Reporter, blocked_by
 from ablations.failures import read_failure
 from ablations.jobs import Context, Job, job_is_done
+from ablations.leftovers import remove_leftovers
 from ablations.logs import last_lines
 from ablations.slurm_job import SlurmJob, SlurmReport
 from ablations.slurm_queue import (
@@ -69,6 +70,7 @@ class SlurmGrid:
         require_slurm()
         self._recover()
         live = live_ids(self.context.out)
+        remove_leftovers(self.context.out, len(self.known), live=set(live.values()))
         names = {job.name for job in self.jobs}
         new = [job for job in self.jobs if job.name not in live]
         if not new and REPORT in live:

@@ -9,6 +9,7 @@ import fcntl
 import hashlib
 import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -74,29 +75,31 @@ class StageStore:
         self.root, self.elsewhere = root, elsewhere or {}
         self.world = World() if world is None else world
         self.codes: set[str] = set()
-        self._checked: dict[Path, tuple[int, int]] = {}
+        self._checked: dict[str, tuple[int, int]] = {}
 
     def directory(self, stage: Stage) -> Path:
         """Return the stage's directory, which need not exist."""
         return self.elsewhere.get(stage.kind, self.root) / stage.kind / stage.digest
 
     def result(self, stage: Stage) -> dict[str, Any] | None:
-        """Return the result of a finished stage, or None.
+        """Return the result of a finished stage, or None; it is read anew at each call.
 
         A damaged result, or one whose files are damaged, is named in the log and set aside, so that
         the stage counts as unfinished.
         """
-        path = self.directory(stage) / "result.json"
+        # Texts and not paths: a collection looks at a hundred thousand of them.
+        directory = f"{self.elsewhere.get(stage.kind, self.root)}/{stage.kind}/{stage.digest}"
+        path = f"{directory}/result.json"
         try:
             record = read_sealed_json(path)
             if record.get("digest") != stage.digest:
                 raise CorruptFile(path, "it does not carry its stage's digest")
             for name, checksum in record["files"].items():
-                self._check(path.parent / name, checksum)
+                self._check(f"{directory}/{name}", checksum)
         except FileNotFoundError:
             return None
         except CorruptFile as error:
-            for damaged in {error.path, path}:
+            for damaged in {error.path, Path(path)}:
                 # The damage may be that the file is not there, or another process was faster.
                 with suppress(FileNotFoundError):
                     set_aside(damaged)
@@ -110,9 +113,9 @@ class StageStore:
         path = self.directory(stage) / "result.json"
         return read_sealed_json(path)["files"][name]
 
-    def _check(self, path: Path, checksum: str) -> None:
+    def _check(self, path: str, checksum: str) -> None:
         try:
-            stat = path.stat()
+            stat = os.stat(path)
         except FileNotFoundError as error:
             raise CorruptFile(path, "it is missing") from error
         seen = (stat.st_mtime_ns, stat.st_size)

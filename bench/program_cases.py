@@ -12,6 +12,7 @@ from ablations.jobs import Job
 from ablations.launch import main, make_plan, parse_arguments
 from ablations.plan import check_disk
 from ablations.report import build_report
+from bench.finished import write_finished
 from bench.registry import Pair, Setting, case
 
 
@@ -57,3 +58,11 @@ def _(setting: Setting) -> Pair:
         return build_report(collect(out), setting.folder / "report")
 
     return Pair(candidate=report)
+
+
+@case("collecting[10,000 cells]", "report")
+def _(setting: Setting) -> Pair:
+    """From the files of finished cells to the tables' numbers, every checksum verified."""
+    out = setting.folder / "out"
+    write_finished(out, setting.size(10_000, 8))
+    return Pair(candidate=lambda: collect(out))

@@ -6,6 +6,7 @@
 import hashlib
 import io
 import logging
+import pickle
 import re
 import sys
 from pathlib import Path
@@ -37,7 +38,10 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
 
 
 def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
-    """Read what :func:`save_tensors` wrote; raises CorruptFile where a single bit differs."""
+    """Read what :func:`save_tensors` wrote; raises CorruptFile where a single bit differs.
+
+    So it does for a file with a right checksum that holds code, which is not run.
+    """
     try:
         data = path.read_bytes()
     except IsADirectoryError as error:
@@ -45,7 +49,11 @@ def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     body, digest = data[:-_DIGEST_BYTES], data[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         raise CorruptFile(path, "its checksum does not agree with its content")
-    return torch.load(io.BytesIO(body), map_location=map_location, weights_only=True)
+    try:
+        return torch.load(io.BytesIO(body), map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "weights_only refuses it: it holds more than tensors and plain values"
+        raise CorruptFile(path, reason) from error
 
 
 def find_tensors(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -139,7 +139,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
 
 def read_json(path: str | Path) -> Any:
     """Read a JSON file; raises CorruptFile where it does not parse, FileNotFoundError if absent."""
-    return _parse(path, _read(path))
+    return _parse(path, b"".join(_parts(path)))
 
 
 def read_sealed_json(path: str | Path) -> dict[str, Any]:
@@ -147,7 +147,7 @@ def read_sealed_json(path: str | Path) -> dict[str, Any]:
 
     A record without an entry "sha256" is one of before there were seals, and taken as it is.
     """
-    data = _read(path)
+    data = b"".join(_parts(path))
     seal = _SEAL_PATTERN.match(data)
     if seal and hashlib.sha256(data[seal.end() :]).hexdigest().encode() != seal[1]:
         raise CorruptFile(path, "its checksum does not agree with its content")
@@ -161,12 +161,16 @@ def read_sealed_json(path: str | Path) -> dict[str, Any]:
     return record
 
 
-def _read(path: str | Path) -> bytes:
+def _parts(path: str | Path) -> Iterator[bytes]:
+    """Yield a file's bytes with half the system calls that a file object takes for a small one."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with open(path, "rb") as file:
-            return file.read()
+        while part := os.read(descriptor, 2**18):
+            yield part
     except IsADirectoryError as error:
         raise CorruptFile(path, "is a directory") from error
+    finally:
+        os.close(descriptor)
 
 
 def _parse(path: str | Path, data: bytes) -> Any:
@@ -178,11 +182,10 @@ def _parse(path: str | Path, data: bytes) -> Any:
 
 def sha256_file(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, 64 hexadecimal digits; CorruptFile for a directory."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except IsADirectoryError as error:
-        raise CorruptFile(path, "is a directory") from error
+    digest = hashlib.sha256()
+    for part in _parts(path):
+        digest.update(part)
+    return digest.hexdigest()
 
 
 def set_aside(path: str | Path) -> Path:

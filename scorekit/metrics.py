@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import zipfile
-import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -199,7 +197,9 @@ def load_statistics(path: str | Path, *, n: int | None = None) -> FeatureStatist
             names = file.files
             wanted = ("mean", "covariance", "n", "mu", "sigma", "pool_3")
             arrays = {name: file[name] for name in wanted if name in names}
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (FileNotFoundError, IsADirectoryError, PermissionError, CorruptFile):
+        raise  # says what is wrong by itself, and names the file
+    except Exception as error:  # readers of archives raise nearly anything on damaged bytes
         raise CorruptFile(path, f"is no .npz of statistics ({error})") from error
     if {"mean", "covariance", "n"} <= arrays.keys():
         mean, covariance, stored = arrays["mean"], arrays["covariance"], arrays["n"]

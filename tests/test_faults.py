@@ -1,17 +1,23 @@
 """Kills and faults of the disk: whatever happens, the same command ends with the same results."""
 
+import errno
+import json
 import os
 import random
 import shutil
 import signal
+import tempfile
 import time
 from collections import Counter
 from pathlib import Path
 
 import pytest
 from forked import (
+    FailAtWrites,
     KillAtNewWrite,
     NoReport,
+    SmallFiles,
+    Unprivileged,
     collector,
     kill_after,
     launcher,
@@ -239,3 +245,85 @@ def test_a_damaged_file_of_any_kind_is_named_and_made_again(undisturbed, tmp_pat
         assert results(out) == wanted, what
         shutil.rmtree(out)
         log.unlink()
+
+
+def done(out: Path) -> set[Path]:
+    return set(out.rglob("result.json"))
+
+
+def one_line(said: str) -> None:
+    """Check that a launch says what is wrong in lines, and in one where that is all it says."""
+    assert "Traceback" not in said, said
+    errors = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert len(errors) <= 1, said
+
+
+def test_a_disk_that_fills_at_any_write_loses_nothing(undisturbed, tmp_path):
+    reference, _ = undisturbed
+    out = tmp_path / "out"
+    attempts, codes = 0, Counter()
+    code = 2
+    while code != 0:
+        log = tmp_path / f"log-{attempts}"
+        before = done(out)
+        # At each of the first changes, again when more is done, and then ever later.
+        first = attempts % 23 + 1 if attempts < 46 else int(23 * 1.4 ** (attempts - 45))
+        fault = FailAtWrites(str(out), first)
+        code = wait(start(launcher, arguments(out, "--retry-failed"), log=log, fault=fault))
+        said = log.read_text()
+        one_line(said)
+        assert done(out) >= before, said
+        if code:
+            codes[code] += 1
+            assert os.strerror(errno.ENOSPC) in said, said
+        attempts += 1
+    print(attempts, "attempts;", dict(codes))
+    assert codes[2] > 5 and codes.total() > 20
+    assert results(out) == results(reference)
+    same_report(out, reference)
+
+
+def test_a_file_too_large_is_a_failure_on_record_and_continued(undisturbed, tmp_path):
+    reference, _ = undisturbed
+    out, log = tmp_path / "out", tmp_path / "log"
+    shutil.copytree(reference, out)
+    for folder in ("stages/train", "report"):
+        shutil.rmtree(out / folder)
+    assert wait(start(launcher, arguments(out), log=log, fault=SmallFiles(20_000))) == 2
+    said = log.read_text()
+    one_line(said)
+    assert "FAILED: train digits" in said and os.strerror(errno.EFBIG) in said, said
+    (failure,) = out.glob("jobs/train-*.failure.json")
+    assert os.strerror(errno.EFBIG) in json.loads(failure.read_text())["message"]
+    assert wait(start(launcher, arguments(out), log=log)) == 1  # until it is asked for again
+    assert "failed before" in log.read_text()
+    assert wait(start(launcher, arguments(out, "--retry-failed"), log=log)) == 0, log.read_text()
+    assert results(out) == results(reference)
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_disk_that_takes_no_write_is_one_line(undisturbed, tmp_path, number):
+    out, log = tmp_path / "out", tmp_path / "log"
+    shutil.copytree(undisturbed[0], out)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    fault = FailAtWrites(str(out), 1, number)
+    assert wait(start(launcher, arguments(out), log=log, fault=fault)) == 2
+    one_line(log.read_text())
+    assert f"error: [Errno {number}] {os.strerror(number)}" in log.read_text()
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+
+
+def test_somebody_elses_folder_is_one_line(undisturbed):
+    with tempfile.TemporaryDirectory() as folder:  # where others may read, unlike pytest's own
+        out, log = Path(folder, "out"), Path(folder, "log")
+        shutil.copytree(undisturbed[0], out)
+        for path in (Path(folder), *out.rglob("*"), out):
+            path.chmod(0o555 if path.is_dir() else 0o444)
+        fault = Unprivileged() if os.getuid() == 0 else None
+        try:
+            assert wait(start(launcher, arguments(out), log=log, fault=fault)) == 2
+            one_line(log.read_text())
+            assert "error: [Errno 13] Permission denied: " in log.read_text()
+        finally:
+            for path in (Path(folder), out, *out.rglob("*")):
+                path.chmod(0o755 if path.is_dir() else 0o644)
