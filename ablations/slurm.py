@@ -24,7 +24,7 @@ from ablations.failures import read_failure
 from ablations.jobs import Context, Job, job_is_done
 from ablations.leftovers import remove_leftovers
 from ablations.logs import last_lines
-from ablations.slurm_job import SlurmJob, SlurmReport
+from ablations.slurm_job import SlurmJob, SlurmReport, patient_python
 from ablations.slurm_queue import (
     QueuedJob,
     SlurmError,
@@ -171,7 +171,9 @@ class _Sender:
         cuda = context.device != "cpu"
         code = snapshot_code(context.out)
         self._parameters = settings.parameters(threads=context.threads, cuda=cuda, code=code)
-        self._executor = submitit.AutoExecutor(folder=_logs(context.out), cluster="slurm")
+        self._executor = submitit.AutoExecutor(
+            folder=_logs(context.out), cluster="slurm", slurm_python=patient_python()
+        )
 
     def send(self, jobs: Sequence[Job], after: Sequence[str]) -> dict[str, str]:
         """Submit like jobs as arrays that wait for ``after``; return Slurm's ids by name."""

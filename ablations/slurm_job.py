@@ -2,7 +2,9 @@
 
 import logging
 import os
+import shlex
 import signal
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -29,6 +31,19 @@ _REQUEUE_EVERY_S = 10.0
 _DEATHS_WITHOUT_PROGRESS = 3
 
 
+def patient_python() -> str:
+    """Return the shell's words for a Python that Slurm's warning cannot kill while it starts.
+
+    The warning then waits until :class:`Warned` takes it.
+    """
+    code = (
+        "import os, signal, sys; "
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, {{{int(_WARNING)}}}); "
+        "os.execv(sys.argv[1], sys.argv[1:])"
+    )
+    return shlex.join([sys.executable, "-S", "-c", code, sys.executable])
+
+
 class Warned:
     """Whether the job was told that its end is near; true from then on.
 
@@ -42,6 +57,7 @@ class Warned:
         self._received: set[int] = set()
         for number in (_WARNING, signal.SIGTERM):
             signal.signal(number, self._note)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WARNING})
 
     def __call__(self) -> bool:
         return bool(self._received)
