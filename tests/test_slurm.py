@@ -293,6 +293,17 @@ def test_before_its_time_is_over_a_job_goes_back_to_the_queue(slurm, tmp_path, l
     assert results(out) == long_results
 
 
+def test_a_warning_while_a_job_starts_is_not_its_end(slurm, tmp_path):
+    process = start(slurm, tmp_path, "--only", "ncsnv2")
+    out = tmp_path / "out"
+    job = wait_for(lambda: one(out, "train"), "the training's job")
+    wait_for(lambda: slurm.pids(job, tasks=True), "its process")
+    slurm.run("scancel", "--signal=USR2", job)
+    code, said = end(process)
+    assert code == 0, said
+    assert restarts(slurm, job) == 1
+
+
 def test_a_job_over_its_memory_is_named_with_the_reason(slurm, tmp_path):
     code, output, errors = launch(slurm, tmp_path, "--only", "ncsnv2", "--slurm", "memory=100M")
     assert code == 1, output + errors
