@@ -2,6 +2,10 @@
 
 import os
 
+# Read when torch is imported: of workers side by side, and what they start, each has one core.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 import slurm_cluster
 import torch
@@ -10,6 +14,12 @@ from tiny_grid import TOML
 if not torch.cuda.is_available():
     # Read when the kernels are defined, hence before any of them is imported.
     os.environ["TRITON_INTERPRET"] = "1"
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, lest one worker ends long after the others."""
+    first = ("test_slurm.py", "test_faults.py", "test_launch.py")
+    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else 3)
 
 
 @pytest.fixture(scope="session")
