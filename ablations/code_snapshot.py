@@ -24,11 +24,14 @@ def code_digest() -> str:
 def snapshot_code(out: Path) -> Path:
     """Copy the packages to ``OUT/code/<digest>``, unless they are there; return that folder.
 
+    To be called by the folder's only launcher.
     Jobs that wait in a queue for days then run the code that was there when they were submitted.
     """
     folder = out / "code" / code_digest()
     if folder.exists():
         return folder
+    for unfinished in folder.parent.glob(".*.tmp"):  # of launchers that were killed
+        shutil.rmtree(unfinished)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     for path in _files():
         copy = temporary / path.relative_to(_ROOT)

@@ -131,10 +131,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
     grid = load_grid(args.grid)
     if args.rows is not None:
         grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
-    cuda = torch.cuda.is_available()
-    device = args.device if args.device != "auto" else ("cuda" if cuda else "cpu")
-    if device == "cuda" and not cuda:
-        raise ValueError("--device cuda: no CUDA device is available; use cpu or auto")
+    slurm = slurm_settings(grid.slurm, args.slurm)
+    device = _device(args, slurm)
     wanted = args.budget or grid.budget or "auto"
     budget = BUDGETS[wanted if wanted != "auto" else ("paper" if device == "cuda" else "quick")]
     overrides = grid.overrides | parse_overrides(args.set)
@@ -199,10 +197,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         if not cells:
             there = ", ".join(sorted(known))
             raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
-    slurm = slurm_settings(grid.slurm, args.slurm)
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
     places = n_gpus or usable_cores() // (args.threads or 1)
-    gpus = args.gpus or slurm.gpus
+    gpus = args.gpus or slurm.gpus or 1
     workers = args.workers or max(1, places // gpus)
     executor = args.executor
     if executor == "auto":
@@ -216,7 +213,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         out=out,
         data_root=data_root,
         device=device,
-        threads=args.threads or (usable_cores() if executor == "inline" else 1),
+        threads=args.threads or _threads(executor, slurm),
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
         accumulation=settings.accumulation,
@@ -233,6 +230,23 @@ def make_plan(args: argparse.Namespace) -> Plan:
         gpus=gpus,
         slurm=replace(slurm, gpus=gpus, array_parallelism=workers),
     )
+
+
+def _device(args: argparse.Namespace, slurm: SlurmSettings) -> str:
+    """Return "cpu" or "cuda"; what this machine lacks Slurm's may have."""
+    import torch
+
+    here = torch.cuda.is_available()
+    if args.executor == "slurm":
+        asked = args.gpus is not None or slurm.gpus is not None
+        return args.device if args.device != "auto" else ("cuda" if here or asked else "cpu")
+    if args.device == "cuda" and not here:
+        raise ValueError("--device cuda: no CUDA device is available; use cpu or auto")
+    return args.device if args.device != "auto" else ("cuda" if here else "cpu")
+
+
+def _threads(executor: str, slurm: SlurmSettings) -> int:
+    return {"inline": usable_cores(), "slurm": slurm.cpus or 1}.get(executor, 1)
 
 
 def _check_gpus(gpus: int, executor: str, there: int) -> None:

@@ -25,7 +25,7 @@ class SlurmSettings:
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    gpus: int = 1
+    gpus: int | None = None  # None: one
     cpus: int | None = None  # None: the threads of a job
     memory: str | None = None  # as sbatch's --mem: "32G"
     time: int = 24 * 60
@@ -62,12 +62,12 @@ class SlurmSettings:
             "slurm_qos": self.qos,
             "slurm_constraint": self.constraint,
             "slurm_mem": self.memory,
-            "slurm_gpus_per_node": self.gpus if cuda else None,
+            "slurm_gpus_per_node": (self.gpus or 1) if cuda else None,
         }
         return {key: value for key, value in named.items() if value is not None} | {
             "slurm_time": self.time,
             # One task per GPU: they are the ranks of a job that trains on several.
-            "slurm_ntasks_per_node": self.gpus,
+            "slurm_ntasks_per_node": self.gpus or 1,
             "slurm_cpus_per_task": self.cpus or threads,
             "slurm_array_parallelism": self.array_parallelism,
             "slurm_signal_delay_s": self.warning_s,

@@ -36,6 +36,13 @@ def test_a_copy_is_made_once_and_whole(tmp_path):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_an_unfinished_copy_is_removed(tmp_path):
+    unfinished = tmp_path / "code" / ".0123456789ab.1-2.tmp" / "kernels"
+    unfinished.mkdir(parents=True)
+    folder = snapshot_code(tmp_path)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
 def test_another_line_of_code_is_another_digest(tmp_path):
     folder = snapshot_code(tmp_path)
     (folder / "scorekit" / "ema.py").open("a").write("\n# changed\n")

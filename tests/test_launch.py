@@ -15,7 +15,7 @@ from PIL import Image
 from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
 
 from ablations.jobs import plan_jobs, selected_iterations
-from ablations.launch import main
+from ablations.launch import main, make_plan, parse_arguments
 from ablations.manifest import load_manifest
 
 
@@ -237,6 +237,30 @@ def test_a_second_launcher_is_told_who_holds_the_folder(finished, capsys):
         assert again(finished) == 2
     error = capsys.readouterr().err
     assert "is in use by process" in error
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ((), ("cpu", 1, 1)),
+        (("--device", "cuda"), ("cuda", 1, 1)),
+        (("--slurm", "gpus=2", "--slurm", "cpus=4"), ("cuda", 2, 4)),
+        (("--gpus", "2", "--threads", "3"), ("cuda", 2, 3)),
+        (("--gpus", "2", "--device", "cpu"), ("cpu", 2, 1)),
+    ],
+)
+def test_on_slurm_a_device_is_what_is_asked_for_not_what_is_here(
+    tmp_path, monkeypatch, flags, expected
+):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ["--grid", str(TOML), "--out", str(tmp_path), "--executor", "slurm", *flags]
+    plan = make_plan(parse_arguments(arguments))
+    assert (plan.context.device, plan.gpus, plan.context.threads) == expected
+    parameters = plan.slurm.parameters(
+        threads=plan.context.threads, cuda=plan.context.device == "cuda", code=tmp_path
+    )
+    assert parameters["slurm_ntasks_per_node"] == plan.gpus
+    assert parameters.get("slurm_gpus_per_node", 0) == (plan.gpus if expected[0] == "cuda" else 0)
 
 
 @pytest.mark.parametrize(
