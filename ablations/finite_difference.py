@@ -72,6 +72,8 @@ _FOREIGN: dict[str, Any] = {
     "inception_weights": None,
     "extractor": None,
     "workers": None,
+    "gpus": None,
+    "cancel": False,
     "slurm": [],
 }
 

@@ -15,6 +15,7 @@ import torch
 
 from ablations import launch
 from ablations.artefacts import save_artefacts
+from ablations.command_line import make_plan, parse_arguments
 from ablations.grids import load_grid
 from ablations.jobs import Context
 from ablations.manifest import load_manifest
@@ -77,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not names:
         parser.error("no NAME given; --list prints them")
-    args = launch.parse_arguments(flags)
+    args = parse_arguments(flags)
     try:
         items = find_items(names)
         if args.dry_run or args.status:
@@ -105,7 +106,7 @@ def _run_grid(items: list[Item], flags: Sequence[str]) -> int:
         codes.append(launch.main([*flags, "--rows", rows]))
     if max(codes) > 1:
         return max(codes)
-    plan = launch.make_plan(launch.parse_arguments(flags))
+    plan = make_plan(parse_arguments(flags))
     # One cell of a data set: pictures show the first seed.
     cells = [c for c in plan.cells if c.variant == NCSNV2 and not c.row and c.seed == 0]
     for kind in dict.fromkeys(item.more for item in items if item.more):
@@ -123,7 +124,7 @@ def _prepare(items: list[Item], args: argparse.Namespace, *, sample: bool) -> Ru
     if all(item.needs == "none" for item in items):
         return Run(out=out, sample=sample)
     if sample:
-        plan = launch.make_plan(args)
+        plan = make_plan(args)
         cells, context = plan.cells, plan.context
     else:
         manifest = load_manifest(out)

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from ablations.cells import Cell
+from ablations.command_line import make_plan, parse_arguments
 from ablations.dumps import dump_name
 from ablations.jobs import Context, selected_iterations
-from ablations.launch import make_plan, parse_arguments
 from ablations.manifest import save_manifest
 from ablations.stages import Stage
 from scorekit.data import prepare

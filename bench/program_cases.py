@@ -8,8 +8,9 @@ import torch
 
 from ablations.cells import Cell
 from ablations.collect import collect
+from ablations.command_line import make_plan, parse_arguments
 from ablations.jobs import Job
-from ablations.launch import main, make_plan, parse_arguments
+from ablations.launch import main
 from ablations.plan import check_disk
 from ablations.report import build_report
 from bench.finished import write_finished

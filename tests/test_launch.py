@@ -14,8 +14,9 @@ import pytest
 from PIL import Image
 from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
 
+from ablations.command_line import make_plan, parse_arguments
 from ablations.jobs import plan_jobs, selected_iterations
-from ablations.launch import main, make_plan, parse_arguments
+from ablations.launch import main
 from ablations.manifest import load_manifest
 
 
