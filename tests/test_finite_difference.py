@@ -247,6 +247,8 @@ def test_a_wrong_shaped_table_is_one_line_before_any_work(tmp_path, capsys):
     [
         (["--parts", "toys"], "--parts toys: unknown; known: toy, loss, distance, flow,"),
         (["--parts", ","], "--parts names none"),
+        (["--gpus", "2"], "--gpus means nothing to --grid finite-difference"),
+        (["--cancel"], "--cancel means nothing to --grid finite-difference"),
         (["--datasets", "digits"], "--datasets means nothing to --grid finite-difference"),
         (["--executor", "slurm"], "runs in this process"),
         (["--set", "toy_width=x"], "toy_width = 'x' is not a whole number"),
