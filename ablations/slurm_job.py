@@ -28,6 +28,7 @@ _log = logging.getLogger("scorekit")
 _WARNING = signal.SIGUSR2
 _RELEASE_EVERY_S = 5.0
 _REQUEUE_EVERY_S = 10.0
+_KILLED_WITHIN_S = 600.0
 _DEATHS_WITHOUT_PROGRESS = 3
 
 
@@ -70,9 +71,15 @@ class Warned:
         self._received.add(number)
 
     def leave(self) -> NoReturn:
-        """Go back to the queue if warned of the end; never return."""
+        """Go back to the queue if warned of the end; never return.
+
+        What was terminated and neither warned nor killed in time, as by a person, exits.
+        """
+        deadline = time.monotonic() + _KILLED_WITHIN_S
         while _WARNING not in self._received:
             time.sleep(0.1)
+            if time.monotonic() > deadline:
+                raise SystemExit(f"terminated, but not killed within {_KILLED_WITHIN_S:.0f} s")
         requeue_this_job()
         while True:
             time.sleep(1)
