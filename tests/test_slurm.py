@@ -282,7 +282,8 @@ def restarts(slurm, job: str) -> int:
 
 def test_before_its_time_is_over_a_job_goes_back_to_the_queue(slurm, tmp_path):
     # Slurm looks for such jobs twice a minute.
-    process = start(slurm, tmp_path, "--only", "ncsnv2", "--set", "iterations=2500")
+    flags = ("--set", "iterations=2500", "--set", "snapshot_interval=2500")
+    process = start(slurm, tmp_path, "--only", "ncsnv2", *flags)
     out = tmp_path / "out"
     wait_for(lambda: progress_of(out, "train"), "training")
     job = one(out, "train")
