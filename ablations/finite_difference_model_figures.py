@@ -32,7 +32,7 @@ _STYLES = {
     "approximate": ("#7d838c", ":"),
 }
 _AXES = (("seconds", "seconds of training"), ("iteration", "iteration"))
-_COLUMNS, _WANTED_PX = 12, 32
+_COLUMNS, _WANTED_PX = 12, 56
 
 
 def distance_picture(results: TrialResults) -> Picture | None:
@@ -94,7 +94,7 @@ def flow_picture(results: TrialResults) -> Picture | None:
         title="Likelihood of NICE over training",
         caption="Exact negative log likelihood of held-out images with noise, against the seconds "
         "of training and against the iterations; a thin line per seed, a thick one through the "
-        f"means. {conditions_of(results, ['flow'])}",
+        f"means. What runs away is cut off above. {conditions_of(results, ['flow'])}",
         alt="Likelihood against time for every objective of the flow",
         figure=figure,
     )

@@ -117,7 +117,9 @@ def flow_table(results: TrialResults) -> Table:
         f"{said(s, 'batch_size')}, Adam at {said(s, 'learning_rate')} for all (matched; in the "
         f"authors' code the rates differ), ε = {said(s, 'epsilon')}; all from the same weights on "
         "the same batches, noise and directions. Exact score matching on "
-        f"{said(s, 'n_exact')} images. Time: of the steps alone.",
+        f"{said(s, 'n_exact')} images. Time: of the steps alone. Approximate back-propagation "
+        "leaves out what lies off the Hessian's diagonal in every layer, and so has no minimum at "
+        "the data's density.",
         records,
         {
             "nll": "NLL, nats ↓",
@@ -161,7 +163,8 @@ def implicit_table(results: TrialResults) -> Table:
         f"{said(s, 'samples')} decoded samples of the prior from the training images.{real} "
         "Latents: Fréchet distance of held-out images' latents from N(0, I) themselves. "
         f"{said(s, 'latent_dim')} latent dimensions, {said(s, 'iterations')} iterations of "
-        f"{said(s, 'batch_size')} by RMSProp, in each {said(s, 'score_steps')} of the score.",
+        f"{said(s, 'batch_size')} by RMSProp, each with {said(s, 'score_steps')} steps of the "
+        "score network.",
         records,
         IMPLICIT_COLUMNS,
     )
