@@ -18,7 +18,7 @@ from ablations.slurm_queue import SlurmError, clear_dependency, queued_jobs, req
 from ablations.status import read_progress
 from ablations.submissions import load_submission, load_submissions, submission_path
 from ablations.work import run_job
-from scorekit.distributed import leave
+from scorekit.distributed import RankDied, leave
 from scorekit.files import read_json, write_json
 from scorekit.training import Stopped, snapshot_path
 
@@ -117,6 +117,8 @@ class SlurmJob:
         except Stopped as stopped:
             _log.info("%s: back to the queue", stopped)
             warned.leave()
+        except RankDied as death:
+            deaths(str(death))
 
 
 class _Deaths:

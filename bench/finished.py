@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ablations.cells import Cell
+from ablations.code_snapshot import code_digest
 from ablations.command_line import make_plan, parse_arguments
 from ablations.dumps import dump_name
 from ablations.jobs import Context, selected_iterations
@@ -82,6 +83,7 @@ class _Writer:
             (directory / name).write_bytes(data)
         record = {
             "digest": stage.digest,
+            "code": code_digest(),
             "kind": stage.kind,
             "needs": [need.digest for need in stage.needs],
             "result": result,

@@ -275,7 +275,8 @@ def test_a_killed_rank_ends_its_job_in_seconds_and_the_same_command_continues(tm
     assert not process_runs(ranks["0"])  # of an hours' timeout
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 1
-    assert "a rank died: rank 1 of 2 is gone" in output
+    # Told by the watch or by a collective, whichever is first.
+    assert "a rank died" in output
     continued = launch(tmp_path / "cut", *flags)
     assert continued.returncode == 0, continued.stderr
     assert "failed before" not in continued.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,13 @@ NAMES = [name for item in ITEMS for name in (item.name, *item.aliases)]
 
 def flags(out: Path) -> list[str]:
     return ["--grid", str(TOML), "--out", str(out), "--device", "cpu", "--executor", "inline"]
+
+
+@pytest.fixture(scope="module")
+def finished(finished, tmp_path_factory):
+    """A copy, since items run what the grid lacks."""
+    folder = tmp_path_factory.mktemp("reproduce")
+    return Path(shutil.copytree(finished, folder / "grid"))
 
 
 def contents(out: Path) -> dict[str, bytes]:
