@@ -9,6 +9,8 @@ from scorekit.distributed import RankDied
 from scorekit.files import CorruptFile, read_json, set_aside, write_json
 from scorekit.training import Diverged
 
+_KINDS = ("failed", "diverged", "lost")
+
 
 def failure_path(out: Path, job_name: str) -> Path:
     """Return the file that a failed job leaves: kind, message, traceback, when.
@@ -46,7 +48,7 @@ def read_failure(out: Path, job_name: str) -> dict[str, Any] | None:
         record = read_json(path)
         if not (
             isinstance(record, dict)
-            and record.get("kind") in ("failed", "diverged")
+            and record.get("kind") in _KINDS
             and isinstance(record.get("message"), str)
         ):
             raise CorruptFile(path, "is no record of a failure")

@@ -275,7 +275,7 @@ def test_a_killed_rank_ends_its_job_in_seconds_and_the_same_command_continues(tm
     assert not process_runs(ranks["0"])  # of an hours' timeout
     output, _ = process.communicate(timeout=240)
     assert process.returncode == 1
-    # Told by the watch or by a collective, whichever is first.
+    # Told by the watch or by a collective, whichever comes first.
     assert "a rank died" in output
     continued = launch(tmp_path / "cut", *flags)
     assert continued.returncode == 0, continued.stderr
