@@ -129,6 +129,10 @@ class SlurmCluster:
     """
 
     def __init__(self, directory: Path) -> None:
+        # A job's step listens there; the system allows its socket's name 107 bytes.
+        step = directory / f"slurmd-{NODES[0]}" / f"{NODES[0]}_99999.{2**32 - 1}"
+        if len(os.fsencode(step)) > 107:
+            raise ValueError(f"directory {directory}: its path must be shorter for {step.name}")
         self.directory = directory
         self.environment = {
             name: value

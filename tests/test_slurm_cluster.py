@@ -166,7 +166,13 @@ def test_job_over_its_time_is_killed(slurm: SlurmCluster, overdue: str) -> None:
     wait_until(lambda: slurm.accounted(overdue) == "TIMEOUT", "it is accounted as timed out")
 
 
-def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
+@pytest.fixture
+def short_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose path leaves room for the names of sockets."""
+    return tmp_path_factory.mktemp("s")
+
+
+def test_nothing_is_left_when_the_owner_is_killed(short_path: Path) -> None:
     script = (
         "import sys, time, pathlib, slurm_cluster\n"
         "with slurm_cluster.SlurmCluster(pathlib.Path(sys.argv[1])) as cluster:\n"
@@ -176,16 +182,16 @@ def test_nothing_is_left_when_the_owner_is_killed(tmp_path: Path) -> None:
         "    time.sleep(100)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", script, tmp_path],
-        cwd=tmp_path,
+        [sys.executable, "-c", script, short_path],
+        cwd=short_path,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
         stdout=subprocess.PIPE,
         text=True,
     ) as owner:
         assert owner.stdout.readline() == "up\n"
-        assert len(_alive(tmp_path)) > 6
+        assert len(_alive(short_path)) > 6
         owner.kill()
-    wait_until(lambda: not _alive(tmp_path), "everything has ended", seconds=20)
+    wait_until(lambda: not _alive(short_path), "everything has ended", seconds=20)
 
 
 def _alive(directory: Path) -> list[int]:
@@ -194,15 +200,21 @@ def _alive(directory: Path) -> list[int]:
     return [pid for pid, _, variables in processes() if marker in variables]
 
 
-def test_failing_start_shows_the_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_start_shows_the_logs(
+    tmp_path: Path, short_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     broken = tmp_path / "bin" / "munged"
     broken.parent.mkdir()
     broken.write_text("#!/bin/sh\necho the disk is full >&2; exit 1\n")
     broken.chmod(0o755)
     monkeypatch.setenv("PATH", str(broken.parent), prepend=os.pathsep)
-    (tmp_path / "slurm").mkdir()
     with (
         pytest.raises(RuntimeError, match=r"(?s)munged ended by itself\n.*\nthe disk is full"),
-        SlurmCluster(tmp_path / "slurm"),
+        SlurmCluster(short_path),
     ):
         pytest.fail("it started without munged")
+
+
+def test_a_directory_with_too_long_a_path_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="its path must be shorter"):
+        SlurmCluster(tmp_path / ("x" * 60))
