@@ -43,6 +43,7 @@ from ablations.submissions import (
     load_submissions,
     save_submission,
     submission_path,
+    superseded,
 )
 
 _log = logging.getLogger("scorekit")
@@ -68,8 +69,7 @@ class SlurmGrid:
     def submit(self) -> set[str]:
         """Send what is neither in the queue nor settled; return the names of all that is there."""
         require_slurm()
-        self._recover()
-        live = live_ids(self.context.out)
+        live = self._recover()
         remove_leftovers(self.context.out, len(self.known), live=set(live.values()))
         names = {job.name for job in self.jobs}
         new = [job for job in self.jobs if job.name not in live]
@@ -98,24 +98,30 @@ class SlurmGrid:
         sender.send_report(_after_any(live.values()))
         return names & set(live)
 
-    def _recover(self) -> None:
-        """Find out whether what a dead launcher was sending arrived."""
+    def _recover(self) -> dict[str, str]:
+        """Find out whether what a dead launcher was sending arrived; return the live jobs' ids."""
         out = self.context.out
         by_name = {job.name: job for job in self.known}
         for submission in load_submissions(out):
             if submission.slurm_id is None:
-                if not (found := jobs_named(submission.token)):
+                if found := jobs_named(submission.token):
+                    arrived = replace(submission, slurm_id=min(found, key=int))
+                    save_submission(arrived, out)
+                else:
                     submission_path(out, submission.token).unlink(missing_ok=True)
-                    continue
-                submission = replace(submission, slurm_id=min(found, key=int))
-                save_submission(submission, out)
+        submissions, queued = load_submissions(out), queued_jobs()
+        for submission in superseded(submissions):
+            if queued.keys().isdisjoint(element for element, _ in submission.elements()):
+                submission_path(out, submission.token).unlink(missing_ok=True)
+        for submission in submissions:
             for element, entry in submission.elements():
                 # submitit puts the pickles where jobs look for them after sbatch has answered.
                 path = _pickle_path(out, element)
-                if entry.name in by_name and not path.exists():
+                if element in queued and entry.name in by_name and not path.exists():
                     sender = _Sender(self.context, self.settings)
                     job = sender.callable_of(by_name[entry.name], submission.token)
                     sender.pickle(job, path)
+        return {name: id for name, id in latest_ids(submissions).items() if id in queued}
 
     def watch(self, names: set[str], reporter: Reporter, outcome: Outcome) -> None:
         """Follow the jobs until all have ended; each is done, or failed with a reason."""

@@ -60,10 +60,7 @@ def jobs_named(name: str) -> set[str]:
     """Return the ids (of whole arrays) of all jobs called so, ended ones included."""
     text = _ask("squeue", "--noheader", "--me", "--all", f"--name={name}", "--format=%F")
     found = set(text.split())
-    text = _ask(
-        *("sacct", "--noheader", "--allocations", "--parsable2", f"--name={name}"),
-        *("--starttime=now-60days", "--format=JobID"),
-    )
+    text = _account(f"--name={name}", "--starttime=now-60days", "--format=JobID")
     return found | {line.split("_")[0] for line in text.split()}
 
 
@@ -72,10 +69,7 @@ def ended_states(ids: Iterable[str]) -> dict[str, str]:
     arrays = sorted({job.split("_")[0] for job in ids})
     if not arrays:
         return {}
-    text = _ask(
-        *("sacct", "--noheader", "--allocations", "--parsable2"),
-        *(f"--jobs={','.join(arrays)}", "--format=JobID,State"),
-    )
+    text = _account(f"--jobs={','.join(arrays)}", "--format=JobID,State")
     found = {}
     for line in text.splitlines():
         shown, state = line.split("|", 1)
@@ -106,6 +100,16 @@ def requeue(job: str) -> None:
 
 def _element(job: str, index: str) -> str:
     return job if index == "N/A" else f"{job}_{index}"
+
+
+def _account(*options: str) -> str:
+    """Ask the accounting, which a cluster may not have: it then knows of no job."""
+    try:
+        return _ask("sacct", "--noheader", "--allocations", "--parsable2", *options)
+    except SlurmError as error:
+        if "accounting storage is disabled" not in str(error):
+            raise
+        return ""
 
 
 def _ask(*command: str) -> str:

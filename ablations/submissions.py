@@ -108,3 +108,13 @@ def load_submissions(out: Path) -> list[Submission]:
 def latest_ids(submissions: Sequence[Submission]) -> dict[str, str]:
     """Return Slurm's id of the latest submission of each job that arrived, by the job's name."""
     return {entry.name: element for s in submissions for element, entry in s.elements()}
+
+
+def superseded(submissions: Sequence[Submission]) -> list[Submission]:
+    """Return those of which every job was submitted again since; the queue may hold them yet."""
+    latest = set(latest_ids(submissions).values())
+    return [
+        s
+        for s in submissions
+        if s.slurm_id is not None and latest.isdisjoint(element for element, _ in s.elements())
+    ]

@@ -11,6 +11,7 @@ from ablations.submissions import (
     load_submissions,
     save_submission,
     submission_path,
+    superseded,
 )
 
 
@@ -31,6 +32,16 @@ def test_ids_are_those_of_the_latest_submission_that_arrived():
         Submission(entries=(a,)),
     ]
     assert latest_ids(submissions) == {"a": "1_0", "b": "2"}
+
+
+def test_what_was_sent_again_as_a_whole_is_superseded():
+    a, b = Entry("a"), Entry("b")
+    first = Submission(entries=(a, b), slurm_id="1")
+    again = Submission(entries=(b,), slurm_id="2")
+    lost = Submission(entries=(a, b))
+    assert superseded([first, again]) == []
+    last = Submission(entries=(a,), slurm_id="3")
+    assert superseded([first, again, last, lost]) == [first]
 
 
 def test_jobs_of_snapshots_know_their_training(finished):

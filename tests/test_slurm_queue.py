@@ -1,0 +1,73 @@
+"""What Slurm's clients say, as they say it; that they say so is tested in test_slurm.py."""
+
+import pytest
+
+from ablations.slurm_queue import (
+    QueuedJob,
+    SlurmError,
+    ended_states,
+    jobs_named,
+    queued_jobs,
+    require_slurm,
+)
+
+
+@pytest.fixture
+def client(tmp_path, monkeypatch):
+    """Put a client that prints something, and fails or not, on the PATH; nothing else is there."""
+    monkeypatch.setenv("PATH", str(tmp_path))
+
+    def make(name: str, prints: str, *, fails: str = "") -> None:
+        path = tmp_path / name
+        ending = f"echo '{fails}' >&2; exit 1" if fails else ""
+        path.write_text(f"#!/bin/sh\nprintf '%s' '{prints}'\n{ending}\n")
+        path.chmod(0o755)
+
+    return make
+
+
+def test_the_queue_has_waiting_and_running_jobs_and_elements_of_arrays(client):
+    client(
+        "squeue",
+        "7|N/A|RUNNING|None\n8|0|PENDING|Dependency\n8|1|COMPLETING|None\n9|N/A|COMPLETED|None\n",
+    )
+    queue = queued_jobs()
+    assert queue == {
+        "7": QueuedJob("RUNNING", "None"),
+        "8_0": QueuedJob("PENDING", "Dependency"),
+        "8_1": QueuedJob("COMPLETING", "None"),
+    }
+    assert [queue[job].runs for job in ("7", "8_0", "8_1")] == [True, False, True]
+
+
+def test_ends_are_told_one_by_one_where_slurm_tells_of_a_range(client):
+    client("sacct", "7|COMPLETED\n8_3|OUT_OF_MEMORY\n8_[0,5-6%2]|CANCELLED by 0\n")
+    assert ended_states(["7", "8_0"]) == {
+        "7": "COMPLETED",
+        "8_3": "OUT_OF_MEMORY",
+        **dict.fromkeys(("8_0", "8_5", "8_6"), "CANCELLED by 0"),
+    }
+    assert ended_states([]) == {}
+
+
+def test_a_name_is_looked_for_among_waiting_and_ended_jobs(client):
+    client("squeue", "8\n8\n")
+    client("sacct", "7_0\n7_1\n")
+    assert jobs_named("scorekit-0") == {"7", "8"}
+
+
+def test_without_accounting_only_the_queue_knows(client):
+    client("squeue", "8\n")
+    client("sacct", "", fails="Slurm accounting storage is disabled")
+    assert jobs_named("scorekit-0") == {"8"}
+    assert ended_states(["8"]) == {}
+
+
+def test_what_slurm_refuses_or_lacks_is_its_own_words(client):
+    with pytest.raises(SlurmError, match="sbatch is not on the PATH"):
+        require_slurm()
+    with pytest.raises(SlurmError, match="squeue is not on the PATH"):
+        queued_jobs()
+    client("squeue", "", fails="squeue: error: Invalid user")
+    with pytest.raises(SlurmError, match="squeue: squeue: error: Invalid user"):
+        queued_jobs()
