@@ -113,7 +113,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
         grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
     slurm = slurm_settings(grid.slurm, args.slurm)
     device = _device(args, slurm)
-    wanted = args.budget or grid.budget or "auto"
+    out = (args.out or Path("runs") / load_grid(args.grid).name).resolve()
+    if (out / PLAN_FILE).exists():
+        raise ValueError(
+            f"--out {out} holds the report of --grid {FINITE_DIFFERENCE}; choose another"
+        )
+    existing = load_manifest(out)
+    # A folder that was begun goes on as it was, wherever the command is given.
+    wanted = args.budget or grid.budget or ("auto" if existing is None else existing.budget)
     budget = BUDGETS[wanted if wanted != "auto" else ("paper" if device == "cuda" else "quick")]
     overrides = grid.overrides | parse_overrides(args.set)
     if args.reference is not None:
@@ -135,14 +142,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
             f"--inception-weights {weights}: no such file; torch-fidelity's "
             "weights-inception-2015-12-05-6726825d.pth is expected"
         )
-    out = (args.out or Path("runs") / load_grid(args.grid).name).resolve()
-    if (out / PLAN_FILE).exists():
-        raise ValueError(
-            f"--out {out} holds the report of --grid {FINITE_DIFFERENCE}; choose another"
-        )
     data_root = (args.data_root or out / "data").resolve()
     specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
-    existing = load_manifest(out)
     facts = [
         data_facts(
             spec,

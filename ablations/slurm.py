@@ -51,7 +51,7 @@ _log = logging.getLogger("scorekit")
 _LARGEST_ARRAY = 1000
 _FIRST_POLL_S, _SLOWEST_POLL_S = 0.5, 15.0
 #: A result may be on a file system that shows it to this machine seconds after Slurm shows its end.
-_POLLS_WITHOUT_RESULT = 3
+_RESULT_WITHIN_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +95,10 @@ class SlurmGrid:
             live |= sender.send([job for job in mine if job.kind == "evaluate"], later)
         if REPORT in live:
             cancel([live.pop(REPORT)])
-        sender.send_report(_after_any(live.values()))
+        try:
+            sender.send_report(_after_any(live.values()))
+        except SlurmError as error:
+            _log.warning("the launcher will make the report, and no job: %s", error)
         return names & set(live)
 
     def _recover(self) -> dict[str, str]:
@@ -128,7 +131,7 @@ class SlurmGrid:
         out = self.context.out
         waiting = {job.name: job for job in self.jobs if job.name in names}
         started: set[str] = set()
-        absent: dict[str, int] = {}
+        absent: dict[str, float] = {}
         pause = _FIRST_POLL_S
         while True:
             ids, changed = latest_ids(load_submissions(out)), False
@@ -148,9 +151,10 @@ class SlurmGrid:
                         reporter.started(job)
                         changed = True
                     continue
-                absent[name] = absent.get(name, 0) + 1
+                since = absent.setdefault(name, time.monotonic())
                 done, failure = job_is_done(job, self.context), read_failure(out, name)
-                if not done and failure is None and absent[name] < _POLLS_WITHOUT_RESULT:
+                recent = time.monotonic() - since < _RESULT_WITHIN_S
+                if not done and failure is None and recent:
                     changed = True
                     continue
                 del waiting[name]
@@ -176,6 +180,8 @@ class _Sender:
         self._context, self._settings = context, settings
         cuda = context.device != "cpu"
         code = snapshot_code(context.out)
+        # Of two hosts' clocks the later counts: which submission is the latest must not depend.
+        self._newest = max((s.created for s in load_submissions(context.out)), default=0.0)
         self._parameters = settings.parameters(threads=context.threads, cuda=cuda, code=code)
         self._executor = submitit.AutoExecutor(
             folder=_logs(context.out), cluster="slurm", slurm_python=patient_python()
@@ -205,10 +211,15 @@ class _Sender:
         """Write what a job loads at its start."""
         delayed = DelayedSubmission(call)
         delayed.set_timeout(self._settings.time, 0)
-        delayed.dump(path)
+        # A job may be looking for it.
+        temporary = path.with_name(f".{path.name}.tmp")
+        delayed.dump(temporary)
+        os.replace(temporary, path)
 
     def _send(self, submission: Submission, calls: Sequence[Callable[[], None]]) -> Submission:
         out = self._context.out
+        self._newest = max(submission.created, self._newest + 1e-3)
+        submission = replace(submission, created=self._newest)
         self._executor.update_parameters(
             **self._parameters,
             name=submission.token,
@@ -241,8 +252,12 @@ def live_ids(out: Path) -> dict[str, str]:
 def cancel_all(out: Path) -> int:
     """Cancel every waiting and running job of an output folder; return how many there were."""
     require_slurm()
-    ids = sorted(live_ids(out).values())
-    cancel(ids)
+    ids = set(live_ids(out).values())
+    for submission in load_submissions(out):
+        if submission.slurm_id is None:  # its launcher died before it knew
+            arrays = jobs_named(submission.token)
+            ids |= {job for job in queued_jobs() if job.split("_")[0] in arrays}
+    cancel(sorted(ids))
     return len(ids)
 
 
@@ -257,7 +272,10 @@ def queue_of(out: Path) -> dict[str, tuple[str, QueuedJob | None]]:
 
 def lost_message(out: Path, element: str) -> str:
     """Say how a job that left neither result nor failure ended, as far as Slurm knows."""
-    state = ended_states([element]).get(element, "not in Slurm's accounting")
+    try:
+        state = ended_states([element]).get(element, "not in Slurm's accounting")
+    except SlurmError as error:
+        state = f"its end is not known ({error})"
     message = f"Slurm job {element} ended without a word: {state}"
     log = log_path(out, element)
     return f"{message}; {os.path.relpath(log)}: {last_lines(log)}" if log.exists() else message

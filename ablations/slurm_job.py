@@ -26,6 +26,7 @@ _log = logging.getLogger("scorekit")
 #: submitit's signal, which Slurm sends before the end of the time and, where the cluster is set so,
 #: before preemption.
 _WARNING = signal.SIGUSR2
+_TOLD_BY = (_WARNING, signal.SIGTERM)
 _RELEASE_EVERY_S = 5.0
 _REQUEUE_EVERY_S = 10.0
 _KILLED_WITHIN_S = 600.0
@@ -39,7 +40,7 @@ def patient_python() -> str:
     """
     code = (
         "import os, signal, sys; "
-        f"signal.pthread_sigmask(signal.SIG_BLOCK, {{{int(_WARNING)}}}); "
+        f"signal.pthread_sigmask(signal.SIG_BLOCK, {sorted(map(int, _TOLD_BY))}); "
         "os.execv(sys.argv[1], sys.argv[1:])"
     )
     return shlex.join([sys.executable, "-S", "-c", code, sys.executable])
@@ -56,9 +57,9 @@ class Warned:
     def __init__(self, patience_s: float) -> None:
         self._patience_s = patience_s
         self._received: set[int] = set()
-        for number in (_WARNING, signal.SIGTERM):
+        for number in _TOLD_BY:
             signal.signal(number, self._note)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {_WARNING})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _TOLD_BY)
 
     def __call__(self) -> bool:
         return bool(self._received)
@@ -71,15 +72,15 @@ class Warned:
         self._received.add(number)
 
     def leave(self) -> NoReturn:
-        """Go back to the queue if warned of the end; never return.
+        """Go back to the queue, if need be after waiting to be killed; never return.
 
-        What was terminated and neither warned nor killed in time, as by a person, exits.
+        What was terminated and neither warned nor killed in time still has its place.
         """
         deadline = time.monotonic() + _KILLED_WITHIN_S
         while _WARNING not in self._received:
             time.sleep(0.1)
             if time.monotonic() > deadline:
-                raise SystemExit(f"terminated, but not killed within {_KILLED_WITHIN_S:.0f} s")
+                break
         requeue_this_job()
         while True:
             time.sleep(1)

@@ -1,15 +1,17 @@
 """What Slurm says of jobs, and what it is told: its command-line clients, and nothing else."""
 
+import re
 import shutil
 import subprocess
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from submitit.slurm.slurm import read_job_id
-
+_RANGE = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
 _TIMEOUT_S = 60
 _RETRY_S = 2.0
+#: What clients say of a controller that is away or busy, which passes.
+_PASSING = ("Unable to contact", "onnection", "timed out", "Zero Bytes", "ommunication")
 
 
 class SlurmError(ValueError):
@@ -70,16 +72,8 @@ def ended_states(ids: Iterable[str]) -> dict[str, str]:
     if not arrays:
         return {}
     text = _account(f"--jobs={','.join(arrays)}", "--format=JobID,State")
-    found = {}
-    for line in text.splitlines():
-        shown, state = line.split("|", 1)
-        for job, *indices in read_job_id(shown):
-            # Elements that never started stand together: "17_[0,2-5%2]".
-            if not indices:
-                found[job] = state
-            for index in range(int(indices[0]), int(indices[-1]) + 1) if indices else ():
-                found[f"{job}_{index}"] = state
-    return found
+    rows = (line.split("|", 1) for line in text.splitlines())
+    return {job: state for shown, state in rows for job in _elements(shown)}
 
 
 def cancel(ids: Sequence[str]) -> None:
@@ -96,6 +90,20 @@ def clear_dependency(job: str) -> None:
 def requeue(job: str) -> None:
     """Put the running job back into the queue, which ends its processes."""
     _ask("scontrol", "requeue", job)
+
+
+def _elements(shown: str) -> list[str]:
+    """Return the ids that accounting shows together: "17", "17_3", "17_[0,2-5,8-20:4%2]"."""
+    array, bracket, ranges = shown.partition("_[")
+    if not bracket:
+        return [shown]
+    found = []
+    for part in ranges.rstrip("]").split("%")[0].split(","):
+        if match := _RANGE.fullmatch(part):  # a list that is too long ends in dots
+            first, last, step = match.groups()
+            indices = range(int(first), int(last or first) + 1, int(step or 1))
+            found += [f"{array}_{index}" for index in indices]
+    return found
 
 
 def _element(job: str, index: str) -> str:
@@ -127,6 +135,6 @@ def _ask(*command: str) -> str:
         if run.returncode == 0:
             return run.stdout
         message = " ".join(run.stderr.split()) or f"exit code {run.returncode}"
-        if "Unable to contact" not in message and "onnection" not in message:
+        if not any(sign in message for sign in _PASSING):
             break
     raise SlurmError(f"{command[0]}: {message}")

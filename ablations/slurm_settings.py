@@ -9,6 +9,11 @@ from typing import Any
 #: Slurm may send the warning up to a minute early, and a job needs a minute to start.
 _SHORTEST_MIN = 3
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d+))?(?::(?P<seconds>\d+))?")
+#: Options of sbatch that the launcher itself relies on.
+_OURS = {
+    *("array", "dependency", "job-name", "output", "error", "open-mode", "signal", "wrap"),
+    *("nodes", "ntasks", "ntasks-per-node", "requeue", "no-requeue", "kill-on-invalid-dep"),
+}
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 
 
@@ -74,6 +79,8 @@ class SlurmSettings:
             "slurm_stderr_to_stdout": True,
             "slurm_setup": [
                 *self.setup,
+                # srun does not take it from sbatch any more (since Slurm 22.05).
+                f"export SRUN_CPUS_PER_TASK={self.cpus or threads}",
                 # The copy of the code comes first, and the folder of the launch not at all.
                 f'export PYTHONSAFEPATH=1 PYTHONPATH="{code}${{PYTHONPATH:+:$PYTHONPATH}}"',
             ],
@@ -108,6 +115,8 @@ def slurm_settings(table: dict[str, Any], pairs: list[str]) -> SlurmSettings:
             continue
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", key):
             raise ValueError(f"slurm {key!r} is no option of sbatch; its long names are right")
+        if key.replace("_", "-") in _OURS:
+            raise ValueError(f"slurm {key}: the launcher sets this itself; leave it out")
         if isinstance(value, list | dict) or (isinstance(value, str) and "\n" in value):
             raise ValueError(f"slurm {key} = {value!r} must be one text, number or true")
         extra[key] = value

@@ -17,7 +17,7 @@ from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
 from ablations.command_line import make_plan, parse_arguments
 from ablations.jobs import plan_jobs, selected_iterations
 from ablations.launch import main
-from ablations.manifest import load_manifest
+from ablations.manifest import load_manifest, save_manifest
 
 
 def again(folder: Path, *flags: str) -> int:
@@ -228,6 +228,17 @@ def test_seeds_may_be_added_and_settings_may_not_be_mixed(finished, tmp_path, ca
     assert set(table[table["variant"] == "NCSNv2"]["n_seeds"]) == {2}
     assert main([*launch_command(tmp_path)[3:], "--device", "cpu", "--set", "width=3"]) == 2
     assert "choose another --out" in capsys.readouterr().err
+
+
+def test_a_folder_goes_on_with_its_own_budget_unless_another_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    arguments = ["--out", str(tmp_path), "--executor", "slurm", "--slurm", "gpus=1"]
+    begun = make_plan(parse_arguments(arguments))
+    assert begun.budget.name == "paper"
+    save_manifest(begun.manifest, tmp_path)
+    assert make_plan(parse_arguments(["--out", str(tmp_path)])).budget.name == "paper"
+    with pytest.raises(ValueError, match="holds budget 'paper', not 'quick'"):
+        make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick"]))
 
 
 def test_a_second_launcher_is_told_who_holds_the_folder(finished, capsys):

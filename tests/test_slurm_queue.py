@@ -41,11 +41,15 @@ def test_the_queue_has_waiting_and_running_jobs_and_elements_of_arrays(client):
 
 
 def test_ends_are_told_one_by_one_where_slurm_tells_of_a_range(client):
-    client("sacct", "7|COMPLETED\n8_3|OUT_OF_MEMORY\n8_[0,5-6%2]|CANCELLED by 0\n")
+    client(
+        "sacct",
+        "7|COMPLETED\n8_3|OUT_OF_MEMORY\n8_[0,5-6,10-14:2%2]|CANCELLED by 0\n9_[0-1,...]|FAILED\n",
+    )
     assert ended_states(["7", "8_0"]) == {
         "7": "COMPLETED",
         "8_3": "OUT_OF_MEMORY",
-        **dict.fromkeys(("8_0", "8_5", "8_6"), "CANCELLED by 0"),
+        **dict.fromkeys(("8_0", "8_5", "8_6", "8_10", "8_12", "8_14"), "CANCELLED by 0"),
+        **dict.fromkeys(("9_0", "9_1"), "FAILED"),
     }
     assert ended_states([]) == {}
 

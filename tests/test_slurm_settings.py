@@ -34,7 +34,7 @@ def test_flags_win_over_the_table_and_what_is_unknown_goes_to_sbatch():
     assert parameters["slurm_mem"] == "32G"
     assert parameters["slurm_gpus_per_node"] == parameters["slurm_ntasks_per_node"] == 2
     assert parameters["slurm_cpus_per_task"] == 3
-    assert parameters["slurm_setup"][0] == "module load cuda"
+    assert parameters["slurm_setup"][:2] == ["module load cuda", "export SRUN_CPUS_PER_TASK=3"]
     assert parameters["slurm_additional_parameters"] == {
         "requeue": True,
         "kill-on-invalid-dep": "yes",
@@ -66,6 +66,8 @@ def test_the_warning_leaves_time_to_start_and_to_save():
         ("memory=much", "slurm memory = 'much' must be a size such as 32G"),
         ("array_parallelism=0", "slurm array_parallelism = 0 must be at least 1"),
         ("Mail User=me", "slurm 'Mail User' is no option of sbatch"),
+        ("dependency=afterok:1", "slurm dependency: the launcher sets this itself; leave it out"),
+        ("job_name=mine", "slurm job_name: the launcher sets this itself"),
         ("account=", "slurm account = '' must be a text"),
     ],
 )
