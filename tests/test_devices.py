@@ -195,7 +195,10 @@ def test_the_first_failure_is_the_one_on_record(finished, tmp_path):
         (["--set", "accumulation=0"], "accumulation = 0 must be at least 1"),
         (["--set", "accumulation=33"], "of at least 33 images; batch_size = 32"),
         (["--set", "accumulation=17", "--gpus", "2"], "of at least 34 images; batch_size = 32"),
-        (["--grid", "finite-difference", "--gpus", "2"], "--gpus means nothing to --grid finite-difference"),
+        (
+            ["--grid", "finite-difference", "--gpus", "2"],
+            "--gpus means nothing to --grid finite-difference",
+        ),
     ],
 )
 def test_bad_numbers_are_one_line_before_any_work(flags, message, tmp_path, capsys):
