@@ -10,7 +10,7 @@ from torch import Tensor
 from ablations.stages import Stage
 from ablations.variants import Variant
 from scorekit.techniques import geometric_sigmas
-from scorekit.training import TrainSettings
+from scorekit.train_settings import TrainSettings
 
 #: Pairs of samples that are interpolated, and images between the two of a pair (App. B.2).
 N_PAIRS, N_BETWEEN = 6, 8

@@ -20,7 +20,7 @@ from scorekit.techniques import (
     n_noise_scales,
     noise_scale_ratio,
 )
-from scorekit.training import TrainSettings
+from scorekit.train_settings import TrainSettings
 
 
 def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) -> Cell:

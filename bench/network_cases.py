@@ -11,7 +11,8 @@ from scorekit.compilation import autocast, precision_context
 from scorekit.networks import ScoreNetwork, forward_flops
 from scorekit.samplers import AnnealedLangevin
 from scorekit.store import Dataset
-from scorekit.training import Trainer, TrainSettings, build_network
+from scorekit.train_settings import TrainSettings
+from scorekit.training import Trainer, build_network
 
 _STEP_SIZE, _N_STEPS_EACH = 6.2e-6, 5  # Song & Ermon (2020), Table 4: CIFAR-10
 _BATCH, _TRAINING_BATCH = 8, 16

@@ -149,7 +149,7 @@ def import_checkpoint(source: str | Path, directory: str | Path) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     for i, content in wanted:
         save_tensors(snapshot_path(directory, i), reader.decode(content))
-    CheckpointStore(directory).save(iteration, reader.decode(reader.checkpoint), is_best=False)
+    CheckpointStore(directory).save(iteration, reader.decode(reader.checkpoint))
     return iteration
 
 

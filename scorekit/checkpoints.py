@@ -82,7 +82,10 @@ def numbered_files(directory: Path, prefix: str) -> list[tuple[int, Path]]:
 class CheckpointStore:
     """Rolling checkpoints ``checkpoint-<iteration>.pt`` in a directory: the last two and the best.
 
-    The best, by the caller's judgement, is also kept as ``best-<iteration>.pt``.
+    The best, by the caller's judgement, is also kept as ``best-<iteration>.pt``. Beside them stands
+    at most one that is ``passing``, ``interim-<iteration>.pt``, until a later one is written: such
+    ones, however many, push out none of the others. Neither does a run that had to go back push out
+    what it writes: files of iterations beyond it stay until it has come to them.
     """
 
     def __init__(self, directory: Path, *, keep: int = 2) -> None:
@@ -90,21 +93,34 @@ class CheckpointStore:
 
     def last_iteration(self) -> int:
         """Return the iteration of the newest checkpoint, 0 where there is none."""
-        files = numbered_files(self.directory, "checkpoint")
-        return files[-1][0] if files else 0
+        files = [*self._files("checkpoint"), *self._files("interim")]
+        return max((iteration for iteration, _ in files), default=0)
 
-    def save(self, iteration: int, content: dict[str, Any], *, is_best: bool) -> None:
+    def save(
+        self,
+        iteration: int,
+        content: dict[str, Any],
+        *,
+        is_best: bool = False,
+        passing: bool = False,
+    ) -> None:
         """Write a checkpoint, then remove what is no longer to be kept."""
-        path = self.directory / f"checkpoint-{iteration:07d}.pt"
+        path = self.directory / f"{'interim' if passing else 'checkpoint'}-{iteration:07d}.pt"
         save_tensors(path, content)
-        for _, old in numbered_files(self.directory, "checkpoint")[: -self.keep]:
+        earlier = [old for i, old in self._files("interim") if i <= iteration and old != path]
+        if not passing:
+            earlier += [old for i, old in self._files("checkpoint") if i <= iteration][: -self.keep]
+        for old in earlier:
             old.unlink()
         if is_best:
             best = self.directory / f"best-{iteration:07d}.pt"
             write_bytes(best, path.read_bytes())
-            for _, old in numbered_files(self.directory, "best"):
+            for _, old in self._files("best"):
                 if old != best:
                     old.unlink()
+
+    def _files(self, prefix: str) -> list[tuple[int, Path]]:
+        return numbered_files(self.directory, prefix)
 
     def load_last(
         self, map_location: str = "cpu", *, at_most: int | None = None
@@ -113,9 +129,8 @@ class CheckpointStore:
 
         Damaged ones are set aside.
         """
-        candidates = numbered_files(self.directory, "checkpoint") + numbered_files(
-            self.directory, "best"
-        )
+        prefixes = ("checkpoint", "best", "interim")
+        candidates = [file for prefix in prefixes for file in self._files(prefix)]
         for iteration, path in sorted(candidates, reverse=True):
             if at_most is not None and iteration > at_most:
                 continue

@@ -8,7 +8,6 @@ import logging
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
@@ -26,8 +25,6 @@ from kernels.philox import (
 )
 from scorekit.checkpoints import CheckpointStore, find_tensors, load_tensors, save_tensors
 from scorekit.compilation import (
-    PRECISIONS,
-    Precision,
     autocast,
     compile_seconds,
     compiled,
@@ -35,91 +32,20 @@ from scorekit.compilation import (
 )
 from scorekit.data import Dataset
 from scorekit.distributed import World
-from scorekit.ema import check_momentum, ema_update
+from scorekit.ema import ema_update
 from scorekit.gradients import GradientSum, micro_batches
-from scorekit.networks import ScoreNetwork, check_architecture, check_image_size
+from scorekit.networks import ScoreNetwork, check_image_size
 from scorekit.objectives import augment, keyed_dsm_loss
-from scorekit.projections import ProjectionKind, check_projection_kind, projections
+from scorekit.projections import projections
 from scorekit.score_matching import (
     Objective,
     annealed_score_matching_loss,
     needs_projection,
-    ways,
 )
-from scorekit.techniques import geometric_sigmas
+from scorekit.train_settings import TrainSettings
 
 _log = logging.getLogger("scorekit")
 _TEST_STEP = 2**32 - 1  # a step index no training iteration reaches: the test batch's noise
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """What a training run's result depends on; checked on construction (ValueError)."""
-
-    architecture: str
-    width: int
-    conditional: bool  # NCSN's network; otherwise Technique 3
-    sigma_begin: float
-    sigma_end: float
-    n_levels: int
-    iterations: int
-    batch_size: int
-    learning_rate: float
-    adam_eps: float = 1e-8
-    amsgrad: bool = False
-    ema_momentum: float = 0.999
-    flip: bool = True
-    dequantisation: Literal["none", "uniform"] = "none"
-    objective: Objective = "dsm"
-    fd_epsilon: float | None = None  # of fd_ objectives; None: scorekit.directional's rule
-    projection: ProjectionKind = "rademacher"  # of sliced objectives
-    precision: Precision = "fp32"
-    snapshot_interval: int = 5000
-    test_interval: int = 100
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_architecture(self.architecture)
-        geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
-        check_momentum(self.ema_momentum)
-        for name in ("iterations", "batch_size", "snapshot_interval", "test_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
-        for name in ("learning_rate", "adam_eps"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} = {getattr(self, name)} must be a positive number")
-        if self.width < 2:
-            raise ValueError(f"width = {self.width} must be at least 2")
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision = {self.precision!r}: one of {', '.join(PRECISIONS)}")
-        if self.dequantisation not in ("none", "uniform"):
-            raise ValueError(f"dequantisation = {self.dequantisation!r}: 'none' or 'uniform'")
-        ways(self.objective, "score")
-        check_projection_kind(self.projection)
-        is_fd = self.objective.startswith("fd_")
-        if is_fd and self.precision != "fp32":
-            raise ValueError(
-                f"objective = {self.objective!r} needs precision = 'fp32', not {self.precision!r}: "
-                "differences of neighbouring scores are lost in fewer bits"
-            )
-        if self.fd_epsilon is not None and not (is_fd and 0 < self.fd_epsilon < float("inf")):
-            raise ValueError(
-                f"fd_epsilon = {self.fd_epsilon} must be a positive number, and only objectives "
-                f"that begin with fd_ have one (objective = {self.objective!r})"
-            )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed = {self.seed} must lie in [0, 2**32)")
-
-    @property
-    def sigmas(self) -> Tensor:
-        """The ladder of noise scales, float32 (L,)."""
-        return geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
-
-    @property
-    def snapshot_iterations(self) -> list[int]:
-        """The iterations whose weights are kept: every ``snapshot_interval``, and the last."""
-        regular = range(self.snapshot_interval, self.iterations + 1, self.snapshot_interval)
-        return sorted({*regular, self.iterations})
 
 
 class Stopped(RuntimeError):
@@ -278,7 +204,7 @@ class Trainer:
             if (stopping or late) and saved < iteration:
                 settle()
                 self._check_weights()
-                self._save_checkpoint(is_best=False)
+                self._save_checkpoint(passing=True)
                 saved, saved_at = iteration, time.monotonic()
             if stopping:
                 raise Stopped(f"training stopped at iteration {iteration} and continues from there")
@@ -444,7 +370,7 @@ class Trainer:
                 what = f"the weights {name} are not finite"
                 raise Diverged(self.iteration, what, self._checkpoints.last_iteration())
 
-    def _save_checkpoint(self, *, is_best: bool) -> None:
+    def _save_checkpoint(self, *, is_best: bool = False, passing: bool = False) -> None:
         if not self.world.is_main:
             return
         self._checkpoints.save(
@@ -453,7 +379,9 @@ class Trainer:
                 "iteration": self.iteration,
                 "elapsed_s": self.elapsed_s,
                 "compile_s": self.compile_s,
-                "snapshot_s": torch.tensor(list(self.snapshot_s.items()), dtype=torch.float64),
+                "snapshot_s": torch.tensor(
+                    list(self.snapshot_s.items()), dtype=torch.float64
+                ).reshape(-1, 2),
                 "best_test_loss": self.best_test_loss,
                 "raw": self.network.state_dict(),
                 "ema": self.ema_network.state_dict(),
@@ -462,6 +390,7 @@ class Trainer:
                 "test_losses": torch.tensor(self.test_losses, dtype=torch.float64).reshape(-1, 2),
             },
             is_best=is_best,
+            passing=passing,
         )
 
     def _save_snapshot(self, iteration: int, raw: dict[str, Any], ema: dict[str, Any]) -> None:
@@ -502,7 +431,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
         self.elapsed_s, self.compile_s = state["elapsed_s"], state["compile_s"]
-        # Checkpoints of an earlier version have none.
+        # Exported by an earlier version, it has none.
         self.snapshot_s = {int(i): s for i, s in state.get("snapshot_s", torch.empty(0)).tolist()}
         self.best_test_loss = state["best_test_loss"]
         self.losses = state["losses"].tolist()

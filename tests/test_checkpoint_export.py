@@ -18,7 +18,8 @@ from scorekit.checkpoint_export import INDEX, export_checkpoint, import_checkpoi
 from scorekit.checkpoints import CheckpointStore, load_tensors
 from scorekit.data import prepare
 from scorekit.files import CorruptFile
-from scorekit.training import Trainer, TrainSettings, snapshot_path
+from scorekit.train_settings import TrainSettings
+from scorekit.training import Trainer, snapshot_path
 
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
 SHARD = 2**15
@@ -185,7 +186,7 @@ def test_every_value_comes_back_from_shards_of_every_size(
     tensor = (100 * torch.rand(shape)).to(dtype)
     content = {"iteration": 3, "nested": [{"plain": plain, 7: tensor}, 2 * tensor]}
     (folder / "train").mkdir()
-    CheckpointStore(folder / "train").save(3, content, is_best=False)
+    CheckpointStore(folder / "train").save(3, content)
     export_checkpoint(folder / "train", folder / "out", shard_bytes=shard)
     assert all(path.stat().st_size <= shard for path in (folder / "out").glob("shard-*"))
     import_checkpoint(folder / "out", folder / "back")
@@ -295,7 +296,7 @@ def test_a_hostile_index_is_one_line(exported, tmp_path, data):
 def test_a_directory_with_a_checkpoint_as_new_is_left_alone(exported, tmp_path, present):
     target = tmp_path / "moved"
     target.mkdir()
-    CheckpointStore(target).save(present, {"iteration": present}, is_best=False)
+    CheckpointStore(target).save(present, {"iteration": present})
     before = every_file(target)
     with pytest.raises(ValueError, match=f"of iteration {present}; the export is of 12"):
         import_checkpoint(exported, target)
@@ -304,7 +305,7 @@ def test_a_directory_with_a_checkpoint_as_new_is_left_alone(exported, tmp_path, 
 
 def test_a_damaged_newest_checkpoint_is_not_the_one_exported(tmp_path):
     for iteration in (3, 6):
-        CheckpointStore(tmp_path).save(iteration, {"iteration": iteration}, is_best=False)
+        CheckpointStore(tmp_path).save(iteration, {"iteration": iteration})
     newest = tmp_path / "checkpoint-0000006.pt"
     newest.write_bytes(newest.read_bytes()[:-1])
     assert export_checkpoint(tmp_path, tmp_path / "out") == 3

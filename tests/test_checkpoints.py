@@ -132,10 +132,36 @@ def test_the_last_ones_and_the_best_are_kept(tmp_path, keep):
     assert store.load_last()["iteration"] == 25
 
 
+def test_passing_ones_push_out_only_one_another(tmp_path):
+    store = CheckpointStore(tmp_path)
+    store.save(10, content(10), is_best=True)
+    for iteration in (11, 12, 13):
+        store.save(iteration, content(iteration), passing=True)
+        assert store.last_iteration() == iteration
+        assert store.load_last()["iteration"] == iteration
+    assert names(tmp_path) == ["best-0000010.pt", "checkpoint-0000010.pt", "interim-0000013.pt"]
+    assert store.load_last(at_most=12)["iteration"] == 10
+    store.save(20, content(20))
+    assert names(tmp_path) == ["best-0000010.pt", "checkpoint-0000010.pt", "checkpoint-0000020.pt"]
+
+
+@pytest.mark.parametrize("passing", [False, True])
+def test_what_is_written_after_going_back_stays(tmp_path, passing):
+    store = CheckpointStore(tmp_path)
+    for iteration in (15, 20):
+        store.save(iteration, content(iteration))
+    store.save(5, content(5), is_best=not passing, passing=passing)
+    assert store.load_last(at_most=6)["iteration"] == 5
+    for iteration in (10, 15, 20, 25):
+        store.save(iteration, content(iteration))
+    left = [name for name in names(tmp_path) if not name.startswith("best")]
+    assert left == ["checkpoint-0000020.pt", "checkpoint-0000025.pt"]
+
+
 def test_iterations_are_ordered_as_numbers(tmp_path):
     store = CheckpointStore(tmp_path)
     for iteration in (9_999_999, 10_000_000, 10_000_001):
-        store.save(iteration, content(iteration), is_best=False)
+        store.save(iteration, content(iteration))
     assert names(tmp_path) == ["checkpoint-10000000.pt", "checkpoint-10000001.pt"]
     assert store.load_last()["iteration"] == 10_000_001
 

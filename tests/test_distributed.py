@@ -199,7 +199,7 @@ def test_a_run_continues_on_another_number_of_ranks(digits, seven, tmp_path, bef
     settings = replace(SETTINGS, batch_size=7)
     data = digits.directory.parent
     run_ranks(before, train, settings, data, tmp_path, 1, before - 1, 9)
-    assert len(list(tmp_path.glob("checkpoint-*9.pt"))) == 1
+    assert len(list(tmp_path.glob("interim-*9.pt"))) == 1
     run_ranks(after, train, settings, data, tmp_path)
     assert_close(trained(tmp_path), seven)
 

@@ -233,7 +233,7 @@ def exported(tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported")
     (folder / "train").mkdir()
     content = {"iteration": 7, "raw": {"w": torch.ones(2, 3)}, "l": [1.5, None]}
-    CheckpointStore(folder / "train").save(7, content, is_best=False)
+    CheckpointStore(folder / "train").save(7, content)
     export_checkpoint(folder / "train", folder / "out")
     return folder / "out"
 

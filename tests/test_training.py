@@ -149,7 +149,8 @@ def test_a_run_stopped_at_any_iteration_continues_bit_for_bit(digits, undisturbe
     assert first.iteration == at
     assert len(list(tmp_path.glob("snapshot-*.pt"))) == at // 6
     if at:
-        saved = load_tensors(tmp_path / f"checkpoint-{at:07d}.pt")
+        kind = "interim" if at % SETTINGS.snapshot_interval else "checkpoint"
+        saved = load_tensors(tmp_path / f"{kind}-{at:07d}.pt")
         assert saved["losses"].tolist() == undisturbed.losses[:at]
     resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
     resumed.run()
@@ -179,8 +180,9 @@ def test_checkpoints_are_written_by_the_clock_too(digits, undisturbed, tmp_path)
 
     with pytest.raises(Interrupted):
         trainer.run(stop=crash, checkpoint_every_s=0)
-    kept = sorted(path.name for path in tmp_path.glob("checkpoint-*.pt"))
-    assert kept == ["checkpoint-0000009.pt", "checkpoint-0000010.pt"]
+    kept = sorted(path.name for path in tmp_path.glob("[ci]*.pt"))
+    # However many, they push out none of those at snapshots, which mend a damaged one.
+    assert kept == ["checkpoint-0000006.pt", "interim-0000010.pt"]
     resumed = Trainer(SETTINGS, digits, tmp_path, compile=False)
     resumed.run()
     assert_same(everything(resumed), everything(undisturbed))
@@ -194,7 +196,8 @@ def test_a_killed_process_resumes_bit_for_bit(digits, undisturbed, tmp_path):
         from pathlib import Path
         import torch
         from scorekit.data import prepare
-        from scorekit.training import Trainer, TrainSettings
+        from scorekit.train_settings import TrainSettings
+        from scorekit.training import Trainer
         torch.set_num_threads({torch.get_num_threads()})
         settings = TrainSettings(**{vars(SETTINGS)!r})
         dataset = prepare("digits", {str(digits.directory.parent)!r})
@@ -578,6 +581,30 @@ def test_a_lost_snapshot_is_made_again_to_the_bit(digits, tmp_path, which, damag
         for weights in ("raw", "ema"):
             for name, value in states[weights].items():
                 assert torch.equal(again[weights][name], value)
+
+
+@pytest.mark.parametrize("test_interval", [1, 4])
+def test_a_run_that_had_to_go_back_gets_on_however_often_it_is_stopped(
+    digits, tmp_path, test_interval
+):
+    settings = replace(SETTINGS, iterations=12, snapshot_interval=3, test_interval=test_interval)
+    whole = Trainer(settings, digits, tmp_path, compile=False)
+    whole.run()
+    snapshot_path(tmp_path, 3).unlink()
+    # No checkpoint is as old; from the beginning, one iteration or two at a time.
+    for begun in range(6):
+        trainer = Trainer(settings, digits, tmp_path, compile=False)
+        asked = iter(range(3))
+        try:
+            trainer.run(stop=lambda asked=asked: next(asked, 0) == 2)
+        except Stopped:
+            assert trainer.iteration == 2 * (begun + 1)
+        else:
+            break
+    assert snapshot_path(tmp_path, 3).exists()
+    again = Trainer(settings, digits, tmp_path, compile=False)
+    again.run()
+    assert_same(everything(again), everything(whole))
 
 
 SLICED = ("ssm", "ssm_vr", "fd_ssm", "fd_ssm_vr")

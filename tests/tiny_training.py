@@ -1,6 +1,6 @@
 """A training run of seconds: 24 iterations, four snapshots."""
 
-from scorekit.training import TrainSettings
+from scorekit.train_settings import TrainSettings
 
 SETTINGS = TrainSettings(
     architecture="32-64",

@@ -1,0 +1,83 @@
+"""What a training run's result depends on."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+from scorekit.compilation import PRECISIONS, Precision
+from scorekit.ema import check_momentum
+from scorekit.networks import check_architecture
+from scorekit.projections import ProjectionKind, check_projection_kind
+from scorekit.score_matching import Objective, ways
+from scorekit.techniques import geometric_sigmas
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What a training run's result depends on; checked on construction (ValueError)."""
+
+    architecture: str
+    width: int
+    conditional: bool  # NCSN's network; otherwise Technique 3
+    sigma_begin: float
+    sigma_end: float
+    n_levels: int
+    iterations: int
+    batch_size: int
+    learning_rate: float
+    adam_eps: float = 1e-8
+    amsgrad: bool = False
+    ema_momentum: float = 0.999
+    flip: bool = True
+    dequantisation: Literal["none", "uniform"] = "none"
+    objective: Objective = "dsm"
+    fd_epsilon: float | None = None  # of fd_ objectives; None: scorekit.directional's rule
+    projection: ProjectionKind = "rademacher"  # of sliced objectives
+    precision: Precision = "fp32"
+    snapshot_interval: int = 5000
+    test_interval: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_architecture(self.architecture)
+        geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
+        check_momentum(self.ema_momentum)
+        for name in ("iterations", "batch_size", "snapshot_interval", "test_interval"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+        for name in ("learning_rate", "adam_eps"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} = {getattr(self, name)} must be a positive number")
+        if self.width < 2:
+            raise ValueError(f"width = {self.width} must be at least 2")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision = {self.precision!r}: one of {', '.join(PRECISIONS)}")
+        if self.dequantisation not in ("none", "uniform"):
+            raise ValueError(f"dequantisation = {self.dequantisation!r}: 'none' or 'uniform'")
+        ways(self.objective, "score")
+        check_projection_kind(self.projection)
+        is_fd = self.objective.startswith("fd_")
+        if is_fd and self.precision != "fp32":
+            raise ValueError(
+                f"objective = {self.objective!r} needs precision = 'fp32', not {self.precision!r}: "
+                "differences of neighbouring scores are lost in fewer bits"
+            )
+        if self.fd_epsilon is not None and not (is_fd and 0 < self.fd_epsilon < float("inf")):
+            raise ValueError(
+                f"fd_epsilon = {self.fd_epsilon} must be a positive number, and only objectives "
+                f"that begin with fd_ have one (objective = {self.objective!r})"
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must lie in [0, 2**32)")
+
+    @property
+    def sigmas(self) -> Tensor:
+        """The ladder of noise scales, float32 (L,)."""
+        return geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
+
+    @property
+    def snapshot_iterations(self) -> list[int]:
+        """The iterations whose weights are kept: every ``snapshot_interval``, and the last."""
+        regular = range(self.snapshot_interval, self.iterations + 1, self.snapshot_interval)
+        return sorted({*regular, self.iterations})
