@@ -102,8 +102,10 @@ class Drawing:
     def _run(self, cell: Cell, stage: Stage, execute: Callable[[Path], Any]) -> None:
         def with_snapshot(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             trained = self.store.directory(cell.train_stage())
-            # A snapshot is whole once it is there, while its training may go on for days.
-            if find_tensors(snapshot_path(trained, stage.settings["iteration"])) is None:
+            path = snapshot_path(trained, stage.settings["iteration"])
+            # A snapshot is whole once it is there, while its training may go on for days. One rank
+            # looks, since several would set a damaged one aside at once.
+            if self.world.broadcast(self.world.is_main and find_tensors(path) is None):
                 self.train(cell)
             return execute(directory)
 

@@ -185,6 +185,9 @@ def _together() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # Gloo has no exception of its own; it names its sources.
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
         raise RankDied(f"a rank died or does not answer: {_first_line(error)}") from error
 
 

@@ -14,12 +14,13 @@ import pytest
 from ranks import exit_codes, run_ranks, start_ranks
 from tiny_grid import ROOT, environment, launch, launch_command
 
-from ablations import work
+from ablations import drawing, work
 from ablations.failures import read_failure
 from ablations.jobs import Context, job_is_done, plan_jobs
 from ablations.launch import main
 from ablations.manifest import load_manifest
 from ablations.stages import Stage, StageStore
+from scorekit.checkpoints import load_tensors
 from scorekit.files import read_json
 from scorekit.training import Stopped
 
@@ -49,6 +50,17 @@ def run(world, out, name, stops=False):
         return
     with pytest.raises(Stopped):
         work.run_job(job, context(out, world), stop=lambda: world.rank == 1)
+
+
+def run_looking_alone(world, out, name):
+    """Run a job; only rank 0 may look whether files are whole, and set them aside."""
+
+    def look(path):
+        raise AssertionError(f"rank {world.rank} looks at {path}")
+
+    if not world.is_main:
+        drawing.find_tensors = look
+    run(world, out, name)
 
 
 def unmeasured(folder, finished):
@@ -106,6 +118,21 @@ def test_ranks_go_on_from_what_one_process_drew(finished, expected, tmp_path):
         work.run_job(job, context(out), stop=lambda: next(count) >= 5)
     assert len(list((out / "stages").rglob("chunk-*"))) == 1
     assert exit_codes(start_ranks(2, run, out, job.name, grouped=False)) == [0, 0]
+    assert measured(out) == expected
+
+
+def test_ranks_mend_a_damaged_snapshot_together(finished, expected, tmp_path):
+    out = unmeasured(tmp_path / "out", finished)
+    job = evaluation(out)
+    damaged = sorted(
+        StageStore(out / "stages").directory(job.cell.train_stage()).glob("snapshot-*.pt")
+    )
+    for path in damaged:
+        path.write_bytes(path.read_bytes()[:-1])
+    ranks = start_ranks(3, run_looking_alone, out, job.name, grouped=False)
+    assert exit_codes(ranks) == [0, 0, 0]
+    assert len(damaged) == 2
+    assert all(load_tensors(path) for path in damaged)
     assert measured(out) == expected
 
 

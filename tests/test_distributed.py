@@ -13,7 +13,7 @@ from tiny_training import SETTINGS
 
 from scorekit.checkpoints import load_tensors
 from scorekit.data import Dataset, prepare
-from scorekit.distributed import World, current_world
+from scorekit.distributed import RankDied, World, current_world
 from scorekit.gradients import GradientSum, micro_batches
 from scorekit.training import Diverged, Stopped, Trainer, snapshot_path
 
@@ -297,3 +297,22 @@ def test_a_rank_that_is_gone_takes_the_others_down_in_seconds(tmp_path, how, whe
         os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGKILL)
     codes = exit_codes(processes, timeout=60)  # of the 600 s that they would wait otherwise
     assert codes == [1, -signal.SIGKILL if how == "kill" else 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (RuntimeError("[/pytorch/third_party/gloo/pair.cc:1] Connection closed"), RankDied),
+        (torch.distributed.DistBackendError("NCCL communicator was aborted"), RankDied),
+        (torch.OutOfMemoryError("CUDA out of memory"), torch.OutOfMemoryError),
+        (RuntimeError("shapes differ"), RuntimeError),
+    ],
+)
+def test_only_what_tells_of_other_ranks_is_called_a_death(monkeypatch, error, raised):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("torch.distributed.all_reduce", fail)
+    with pytest.raises(raised) as caught:
+        World(rank=0, size=2).add_(torch.zeros(1))
+    assert type(caught.value) is raised
