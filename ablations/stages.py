@@ -33,7 +33,7 @@ from scorekit.files import (
 _log = logging.getLogger("scorekit")
 
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
-RESULTS_VERSION = 4
+RESULTS_VERSION = 5
 
 #: What a rank returns from a stage that rank 0 finishes.
 FOLLOWED: tuple[dict[str, Any], list[Path]] = ({}, [])
@@ -149,13 +149,14 @@ class StageStore:
             remove_temporaries(directory)
             write_json(directory / "settings.json", {"kind": stage.kind, **stage.settings})
             self.world.broadcast(None)
-            started = time.time()
+            # The code as it was begun: files may be edited while it runs.
+            code, started = code_digest(), time.time()
             result, files = execute(directory)
             checksums = {str(path.relative_to(directory)): sha256_file(path) for path in files}
             record = {
                 "digest": stage.digest,
                 "kind": stage.kind,
-                "code": code_digest(),
+                "code": code,
                 "needs": [need.digest for need in stage.needs],
                 "result": result,
                 "files": checksums,

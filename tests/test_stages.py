@@ -104,6 +104,19 @@ def test_two_processes_do_not_work_on_one_stage(tmp_path):
     assert runs.read_text() == "run\n"
 
 
+def test_a_result_tells_the_code_as_it_was_begun(tmp_path, monkeypatch):
+    monkeypatch.setattr("ablations.stages.code_digest", lambda: "begun")
+
+    def edited_meanwhile(directory):
+        monkeypatch.setattr("ablations.stages.code_digest", lambda: "edited")
+        return {}, []
+
+    store = StageStore(tmp_path)
+    store.run(STAGE, edited_meanwhile)
+    assert store.result(STAGE) == {}
+    assert store.codes == {"begun"}
+
+
 def test_a_store_knows_the_versions_of_the_code_whose_results_it_read(tmp_path, monkeypatch):
     stages = [Stage("sample", {"a": a}) for a in (1, 2, 3)]
     for stage, code in zip(stages, ("one", "two", "three"), strict=True):
