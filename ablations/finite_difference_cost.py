@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -150,8 +151,8 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
         ratios = [a / b for a, b in zip(times[name], reference, strict=True)]
         low, high = median_interval(ratios)
         row |= {
-            "seconds": sorted(times[name])[len(times[name]) // 2],
-            "ratio": sorted(ratios)[len(ratios) // 2],
+            "seconds": median(times[name]),
+            "ratio": median(ratios),
             "ratio_low": low,
             "ratio_high": high,
             "peak_bytes": peaks[name],
