@@ -56,7 +56,7 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
         middle = median if record["quantity"] == _STEP else fmean
         for side in ("first", "second"):
             record[side], values = record[side]
-            record[f"{side}_value"] = middle(values)
+            record[f"{side}_value"] = middle(values) if values else math.nan
     raw = frame(
         records,
         *("group", "quantity", "first", "first_value", "second", "second_value", "sort", "mean"),
@@ -81,6 +81,11 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
         else "the mean over seeds and its interval by Student's t for paired samples; of a ratio, "
         "by its logarithms. A dash: one pair has no interval"
     )
+    if any(record["quantity"].endswith("at equal time") for record in records):
+        interval += (
+            ". At equal time: at the end of the faster of the two; a pair whose slower side was "
+            "first judged later has no such value, and is not among the pairs"
+        )
     return Table(
         name=f"comparisons_{part}",
         title="Paired comparisons",
@@ -206,4 +211,6 @@ def _side(row: dict[str, Any], side: str) -> str:
 
 
 def _effect(row: dict[str, Any]) -> str:
+    if not row["n"]:
+        return "—"
     return f"{number(row['mean'])}×" if row["sort"] == "ratio" else f"{row['mean']:+.3g}"

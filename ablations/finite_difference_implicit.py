@@ -81,6 +81,7 @@ def implicit(
         "held_out_distance": frechet_distance(
             feature_statistics(_features(extract_features, to_uint8(test.cpu()), device)), reference
         ),
+        "n_held_out": len(test),
         "latent_distance": _from_the_prior(z),
         "seconds": run.autoencoder.seconds + run.score.seconds,
         "score_seconds": run.score.seconds,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +17,6 @@ _Pick = Callable[[dict[str, Any]], float]
 def distance_comparisons(results: TrialResults) -> Records:
     """FD-SSM-VR against SSM-VR, and both against DSM."""
     records: Records = []
-    equal = distances_at_equal_time(results)
     for first, second in (("ssm_vr", "fd_ssm_vr"), ("dsm", "ssm_vr"), ("dsm", "fd_ssm_vr")):
         sides = [results.done("distance", objective=name) for name in (first, second)]
         records += _paired(
@@ -29,11 +27,13 @@ def distance_comparisons(results: TrialResults) -> Records:
                 "seconds of training": lambda result: result["seconds"],
             },
         )
-        at = [[found[name] for found in equal.values()] for name in (first, second)]
-        if at[0] and all(map(math.isfinite, at[0] + at[1])):
-            names = [OBJECTIVE_NAMES[name] for name in (first, second)]
-            one, other = zip(names, at, strict=True)
-            group = f"{names[1]} against {names[0]}"
+        equal = list(distances_at_equal_time(results, (first, second)).values())
+        if equal:
+            one, other = (
+                (OBJECTIVE_NAMES[name], [found[name] for found in equal])
+                for name in (first, second)
+            )
+            group = f"{other[0]} against {one[0]}"
             records.append(comparison(group, "distance at equal time", "difference", one, other))
     return records
 

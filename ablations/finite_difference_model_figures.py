@@ -105,18 +105,27 @@ def implicit_picture(results: TrialResults) -> Picture | None:
     rows = []
     for dataset, title in IMAGE_NAMES.items():
         for model in IMPLICIT_MODELS:
+            done = {
+                objective: {
+                    entry.seed: entry.directory
+                    for entry in results.of(
+                        "implicit", dataset=dataset, model=model, objective=objective
+                    )
+                    if entry.result is not None
+                }
+                for objective in IMPLICIT_OBJECTIVES
+            }
+            # The latents are the seed's.
+            common = set.intersection(*(set(found) for found in done.values()))
             row = []
-            for objective in IMPLICIT_OBJECTIVES:
-                of = {"dataset": dataset, "model": model, "objective": objective}
-                entry = next(
-                    (e for e in results.of("implicit", **of) if e.result is not None), None
-                )
-                if entry is not None:
-                    images = np.load(entry.directory / "samples.npy")
+            for objective, found in done.items():
+                if found:
+                    seed = min(common or found)
+                    images = np.load(found[seed] / "samples.npy")
                     factor = enlargement(images.shape[-1], _WANTED_PX)
                     heading = f"{model.upper()}, {title}, {OBJECTIVE_NAMES[objective]}"
                     grid = tile(images, _COLUMNS, factor=factor)
-                    row.append(Panel(heading=heading, note=f"seed {entry.seed}", image=grid))
+                    row.append(Panel(heading=heading, note=f"seed {seed}", image=grid))
             if row:
                 rows.append(row)
     if not rows:
@@ -125,7 +134,7 @@ def implicit_picture(results: TrialResults) -> Picture | None:
     return Picture(
         name="implicit_samples",
         title="Decoded samples",
-        caption="Latents from N(0, I), decoded; the same latents in every panel. "
+        caption="Latents from N(0, I), decoded; the same latents in panels of the same seed. "
         f"{conditions_of(results, ['implicit'])}",
         alt="Grids of decoded digits for VAE and WAE by SSM and FD-SSM",
         figure=draw_panels(rows, note, what="samples"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,7 @@ from ablations.finite_difference_wording import (
     statuses_of,
     with_spread,
 )
-from ablations.presentation import duration, number
+from ablations.presentation import duration, joined, number
 from ablations.tables import Table
 from scorekit.metrics import distance_label
 
@@ -35,7 +35,7 @@ _Pick = Callable[[dict[str, Any]], float | None]
 
 def distance_table(results: TrialResults) -> Table:
     """The samples' distance at the end of training and at equal time, over the seeds."""
-    equal = distances_at_equal_time(results)
+    equal = distances_at_equal_time(results, DISTANCE_OBJECTIVES)
     records = []
     for objective in DISTANCE_OBJECTIVES:
         entries = results.of("distance", objective=objective)
@@ -61,7 +61,8 @@ def distance_table(results: TrialResults) -> Table:
         f"{said(s, 'n_steps_each')} steps) after {said(s, 'iterations')} iterations of "
         f"{said(s, 'batch_size')}, Adam at {said(s, 'learning_rate')} for all; the same weights at "
         "first, batches and noise; ε by the default rule. Eager for all. At equal time: when the "
-        "fastest was at its end, between snapshots by linear interpolation. Distances of so few "
+        "fastest of all was at its end, between snapshots by linear interpolation, over the seeds "
+        "that all have finished; a dash where one had no snapshot by then. Distances of so few "
         "samples are higher than those of more.",
         records,
         {
@@ -72,12 +73,14 @@ def distance_table(results: TrialResults) -> Table:
     )
 
 
-def distances_at_equal_time(results: TrialResults) -> dict[int, dict[str, float]]:
-    """Return by seed each objective's distance when the fastest was at its end.
+def distances_at_equal_time(
+    results: TrialResults, objectives: Sequence[str]
+) -> dict[int, dict[str, float]]:
+    """Return by seed each objective's distance when the fastest of these was at its end.
 
-    Of the seeds all of whose objectives are done; NaN where one had no snapshot by then.
+    Of the seeds that all of these have finished; NaN where one had no snapshot by then.
     """
-    done = {name: results.done("distance", objective=name) for name in DISTANCE_OBJECTIVES}
+    done = {name: results.done("distance", objective=name) for name in objectives}
     seeds = sorted(set.intersection(*(set(found) for found in done.values())))
     return {
         seed: at_equal_time(
@@ -118,8 +121,7 @@ def flow_table(results: TrialResults) -> Table:
         f"authors' code the rates differ), ε = {said(s, 'epsilon')}; all from the same weights on "
         "the same batches, noise and directions. Exact score matching on "
         f"{said(s, 'n_exact')} images. Time: of the steps alone. Approximate back-propagation "
-        "leaves out what lies off the Hessian's diagonal in every layer, and so has no minimum at "
-        "the data's density.",
+        "leaves out what lies off the Hessian's diagonal in every layer: its loss is biased.",
         records,
         {
             "nll": "NLL, nats ↓",
@@ -149,8 +151,6 @@ def implicit_table(results: TrialResults) -> Table:
                 records.append(group | record)
         records += _skipped(results, f"implicit/{dataset}", title)
     s = settings_of(results, "implicit")
-    found = [e.result["held_out_distance"] for e in results.of("implicit") if e.result is not None]
-    real = f" Held-out images have {number(found[0])}." if found else ""
     return _table(
         results,
         "implicit",
@@ -160,11 +160,13 @@ def implicit_table(results: TrialResults) -> Table:
         "deviation over seeds. Reconstruction: cross-entropy of held-out images, summed over "
         "pixels. NLL bound: importance-weighted, of the VAE, a Gaussian fitted to the encoder's "
         "samples as proposal. FD[digits-cnn]: of "
-        f"{said(s, 'samples')} decoded samples of the prior from the training images.{real} "
+        f"{said(s, 'samples')} decoded samples of the prior from the training images; fewer have "
+        f"a higher one.{_held_out(results)} "
         "Latents: Fréchet distance of held-out images' latents from N(0, I) themselves. "
-        f"{said(s, 'latent_dim')} latent dimensions, {said(s, 'iterations')} iterations of "
-        f"{said(s, 'batch_size')} by RMSProp, each with {said(s, 'score_steps')} steps of the "
-        "score network.",
+        f"{said(s, 'latent_dim')} latent dimensions, {said(s, 'iterations')} rounds of "
+        f"{said(s, 'batch_size')}, each of {said(s, 'score_steps')} steps of the score network and "
+        f"one of the auto-encoder, which begins after {said(s, 'warm_up')} rounds; RMSProp at "
+        f"{said(s, 'score_learning_rate')} and {said(s, 'learning_rate')}.",
         records,
         IMPLICIT_COLUMNS,
     )
@@ -180,6 +182,17 @@ IMPLICIT_COLUMNS = {
 }
 _TIMES = ("seconds", "score_seconds")
 _ERRORS = ("truncation", "rounding")
+
+
+def _held_out(results: TrialResults) -> str:
+    """The distance of held-out images themselves, which is of their number, by data set."""
+    words = []
+    for dataset, title in IMAGE_NAMES.items():
+        done = [e.result for e in results.of("implicit", dataset=dataset) if e.result is not None]
+        if done:
+            of = f"{number(done[0]['n_held_out'])} held-out images of {title}"
+            words.append(f"the {of} have {number(done[0]['held_out_distance'])}")
+    return f" For scale, {joined(words, '; ')}." if words else ""
 
 
 def _over_seeds(entries: list[TrialResult], picks: Mapping[str, _Pick]) -> dict[str, Any]:

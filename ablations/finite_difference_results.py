@@ -89,7 +89,7 @@ def collect_trials(out: Path) -> TrialResults:
 class Paired:
     """The mean over ``n`` pairs with its 95 % interval by Student's t, NaN for one pair.
 
-    A ratio's is that of the logarithms, turned back.
+    A ratio's is that of the logarithms, turned back. All are NaN where there is no pair.
     """
 
     mean: float
@@ -118,14 +118,22 @@ def comparison(
     first: tuple[str, Sequence[float]],
     second: tuple[str, Sequence[float]],
 ) -> dict[str, Any]:
-    """Return a record of two named sides over pairs; ``sort`` is "ratio" or "difference"."""
+    """Return a record of two named sides over pairs; ``sort`` is "ratio" or "difference".
+
+    Of the pairs alone whose values are both finite, which the record counts.
+    """
     paired = paired_ratio if sort == "ratio" else paired_difference
-    record = {"group": group, "quantity": quantity, "sort": sort, "first": first, "second": second}
-    return record | vars(paired(first[1], second[1]))
+    pairs = [
+        pair for pair in zip(first[1], second[1], strict=True) if all(map(math.isfinite, pair))
+    ]
+    sides = [a for a, _ in pairs], [b for _, b in pairs]
+    record = {"group": group, "quantity": quantity, "sort": sort}
+    record |= {"first": (first[0], sides[0]), "second": (second[0], sides[1])}
+    return record | vars(paired(*sides))
 
 
 def _interval(values: Sequence[float]) -> Paired:
-    n, mean = len(values), fmean(values)
+    n, mean = len(values), fmean(values) if values else math.nan
     half = math.nan
     if n > 1:
         half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * stdev(values) / math.sqrt(n)

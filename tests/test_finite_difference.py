@@ -1,6 +1,7 @@
 """The grid finite-difference as a user meets it: every part, tiny; interruptions and bad input."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ from ablations.finite_difference_learning import Learner, evaluation_iterations
 from ablations.finite_difference_plan import PARTS, build_trials
 from ablations.finite_difference_results import (
     collect_trials,
+    comparison,
     mean_and_spread,
     paired_difference,
     paired_ratio,
@@ -320,6 +322,18 @@ def test_paired_intervals_are_students():
     ratio = paired_ratio([1.0, 2.0, 5.0], [2.0, 4.0, 10.0])
     assert (ratio.low, ratio.mean, ratio.high) == pytest.approx((2, 2, 2))
     assert np.isnan(paired_difference([1.0], [2.0]).low)
+
+
+def test_a_comparison_counts_the_pairs_that_have_both_values():
+    first, second = [1.0, math.nan, 3.0, 4.0], [2.0, 5.0, math.inf, 6.0]
+    for sort, paired in (("difference", paired_difference), ("ratio", paired_ratio)):
+        found = comparison("b against a", "loss", sort, ("a", first), ("b", second))
+        whole = paired([1.0, 4.0], [2.0, 6.0])
+        assert {key: found[key] for key in vars(whole)} == vars(whole)
+        assert found["n"] == 2
+        assert found["first"] == ("a", [1.0, 4.0]) and found["second"] == ("b", [2.0, 6.0])
+        none = comparison("b against a", "loss", sort, ("a", [math.nan]), ("b", [1.0]))
+        assert none["n"] == 0 and math.isnan(none["mean"])
 
 
 def test_equal_time_is_the_faster_ones_end():

@@ -1,9 +1,13 @@
 """Trials of distance: the ordinary stages within a trial, resumed where they were."""
 
+from pathlib import Path
+
 import pandas as pd
 import pytest
 
-from ablations.finite_difference_results import collect_trials
+from ablations.finite_difference_comparisons import comparison_table
+from ablations.finite_difference_plan import FiniteDifferencePlan, Trial
+from ablations.finite_difference_results import TrialResult, TrialResults, collect_trials
 from ablations.launch import main
 from ablations.measuring import Measuring
 
@@ -52,6 +56,64 @@ def test_objectives_are_compared_at_the_end_and_at_equal_time(tmp_path):
     # The same noise, images and first weights: the objectives alone differ.
     train = {path.parent for path in out.glob("stages/train/*/result.json")}
     assert len(train) == 3
+
+
+def finished(*curves):
+    """Results of (objective, seed, seconds, distances), as if trained."""
+    trials = [
+        TrialResult(
+            trial=Trial("distance", "", "distance", {"objective": objective, "seed": seed}),
+            state="done",
+            message="",
+            result={
+                "seconds": seconds[-1],
+                "curve": {"seconds": seconds, "distance": distances},
+                "conditions": {"device": "cpu", "torch": "2", "load_average": None},
+            },
+            directory=Path(),
+        )
+        for objective, seed, seconds, distances in curves
+    ]
+    plan = FiniteDifferencePlan(
+        budget="quick", overrides={}, data_root="data", trials=[], skipped=[]
+    )
+    return TrialResults(plan=plan, trials=trials)
+
+
+def at_equal_time(results):
+    table = comparison_table(results, "distance")
+    rows = table.raw.assign(shown=table.display["Second against first"])
+    return rows[rows["quantity"] == "distance at equal time"].set_index("group")
+
+
+def test_equal_time_is_the_pair_s_own():
+    results = finished(
+        ("dsm", 0, [1, 2], [60.0, 40.0]),
+        ("ssm_vr", 0, [4, 8], [80.0, 50.0]),
+        ("fd_ssm_vr", 0, [2, 6], [90.0, 46.0]),
+        ("fd_ssm_vr", 1, [2, 6], [90.0, 46.0]),
+    )
+    rows = at_equal_time(results)
+    pair = rows.loc["FD-SSM-VR against SSM-VR"]
+    assert (pair["first_value"], pair["second_value"], pair["n"]) == (65.0, 46.0, 1)
+    pair = rows.loc["FD-SSM-VR against DSM"]
+    assert (pair["first_value"], pair["second_value"], pair["n"]) == (40.0, 90.0, 1)
+
+
+def test_a_seed_without_a_snapshot_by_then_is_no_pair_and_none_is_a_dash():
+    results = finished(
+        ("dsm", 0, [1, 2], [60.0, 40.0]),
+        ("dsm", 1, [1, 5], [60.0, 40.0]),
+        ("ssm_vr", 0, [4, 8], [80.0, 50.0]),
+        ("ssm_vr", 1, [4, 8], [80.0, 50.0]),
+        ("fd_ssm_vr", 0, [3, 6], [90.0, 46.0]),
+    )
+    rows = at_equal_time(results)
+    assert rows.loc["SSM-VR against DSM", "n"] == 1
+    assert rows.loc["SSM-VR against DSM", "second_value"] == 72.5
+    none = rows.loc["FD-SSM-VR against DSM"]
+    assert none["n"] == 0 and none["shown"] == "—"
+    assert rows.loc["FD-SSM-VR against SSM-VR", "n"] == 1
 
 
 def test_a_network_that_diverges_is_a_row(tmp_path):

@@ -4,6 +4,10 @@ import numpy as np
 import pytest
 
 from ablations.finite_difference_implicit import implicit
+from ablations.finite_difference_model_figures import implicit_picture
+from ablations.finite_difference_model_tables import IMPLICIT_COLUMNS, implicit_table
+from ablations.finite_difference_plan import FiniteDifferencePlan, Trial
+from ablations.finite_difference_results import TrialResult, TrialResults
 
 SETTINGS = {
     **{"dataset": "digits", "device": "cpu", "seed": 0, "iterations": 3, "warm_up": 1},
@@ -25,6 +29,7 @@ def test_the_vae_has_a_likelihood_bound_and_the_wae_none(tmp_path):
     wae, _ = train(tmp_path, model="wae")
     assert vae["bound"] > 0 and 1 <= vae["effective_sample_size"] <= 512
     assert wae["bound"] is None
+    assert vae["n_held_out"] == 12
     assert vae["held_out_distance"] == wae["held_out_distance"] > 0
     assert samples.shape == (20, 1, 8, 8) and samples.dtype == np.uint8
 
@@ -60,6 +65,46 @@ def test_during_the_warm_up_only_the_score_is_trained(tmp_path):
 def test_an_absurd_rate_is_said_to_diverge(tmp_path):
     with pytest.raises(FloatingPointError, match="diverged"):
         train(tmp_path, model="vae", score_learning_rate=1e30, learning_rate=1e30)
+
+
+def finished(directory, **held_out):
+    """Results of the first seed by SSM, of the second by both objectives, by data set."""
+    trials = []
+    for dataset, (n, distance) in held_out.items():
+        for objective, seed in (("ssm", 0), ("ssm", 1), ("fd_ssm", 1)):
+            folder = directory / f"{dataset}-{objective}-{seed}"
+            folder.mkdir()
+            np.save(folder / "samples.npy", np.full((2, 1, 8, 8), 50 * seed, np.uint8))
+            result = dict.fromkeys((*IMPLICIT_COLUMNS, "bound"), 1.0)
+            result |= {"held_out_distance": distance, "n_held_out": n}
+            result["conditions"] = {"device": "cpu", "torch": "2", "load_average": None}
+            settings = SETTINGS | {"dataset": dataset, "model": "vae", "objective": objective}
+            trial = Trial("implicit", "", "implicit", settings | {"seed": seed})
+            trials.append(
+                TrialResult(trial=trial, state="done", message="", result=result, directory=folder)
+            )
+    plan = FiniteDifferencePlan(
+        budget="quick", overrides={}, data_root="data", trials=[], skipped=[]
+    )
+    return TrialResults(plan=plan, trials=trials)
+
+
+def test_the_caption_gives_each_data_set_its_own_held_out_distance_and_all_settings(tmp_path):
+    caption = implicit_table(finished(tmp_path, digits=(297, 12.5), mnist=(1000, 3.25))).caption
+    assert "the 297 held-out images of digits, 8×8 have 12.5" in caption
+    assert "the 1,000 held-out images of MNIST, 28×28 have 3.25" in caption
+    assert "begins after 1 rounds; RMSProp at 0.001 and 0.001" in caption
+
+
+def test_panels_of_one_row_show_the_same_latents_where_a_seed_has_both(tmp_path, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "ablations.finite_difference_model_figures.draw_panels",
+        lambda rows, note, what: drawn.extend(rows),
+    )
+    implicit_picture(finished(tmp_path, digits=(297, 12.5)))
+    ((first, second),) = drawn
+    assert first.note == second.note == "seed 1"
 
 
 @pytest.mark.slow
