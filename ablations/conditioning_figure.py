@@ -52,7 +52,7 @@ def conditioning_figure(results: Results) -> Artefact:
             "(NCSN_1,2,4,5) and through division of the output by σ (NCSNv2, Technique 3): the "
             "same images and noise scales; learning rate and dequantisation are each network's own "
             "unless set. Smoothed by an exponential moving average with momentum "
-            f"{SMOOTHING} over every iteration; one line per seed. {_tails(frame)}"
+            f"{SMOOTHING} over {_kept(frame)}; one line per seed. {_tails(frame)}"
             f"{conditions(results)}"
         ),
         alt="Curves of the training loss of two noise conditioning methods",
@@ -75,6 +75,14 @@ def conditioning_losses(results: Results) -> pd.DataFrame:
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts)[columns].reset_index(drop=True)
+
+
+def _kept(frame: pd.DataFrame) -> str:
+    """Which iterations' losses are smoothed: of very many runs, collection keeps a part."""
+    keys = ["dataset", "variant", "training", "seed"]
+    between = frame.groupby(keys, dropna=False)["iteration"].diff()
+    every = between.min()
+    return "every iteration" if not every > 1 else f"one iteration in {number(every)}"
 
 
 def _tails(frame: pd.DataFrame) -> str:

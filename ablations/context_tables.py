@@ -95,6 +95,7 @@ def timing_table(results: Results) -> Table:
             "settings share one trajectory. Compiling is counted apart. Rows marked “paper” are "
             "quoted from Song & Ermon 2020 "
             "(full-size networks; the number of images sampled is not stated there). "
+            f"{_SEVERAL if _of_several(raw) else ''}"
             f"{conditions(results)}"
         ),
         raw=raw.assign(budget=[_budget_of(source, results) for source in raw["source"]]),
@@ -102,6 +103,16 @@ def timing_table(results: Results) -> Table:
         kinds=_source_kinds(raw),
         numeric=tuple(display.columns[5:-1]),
     )
+
+
+_SEVERAL = (
+    "Where several devices worked together (“2 × …”), training is the time that passed, sampling "
+    "the sum of their times, images per second those of one, and peak memory that of the first. "
+)
+
+
+def _of_several(raw: pd.DataFrame) -> bool:
+    return bool(raw["device"].str.contains(r"(?:^|; )\d+ × ", na=False).any())
 
 
 def quoted_scores_table(results: Results) -> Table | None:

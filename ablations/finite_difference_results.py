@@ -127,7 +127,7 @@ def comparison(
         pair for pair in zip(first[1], second[1], strict=True) if all(map(math.isfinite, pair))
     ]
     sides = [a for a, _ in pairs], [b for _, b in pairs]
-    record = {"group": group, "quantity": quantity, "sort": sort}
+    record: dict[str, Any] = {"group": group, "quantity": quantity, "sort": sort}
     record |= {"first": (first[0], sides[0]), "second": (second[0], sides[1])}
     return record | vars(paired(*sides))
 

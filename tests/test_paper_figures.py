@@ -143,6 +143,14 @@ def test_fig_3_compares_the_two_methods_alone_and_smooths_as_it_says(tmp_path: P
     assert "digits NCSN_1,2,4,5 5.2" in picture.caption
 
 
+def test_fig_3_says_which_iterations_are_left(tmp_path: Path) -> None:
+    results = with_conditioning(fake_results.complete(tmp_path))
+    assert "over every iteration;" in conditioning_figure(results).shown.caption
+    losses = results.losses[results.losses["iteration"] % 7 == 1]
+    caption = conditioning_figure(replace(results, losses=losses)).shown.caption
+    assert "over one iteration in 7;" in caption
+
+
 def test_fig_15_is_of_ncsnv2_alone(tmp_path: Path) -> None:
     results = with_conditioning(fake_results.complete(tmp_path))
     assert len(loss_curves(results).figure.axes) == 4  # three and an empty place

@@ -147,6 +147,14 @@ def test_timings_keep_inputs_cells_without_times_and_the_papers_rows(tmp_path: P
     assert set(paper["budget"]) == {"paper's own"}
 
 
+def test_the_caption_says_how_the_times_of_several_devices_count(tmp_path: Path) -> None:
+    results = fake_results.complete(tmp_path)
+    assert "several devices" not in timing_table(results).caption
+    timings = results.timings.assign(device="2 × " + results.timings["device"])
+    caption = timing_table(replace(results, timings=timings)).caption
+    assert "sampling the sum of their times" in caption
+
+
 def test_the_papers_timings_are_not_given_twice(tmp_path: Path) -> None:
     results = fake_results.complete(tmp_path)
     paper = results.timings.iloc[:1].assign(source="paper (Table 6)")
