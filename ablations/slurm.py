@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import submitit
 from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, JobPaths
@@ -132,6 +133,7 @@ class SlurmGrid:
         waiting = {job.name: job for job in self.jobs if job.name in names}
         started: set[str] = set()
         absent: dict[str, float] = {}
+        warned: set[str] = set()
         pause = _FIRST_POLL_S
         while True:
             ids, changed = latest_ids(load_submissions(out)), False
@@ -142,6 +144,7 @@ class SlurmGrid:
                 _log.warning("%s; watching on", error)
                 time.sleep(_SLOWEST_POLL_S)
                 continue
+            _warn_of_stuck({ids[name] for name in waiting}, queued, warned)
             for name, job in list(waiting.items()):
                 state = queued.get(ids[name])
                 if state is not None:
@@ -178,11 +181,12 @@ class _Sender:
 
     def __init__(self, context: Context, settings: SlurmSettings) -> None:
         self._context, self._settings = context, settings
-        cuda = context.device != "cpu"
-        code = snapshot_code(context.out)
+        self._code = snapshot_code(context.out)
         # Of two hosts' clocks the later counts: which submission is the latest must not depend.
         self._newest = max((s.created for s in load_submissions(context.out)), default=0.0)
-        self._parameters = settings.parameters(threads=context.threads, cuda=cuda, code=code)
+        self._parameters = settings.parameters(
+            threads=context.threads, cuda=context.device != "cpu", code=self._code
+        )
         self._executor = submitit.AutoExecutor(
             folder=_logs(context.out), cluster="slurm", slurm_python=patient_python()
         )
@@ -194,14 +198,17 @@ class _Sender:
             part = jobs[first : first + _LARGEST_ARRAY]
             submission = Submission(entries=tuple(map(Entry.of, part)), dependency=",".join(after))
             calls = [self.callable_of(job, submission.token) for job in part]
-            sent |= latest_ids([self._send(submission, calls)])
+            sent |= latest_ids([self._send(submission, calls, self._parameters)])
         return sent
 
     def send_report(self, after: Sequence[str]) -> None:
         """Submit the job of the report: on one core, without a GPU."""
         submission = Submission(entries=(Entry(REPORT),), dependency=",".join(after))
-        self._parameters |= {"slurm_ntasks_per_node": 1, "slurm_gpus_per_node": None}
-        self._send(submission, [SlurmReport(self._context, submission.token)])
+        one = replace(self._settings, gpus=None, cpus=1)
+        parameters = one.parameters(threads=1, cuda=False, code=self._code)
+        # submitit remembers what other jobs had.
+        parameters |= {"slurm_gpus_per_node": None}
+        self._send(submission, [SlurmReport(self._context, submission.token)], parameters)
 
     def callable_of(self, job: Job, token: str) -> SlurmJob:
         """Return what submitit pickles for a job."""
@@ -216,12 +223,17 @@ class _Sender:
         delayed.dump(temporary)
         os.replace(temporary, path)
 
-    def _send(self, submission: Submission, calls: Sequence[Callable[[], None]]) -> Submission:
+    def _send(
+        self,
+        submission: Submission,
+        calls: Sequence[Callable[[], None]],
+        parameters: dict[str, Any],
+    ) -> Submission:
         out = self._context.out
         self._newest = max(submission.created, self._newest + 1e-3)
         submission = replace(submission, created=self._newest)
         self._executor.update_parameters(
-            **self._parameters,
+            **parameters,
             name=submission.token,
             slurm_dependency=submission.dependency or None,
         )
@@ -284,6 +296,19 @@ def lost_message(out: Path, element: str) -> str:
 def log_path(out: Path, element: str) -> Path:
     """Return the log of a job, of its first task."""
     return JobPaths(_logs(out), job_id=element).stdout
+
+
+def _warn_of_stuck(ids: set[str], queued: dict[str, QueuedJob], warned: set[str]) -> None:
+    """Say once of each reason which jobs will not start until somebody does something."""
+    for reason in sorted({queued[i].reason for i in ids & queued.keys() if queued[i].is_stuck}):
+        if reason not in warned:
+            warned.add(reason)
+            some = sorted(i for i in ids & queued.keys() if queued[i].reason == reason)
+            _log.warning(
+                "%d job(s), such as %s, will not start by themselves: %s; change that (scontrol "
+                "update or release), or --cancel and launch again with other --slurm settings",
+                *(len(some), some[0], reason),
+            )
 
 
 def _pickle_path(out: Path, element: str) -> Path:

@@ -8,6 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
+#: Reasons of squeue's manual that neither other jobs' ends nor repairs of nodes remove.
+_NEVER_ENDS = re.compile(
+    r"JobHeld|JobHoldMaxRequeue|launch.failed.requeued.held|BadConstraints|MaxWallDuration|PerJob|"
+    r"Partition(TimeLimit|NodeLimit|Config)|Invalid(Account|QOS)|(Account|QOS)NotAllowed"
+)
 _TIMEOUT_S = 60
 _RETRY_S = 2.0
 #: What clients say of a controller that is away or busy, which passes.
@@ -29,6 +34,11 @@ class QueuedJob:
     def runs(self) -> bool:
         """Whether it has begun (and may be in the middle of being ended or requeued)."""
         return self.state not in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
+
+    @property
+    def is_stuck(self) -> bool:
+        """Whether it waits for what only a person changes: a limit, a hold, a wrong account."""
+        return not self.runs and _NEVER_ENDS.search(self.reason) is not None
 
 
 #: States of jobs that squeue still lists although they will not run again.

@@ -88,7 +88,9 @@ def _joined(
     element, queued = slurm
     if queued is not None:
         if not queued.runs:
-            return "queued", f"job {element}, {queued.reason}" + (f"; {detail}" if detail else "")
+            stuck = " (it will not start by itself)" if queued.is_stuck else ""
+            more = f"; {detail}" if detail else ""
+            return "queued", f"job {element}, {queued.reason}{stuck}{more}"
         progress = read_progress(job, context)
         return "running", f"job {element}" + (f", {_how_far(progress)}" if progress else "")
     if state in ("failed", "diverged"):

@@ -108,8 +108,9 @@ def test_the_report_was_made_by_its_own_job_after_all_others(ended, slurm):
     assert "Job completed successfully" in log.read_text()
 
 
-def test_like_jobs_are_arrays_and_their_bound_is_slurms(slurm, tmp_path):
-    process = start(slurm, tmp_path, "--workers", "1", "--slurm", "begin=now+3600")
+def test_like_jobs_are_arrays_with_what_they_were_given(slurm, tmp_path):
+    given = ("--workers", "1", "--slurm", "begin=now+3600", "--slurm", "cpus=2")
+    process = start(slurm, tmp_path, *given)
     out = tmp_path / "out"
     wait_for(lambda: one(out, REPORT), "the report's job")
     process.send_signal(signal.SIGINT)
@@ -121,10 +122,46 @@ def test_like_jobs_are_arrays_and_their_bound_is_slurms(slurm, tmp_path):
     for submission in arrays:
         shown = slurm.run("scontrol", "show", "job", submission.slurm_id)
         assert "ArrayTaskThrottle=1" in shown
+        assert "NumCPUs=2" in shown
+    assert slurm.job(one(out, REPORT))["NumCPUs"] == "1"
     code, output, _ = launch(slurm, tmp_path, "--cancel")
     assert code == 0
     assert f"cancelled {len(ids_of(out))} jobs" in output
     wait_for(lambda: not set(ids_of(out).values()) & live(slurm), "an empty queue")
+
+
+def test_more_jobs_than_an_array_takes_are_several(slurm, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    monkeypatch.setattr(slurm_module, "_LARGEST_ARRAY", 3)
+    code = run_here(slurm, monkeypatch, tmp_path, "--slurm", "begin=now+3600")
+    assert code == 130
+    cells = load_manifest(out).cells
+    wanted = {job.name for job in [*plan_jobs(cells), *snapshot_jobs(cells)]} | {REPORT}
+    assert times_submitted(out) == dict.fromkeys(wanted, 1)
+    assert max(len(s.entries) for s in load_submissions(out)) == 3
+    evaluations = [s for s in load_submissions(out) if s.entries[0].name.startswith("evaluate")]
+    snapshots = {s.slurm_id for s in load_submissions(out) if s.entries[0].iteration}
+    assert len(snapshots) > len(evaluations)
+    waited_for = {id for s in evaluations for id in re.findall(r"[:,](\d+)", s.dependency)}
+    assert snapshots <= waited_for
+    assert live(slurm) == set(live_ids(out).values())
+    assert cancel_all(out) == len(wanted)
+
+
+def test_jobs_that_will_never_start_are_warned_of(slurm, tmp_path):
+    process = start(slurm, tmp_path, "--slurm", "begin=now+3600")
+    out = tmp_path / "out"
+    wait_for(lambda: one(out, REPORT), "the report's job")
+    slurm.run("scontrol", "hold", one(out, "train").split("_")[0])
+    code, output, _ = launch(slurm, tmp_path, "--status")
+    assert code == 0
+    assert "JobHeldAdmin (it will not start by itself)" in output
+    assert "BeginTime\n" in output
+    time.sleep(20)  # longer than the launcher sleeps
+    code, _, _ = launch(slurm, tmp_path, "--cancel")
+    assert code == 0
+    _, said = end(process)
+    assert said.count("will not start by themselves: JobHeldAdmin; change that") == 1
 
 
 def live(slurm) -> set[str]:

@@ -40,6 +40,22 @@ def test_the_queue_has_waiting_and_running_jobs_and_elements_of_arrays(client):
     assert [queue[job].runs for job in ("7", "8_0", "8_1")] == [True, False, True]
 
 
+@pytest.mark.parametrize(
+    ("reason", "is_stuck"),
+    [
+        *((reason, True) for reason in ("PartitionTimeLimit", "JobHeldUser", "JobHeldAdmin")),
+        *((reason, True) for reason in ("AssocMaxWallDurationPerJobLimit", "BadConstraints")),
+        *((reason, True) for reason in ("QOSMaxCpuPerJobLimit", "launch failed requeued held")),
+        *((reason, False) for reason in ("Dependency", "Resources", "Priority", "BeginTime")),
+        *((reason, False) for reason in ("QOSMaxJobsPerUserLimit", "JobArrayTaskLimit", "None")),
+        ("ReqNodeNotAvail, UnavailableNodes:n1", False),
+    ],
+)
+def test_what_only_a_person_changes_is_no_wait(reason, is_stuck):
+    assert QueuedJob("PENDING", reason).is_stuck is is_stuck
+    assert not QueuedJob("RUNNING", reason).is_stuck
+
+
 def test_ends_are_told_one_by_one_where_slurm_tells_of_a_range(client):
     client(
         "sacct",
