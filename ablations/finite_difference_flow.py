@@ -31,7 +31,7 @@ LIKELIHOOD, CURVATURE, APPROXIMATE = "mle", "curvature", "approximate"
 def flow(settings: dict[str, Any], directory: Path, progress: Progress, data_root: Path) -> Found:
     """Train NICE on images with Gaussian noise by one objective; its likelihood on held-out ones.
 
-    The density of the noisy images is what every objective is minimal at. Images are centred, and
+    The density of the noisy images is what every objective is to find. Images are centred, and
     the flow starts as independent logistic pixels of the data's variances.
     """
     images = _noisy_images(settings, data_root)

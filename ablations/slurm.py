@@ -32,6 +32,7 @@ from ablations.slurm_queue import (
     cancel,
     ended_states,
     jobs_named,
+    largest_array,
     queued_jobs,
     require_slurm,
 )
@@ -48,8 +49,6 @@ from ablations.submissions import (
 )
 
 _log = logging.getLogger("scorekit")
-#: Slurm's default MaxArraySize is 1001, and the largest index is one less.
-_LARGEST_ARRAY = 1000
 _FIRST_POLL_S, _SLOWEST_POLL_S = 0.5, 15.0
 #: A result may be on a file system that shows it to this machine seconds after Slurm shows its end.
 _RESULT_WITHIN_S = 10.0
@@ -182,6 +181,7 @@ class _Sender:
     def __init__(self, context: Context, settings: SlurmSettings) -> None:
         self._context, self._settings = context, settings
         self._code = snapshot_code(context.out)
+        self._largest = largest_array()
         # Of two hosts' clocks the later counts: which submission is the latest must not depend.
         self._newest = max((s.created for s in load_submissions(context.out)), default=0.0)
         self._parameters = settings.parameters(
@@ -194,8 +194,8 @@ class _Sender:
     def send(self, jobs: Sequence[Job], after: Sequence[str]) -> dict[str, str]:
         """Submit like jobs as arrays that wait for ``after``; return Slurm's ids by name."""
         sent: dict[str, str] = {}
-        for first in range(0, len(jobs), _LARGEST_ARRAY):
-            part = jobs[first : first + _LARGEST_ARRAY]
+        for first in range(0, len(jobs), self._largest):
+            part = jobs[first : first + self._largest]
             submission = Submission(entries=tuple(map(Entry.of, part)), dependency=",".join(after))
             calls = [self.callable_of(job, submission.token) for job in part]
             sent |= latest_ids([self._send(submission, calls, self._parameters)])

@@ -86,6 +86,15 @@ def ended_states(ids: Iterable[str]) -> dict[str, str]:
     return {job: state for shown, state in rows for job in _elements(shown)}
 
 
+def largest_array() -> int:
+    """Return how many jobs an array may have here."""
+    match = re.search(
+        r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE
+    )
+    # It is one more than the largest index; 0 is a cluster that takes none.
+    return max(1, int(match[1])) if match else 1
+
+
 def cancel(ids: Sequence[str]) -> None:
     """Cancel waiting and running jobs."""
     for first in range(0, len(ids), 500):  # a command line has a length

@@ -132,7 +132,7 @@ def test_like_jobs_are_arrays_with_what_they_were_given(slurm, tmp_path):
 
 def test_more_jobs_than_an_array_takes_are_several(slurm, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(slurm_module, "_LARGEST_ARRAY", 3)
+    monkeypatch.setattr(slurm_module, "largest_array", lambda: 3)
     code = run_here(slurm, monkeypatch, tmp_path, "--slurm", "begin=now+3600")
     assert code == 130
     cells = load_manifest(out).cells

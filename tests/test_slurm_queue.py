@@ -7,6 +7,7 @@ from ablations.slurm_queue import (
     SlurmError,
     ended_states,
     jobs_named,
+    largest_array,
     queued_jobs,
     require_slurm,
 )
@@ -54,6 +55,14 @@ def test_the_queue_has_waiting_and_running_jobs_and_elements_of_arrays(client):
 def test_what_only_a_person_changes_is_no_wait(reason, is_stuck):
     assert QueuedJob("PENDING", reason).is_stuck is is_stuck
     assert not QueuedJob("RUNNING", reason).is_stuck
+
+
+@pytest.mark.parametrize(("said", "size"), [("1001", 1001), ("0", 1)])
+def test_an_array_has_as_many_jobs_as_the_cluster_takes(client, said, size):
+    client(
+        "scontrol", f"MailProg = /bin/mail\nMaxArraySize            = {said}\nMaxDBDMsgs = 20000\n"
+    )
+    assert largest_array() == size
 
 
 def test_ends_are_told_one_by_one_where_slurm_tells_of_a_range(client):
