@@ -126,13 +126,11 @@ class Cell:
 
     def distance_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
         """The Fréchet distance of samples from one snapshot."""
-        features = self._feature_stages(iteration, denoise=denoise, final=final)
-        return Stage("distance", {}, (self.reference_stage(), *features))
+        return _measured_stage(self, "distance", iteration, denoise, final)
 
     def quality_stage(self, iteration: int, *, denoise: bool) -> Stage:
         """All other metrics of the final samples, and the uncertainty of their distance."""
-        features = self._feature_stages(iteration, denoise=denoise, final=True)
-        return Stage("quality", {}, (self.reference_stage(), *features))
+        return _measured_stage(self, "quality", iteration, denoise, True)
 
     def neighbour_stage(self, iteration: int, *, denoise: bool) -> Stage:
         """The nearest training images of the final samples, and of held-out images."""
@@ -181,6 +179,12 @@ def _sample_stage(cell: Cell, iteration: int, start: int, stop: int) -> Stage:
 def _feature_stage(data: DataFacts, sample: Stage, denoise: bool) -> Stage:
     space = {"extractor": data.extractor, "extractor_fingerprint": data.extractor_fingerprint}
     return Stage("features", space | {"denoise": denoise}, (sample,))
+
+
+@lru_cache(maxsize=256)
+def _measured_stage(cell: Cell, kind: str, iteration: int, denoise: bool, final: bool) -> Stage:
+    features = cell._feature_stages(iteration, denoise=denoise, final=final)
+    return Stage(kind, {}, (cell.reference_stage(), *features))
 
 
 # Stages of a dataset and feature space, few in any grid, however many cells share them.

@@ -61,14 +61,15 @@ class _ReadingStore(StageStore):
 
     def __init__(self, root: Path, elsewhere: dict[str, Path]) -> None:
         super().__init__(root, elsewhere)
-        self._recent: dict[Stage, dict[str, Any] | None] = {}
+        self._recent: dict[str, dict[str, Any] | None] = {}  # by digest
 
     def result(self, stage: Stage) -> dict[str, Any] | None:
-        if stage not in self._recent:
+        digest = stage.digest
+        if digest not in self._recent:
             if len(self._recent) >= _RECENT:
                 self._recent.clear()
-            self._recent[stage] = super().result(stage)
-        return self._recent[stage]
+            self._recent[digest] = super().result(stage)
+        return self._recent[digest]
 
 
 class _ReadingContext(Context):
