@@ -2,6 +2,7 @@
 
 import logging
 import os
+import random
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,7 @@ from scorekit.distributed import World, current_world
 
 _log = logging.getLogger("scorekit")
 _POLL_S = 0.5
+_PORTS = range(20_000, 32_768)
 
 
 class Reporter(Protocol):
@@ -50,8 +52,11 @@ class SubmittedJob:
 
 def submitted_world() -> World:
     """Return the place of this process among the tasks of its submitit job."""
-    if submitit.JobEnvironment().num_tasks == 1:
+    job = submitit.JobEnvironment()
+    if job.num_tasks == 1:
         return World()
+    # As submitit does, by the job's id, but from ports that no outgoing connection is given.
+    os.environ.setdefault("MASTER_PORT", str(random.Random(job.job_id).choice(_PORTS)))
     # The devices a task sees are its cluster's affair, or this machine's other jobs'.
     submitit.helpers.TorchDistributedEnvironment().export(
         set_cuda_visible_devices=False, overwrite=True

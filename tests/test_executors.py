@@ -1,9 +1,16 @@
 import dataclasses
 import json
+import os
 
 import pytest
 
-from ablations.executors import Outcome, critical_path, local_slots, run_inline
+from ablations.executors import (
+    Outcome,
+    critical_path,
+    local_slots,
+    run_inline,
+    submitted_world,
+)
 from ablations.failures import read_failure
 from ablations.jobs import Context, plan_jobs
 from ablations.manifest import load_manifest
@@ -96,3 +103,22 @@ def test_jobs_of_several_ranks_have_gpus_that_no_other_has():
     assert [slot["local_visible_gpus"] for slot in slots] == [(0, 1), (2, 3), (0, 1)]
     assert all(slot["gpus_per_node"] == slot["tasks_per_node"] == 2 for slot in slots)
     assert [slot["tasks_per_node"] for slot in local_slots(2, ranks=3)] == [3, 3]
+
+
+@pytest.mark.parametrize("job_id", ["16324", "16398", "7", "123456_3"])
+def test_ranks_meet_at_a_port_that_no_outgoing_connection_takes(monkeypatch, job_id):
+    given = {"EXECUTOR": "local", "JOB_ID": job_id, "LOCAL_JOB_ID": job_id, "LOCAL_NTASKS": "2"}
+    given |= {"LOCAL_LOCALID": "1", "LOCAL_GLOBALID": "1"}
+    for name, value in given.items():
+        monkeypatch.setenv(f"SUBMITIT_{name}", value)
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("MASTER_PORT", "")  # to be as it was afterwards
+    ports = set()
+    for _ in range(2):
+        monkeypatch.delenv("MASTER_PORT")
+        world = submitted_world()
+        assert (world.rank, world.size) == (1, 2)
+        ports.add(int(os.environ["MASTER_PORT"]))
+    (port,) = ports  # the same in every rank
+    assert 20_000 <= port < 32_768
