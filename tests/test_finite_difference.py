@@ -144,7 +144,11 @@ def test_cost_has_every_objective_and_way_against_one_pass(tiny_run):
 def test_comparisons_are_paired_over_seeds(tiny_run):
     for part in PARTS[:-1]:
         comparisons = table(tiny_run, f"comparisons_{part}")
-        assert (comparisons["n"] == 2).all()
+        # A slow seed may have been judged first after the faster one's end, at which it is none.
+        at_equal_time = comparisons["quantity"].str.endswith("at equal time")
+        assert (comparisons["n"][~at_equal_time] == 2).all()
+        assert (comparisons["n"] <= 2).all()
+        comparisons = comparisons[comparisons["n"] == 2]
         low, mean, high = (comparisons[name].astype(float) for name in ("low", "mean", "high"))
         assert ((low <= mean) & (mean <= high)).all()
     results = collect_trials(tiny_run)
