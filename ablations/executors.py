@@ -55,7 +55,7 @@ def submitted_world() -> World:
     job = submitit.JobEnvironment()
     if job.num_tasks == 1:
         return World()
-    # As submitit does, by the job's id, but from ports that no outgoing connection is given.
+    # As submitit does, by the job's id, but below the ports that Linux gives outgoing connections.
     os.environ.setdefault("MASTER_PORT", str(random.Random(job.job_id).choice(_PORTS)))
     # The devices a task sees are its cluster's affair, or this machine's other jobs'.
     submitit.helpers.TorchDistributedEnvironment().export(

@@ -307,7 +307,9 @@ def _warn_of_stuck(ids: set[str], queued: dict[str, QueuedJob], warned: set[str]
             _log.warning(
                 "%d job(s), such as %s, will not start by themselves: %s; change that (scontrol "
                 "update or release), or --cancel and launch again with other --slurm settings",
-                *(len(some), some[0], reason),
+                len(some),
+                some[0],
+                reason,
             )
 
 

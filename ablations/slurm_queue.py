@@ -87,7 +87,7 @@ def ended_states(ids: Iterable[str]) -> dict[str, str]:
 
 
 def largest_array() -> int:
-    """Return how many jobs an array may have here."""
+    """Return how many jobs an array may have here: one, where the cluster does not say."""
     match = re.search(
         r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE
     )

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ablations.finite_difference_plan import FiniteDifferencePlan, Trial
+from ablations.finite_difference_results import TrialResult, TrialResults
 from ablations.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
@@ -288,3 +291,26 @@ def _images(path: Path, rng: np.random.Generator, channels: int, size: int, nois
     images = np.exp(-3 * (x + y)) + noise * 0.5 * rng.normal(size=(64, channels, size, size))
     np.save(path, (255 * images.clip(0, 1)).astype(np.uint8))
     return path
+
+
+def finished_trials(
+    kind: str, trials: Iterable[tuple[dict[str, Any], dict[str, Any], Path]]
+) -> TrialResults:
+    """Trials of the grid finite-difference, from their settings, results and folders."""
+    conditions = {"device": "made up", "torch": "2", "load_average": None}
+    plan = FiniteDifferencePlan(
+        budget="quick", overrides={}, data_root="data", trials=[], skipped=[]
+    )
+    return TrialResults(
+        plan=plan,
+        trials=[
+            TrialResult(
+                trial=Trial(kind, "", kind, settings),
+                state="done",
+                message="",
+                result=result | {"conditions": conditions},
+                directory=folder,
+            )
+            for settings, result, folder in trials
+        ],
+    )

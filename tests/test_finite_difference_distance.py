@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from fake_results import finished_trials
 
 from ablations.finite_difference_comparisons import comparison_table
-from ablations.finite_difference_plan import FiniteDifferencePlan, Trial
-from ablations.finite_difference_results import TrialResult, TrialResults, collect_trials
+from ablations.finite_difference_results import collect_trials
 from ablations.launch import main
 from ablations.measuring import Measuring
 
@@ -60,24 +60,12 @@ def test_objectives_are_compared_at_the_end_and_at_equal_time(tmp_path):
 
 def finished(*curves):
     """Results of (objective, seed, seconds, distances), as if trained."""
-    trials = [
-        TrialResult(
-            trial=Trial("distance", "", "distance", {"objective": objective, "seed": seed}),
-            state="done",
-            message="",
-            result={
-                "seconds": seconds[-1],
-                "curve": {"seconds": seconds, "distance": distances},
-                "conditions": {"device": "cpu", "torch": "2", "load_average": None},
-            },
-            directory=Path(),
-        )
-        for objective, seed, seconds, distances in curves
-    ]
-    plan = FiniteDifferencePlan(
-        budget="quick", overrides={}, data_root="data", trials=[], skipped=[]
-    )
-    return TrialResults(plan=plan, trials=trials)
+    trials = []
+    for objective, seed, seconds, distances in curves:
+        curve = {"seconds": seconds, "distance": distances}
+        settings = {"objective": objective, "seed": seed}
+        trials.append((settings, {"seconds": seconds[-1], "curve": curve}, Path()))
+    return finished_trials("distance", trials)
 
 
 def at_equal_time(results):

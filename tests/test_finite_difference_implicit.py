@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
+from fake_results import finished_trials
 
 from ablations.finite_difference_implicit import implicit
 from ablations.finite_difference_model_figures import implicit_picture
 from ablations.finite_difference_model_tables import IMPLICIT_COLUMNS, implicit_table
-from ablations.finite_difference_plan import FiniteDifferencePlan, Trial
-from ablations.finite_difference_results import TrialResult, TrialResults
 
 SETTINGS = {
     **{"dataset": "digits", "device": "cpu", "seed": 0, "iterations": 3, "warm_up": 1},
@@ -75,18 +74,11 @@ def finished(directory, **held_out):
             folder = directory / f"{dataset}-{objective}-{seed}"
             folder.mkdir()
             np.save(folder / "samples.npy", np.full((2, 1, 8, 8), 50 * seed, np.uint8))
-            result = dict.fromkeys((*IMPLICIT_COLUMNS, "bound"), 1.0)
+            result = dict.fromkeys(IMPLICIT_COLUMNS, 1.0)
             result |= {"held_out_distance": distance, "n_held_out": n}
-            result["conditions"] = {"device": "cpu", "torch": "2", "load_average": None}
             settings = SETTINGS | {"dataset": dataset, "model": "vae", "objective": objective}
-            trial = Trial("implicit", "", "implicit", settings | {"seed": seed})
-            trials.append(
-                TrialResult(trial=trial, state="done", message="", result=result, directory=folder)
-            )
-    plan = FiniteDifferencePlan(
-        budget="quick", overrides={}, data_root="data", trials=[], skipped=[]
-    )
-    return TrialResults(plan=plan, trials=trials)
+            trials.append((settings | {"seed": seed}, result, folder))
+    return finished_trials("implicit", trials)
 
 
 def test_the_caption_gives_each_data_set_its_own_held_out_distance_and_all_settings(tmp_path):
