@@ -16,6 +16,7 @@ from ablations.settings import (
     BUDGETS,
     EXECUTION_SETTINGS,
     Budget,
+    Settings,
     apply_overrides,
     parse_overrides,
 )
@@ -122,7 +123,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     # A folder that was begun goes on as it was, wherever the command is given.
     wanted = args.budget or grid.budget or ("auto" if existing is None else existing.budget)
     budget = BUDGETS[wanted if wanted != "auto" else ("paper" if device == "cuda" else "quick")]
-    overrides = grid.overrides | parse_overrides(args.set)
+    overrides = grid.overrides | parse_overrides(args.set, Settings)
     if args.reference is not None:
         overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)

@@ -139,7 +139,7 @@ def load_grid(name: str) -> Grid:
         datasets=tuple(texts("datasets")),
         seeds=seeds,
         budget=budget,
-        overrides={key: coerce(key, value) for key, value in overrides.items()},
+        overrides={key: coerce(key, value, Settings) for key, value in overrides.items()},
         slurm=slurm,
     )
 
@@ -158,7 +158,9 @@ def _toml_row(name: str, table: dict[str, Any]) -> Row:
         )
     if not isinstance(table.get("variant"), str):
         raise ValueError(f"grid file {name}: [[rows]] needs variant, the name of one")
-    settings = {key: coerce(key, value) for key, value in table.items() if key != "variant"}
+    settings = {
+        key: coerce(key, value, Settings) for key, value in table.items() if key != "variant"
+    }
     return _row(parse_variant(table["variant"]), **settings)
 
 

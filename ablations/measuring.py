@@ -12,9 +12,18 @@ from ablations.cells import Cell
 from ablations.drawing import Drawing
 from ablations.jobs import Context, Job, sample_file
 from ablations.stages import FOLLOWED, Stage
-from scorekit import metrics
 from scorekit.files import atomic_write, save_array
 from scorekit.memory import ShrinkingBatch
+from scorekit.metrics import (
+    FeatureStatistics,
+    MetricError,
+    feature_statistics,
+    frechet_distance,
+    load_statistics,
+    pixel_gaussian_samples,
+    save_statistics,
+    uniform_noise_samples,
+)
 from scorekit.neighbours import nearest_neighbours
 from scorekit.sample_quality import inception_score, kernel_distance, precision_recall
 from scorekit.uncertainty import bootstrap_interval, extrapolate_distance
@@ -53,9 +62,9 @@ class Measuring:
             features, _ = self.features(job, stage.needs[1:], offset)
             if not self.world.is_main:
                 return FOLLOWED
-            statistics = metrics.feature_statistics(features)
+            statistics = feature_statistics(features)
             result = {
-                "distance": metrics.frechet_distance(statistics, reference),
+                "distance": frechet_distance(statistics, reference),
                 "n": statistics.n,
                 "n_reference": reference.n,
             }
@@ -120,7 +129,7 @@ class Measuring:
 
         self.store.run(stage, execute)
 
-    def statistics(self, cell: Cell, stage: Stage) -> metrics.FeatureStatistics:
+    def statistics(self, cell: Cell, stage: Stage) -> FeatureStatistics:
         """Return the statistics of real images; they and the features are made once."""
 
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -135,7 +144,7 @@ class Measuring:
                 return FOLLOWED
             features = np.concatenate([part.features for part in found if part is not None])
             path = directory / "statistics.npz"
-            metrics.save_statistics(path, metrics.feature_statistics(features))
+            save_statistics(path, feature_statistics(features))
             files = [
                 save_array(directory / "features.npy", features),
                 save_array(directory / "order.npy", order),
@@ -143,7 +152,7 @@ class Measuring:
             return {"n": len(order), "n_split": n}, [path, *files]
 
         self.store.run(stage, execute)
-        return metrics.load_statistics(self.store.directory(stage) / "statistics.npz")
+        return load_statistics(self.store.directory(stage) / "statistics.npz")
 
     def real_features(self, cell: Cell, stage: Stage) -> np.ndarray:
         """Return the features (n, d) of real images, in random order."""
@@ -158,10 +167,10 @@ class Measuring:
             reference = self.statistics(cell, cell.reference_stage())
             held_out = dataset.test if cell.reference == "train" else dataset.train
             rows = {
-                "uniform noise": metrics.uniform_noise_samples(
+                "uniform noise": uniform_noise_samples(
                     dataset.train.shape[1:], cell.n_final, seed=0
                 ),
-                "Gaussian fitted to the pixels": metrics.pixel_gaussian_samples(
+                "Gaussian fitted to the pixels": pixel_gaussian_samples(
                     dataset.train, cell.n_final, seed=0
                 ),
                 "held-out real images": np.array(held_out[: cell.n_final]),
@@ -169,9 +178,9 @@ class Measuring:
             result = {}
             for name, images in rows.items():
                 features = self._alone(images, cell.data.extractor)
-                statistics = metrics.feature_statistics(features)
+                statistics = feature_statistics(features)
                 result[name] = {
-                    "distance": metrics.frechet_distance(statistics, reference),
+                    "distance": frechet_distance(statistics, reference),
                     "n": statistics.n,
                     "n_reference": reference.n,
                 }
@@ -255,6 +264,6 @@ def _taken(measure: Callable[[], Any]) -> dict[str, Any]:
     """Return a metric as JSON values or, where the samples are too few for it, the reason."""
     try:
         found = dataclasses.asdict(measure())
-    except metrics.MetricError as error:
+    except MetricError as error:
         return {"reason": str(error)}
     return {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in found.items()}

@@ -169,7 +169,7 @@ def conditions(results: Results) -> str:
 def file_slug(text: str) -> str:
     """A file name made of safe characters only, still different for different texts."""
     safe = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
-    if safe == text or text in _VARIANTS or _SUBSCRIPT.fullmatch(text):
+    if safe == text or text in ("NCSN", "NCSNv2") or _SUBSCRIPT.fullmatch(text):
         return safe
     return f"{safe[:60]}-{zlib.crc32(text.encode()):08x}".strip("-")
 

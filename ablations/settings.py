@@ -4,10 +4,12 @@ import dataclasses
 import types
 import typing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from scorekit.compilation import Precision
 from scorekit.score_matching import Objective
+
+_S = TypeVar("_S")
 
 #: How, not what: these change speed, memory and rounding, and belong to no digest.
 EXECUTION_SETTINGS = ("accumulation", "compile", "sampling_batch")
@@ -94,7 +96,7 @@ class Budget:
 
     name: str
     description: str
-    settings: Settings
+    settings: Any  # of the class whose fields --set takes
     datasets: tuple[str, ...]
 
 
@@ -153,7 +155,7 @@ BUDGETS = {
 }
 
 
-def parse_overrides(pairs: list[str], kind: type = Settings) -> dict[str, Any]:
+def parse_overrides(pairs: list[str], kind: type) -> dict[str, Any]:
     """Return ``key=value`` texts as typed fields of the settings class ``kind``.
 
     ValueError names the key, the value and the type.
@@ -167,7 +169,7 @@ def parse_overrides(pairs: list[str], kind: type = Settings) -> dict[str, Any]:
     return overrides
 
 
-def coerce(key: str, value: Any, kind: type = Settings) -> Any:
+def coerce(key: str, value: Any, kind: type) -> Any:
     """Return ``value`` (a text, or a TOML value) as the type of the setting ``key`` of ``kind``."""
     hints = typing.get_type_hints(kind)
     if key not in hints:
@@ -218,6 +220,6 @@ def _convert(kind: Any, value: Any) -> Any:
         return _NOT_CONVERTED
 
 
-def apply_overrides(settings: Settings, overrides: dict[str, Any]) -> Settings:
+def apply_overrides(settings: _S, overrides: dict[str, Any]) -> _S:
     """Return the settings with some replaced, checked together."""
-    return dataclasses.replace(settings, **overrides)
+    return dataclasses.replace(settings, **overrides)  # type: ignore[type-var]

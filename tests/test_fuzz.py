@@ -141,7 +141,7 @@ def test_toml_grids_of_other_types(tmp_path, key, value, row):
 )
 def test_overrides(texts):
     with contextlib.suppress(ValueError):
-        apply_overrides(Settings(), parse_overrides(texts))
+        apply_overrides(Settings(), parse_overrides(texts, Settings))
 
 
 @anything

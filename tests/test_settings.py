@@ -7,7 +7,7 @@ from ablations.settings import BUDGETS, Settings, apply_overrides, coerce, parse
 
 def test_overrides_are_typed_by_the_setting():
     pairs = ["width=32", "learning_rate=1e-3", "compile=false", "flip=none", "iterations=20_000"]
-    assert parse_overrides(pairs) == {
+    assert parse_overrides(pairs, Settings) == {
         "width": 32,
         "learning_rate": 1e-3,
         "compile": False,
@@ -29,14 +29,14 @@ def test_overrides_are_typed_by_the_setting():
 )
 def test_a_bad_override_is_named_with_what_would_be_right(pair, message):
     with pytest.raises(ValueError, match=message):
-        parse_overrides([pair])
+        parse_overrides([pair], Settings)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_text_is_a_value_or_one_clear_line(key, value):
     message, result = "", {}
     try:
-        result = parse_overrides([f"{key}={value}"])
+        result = parse_overrides([f"{key}={value}"], Settings)
     except ValueError as error:
         message = str(error)
     assert bool(message) != bool(result)
@@ -45,13 +45,15 @@ def test_any_text_is_a_value_or_one_clear_line(key, value):
 
 @given(st.integers(2, 10**9))
 def test_whole_numbers_survive_the_round_trip(value):
-    assert coerce("iterations", str(value)) == coerce("iterations", value) == value
+    assert (
+        coerce("iterations", str(value), Settings) == coerce("iterations", value, Settings) == value
+    )
 
 
 def test_toml_values_are_checked_like_texts():
-    assert coerce("sigma_end", 1) == 1.0
+    assert coerce("sigma_end", 1, Settings) == 1.0
     with pytest.raises(ValueError, match="width = True is not a whole number"):
-        coerce("width", True)
+        coerce("width", True, Settings)
 
 
 @pytest.mark.parametrize(
