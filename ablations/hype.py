@@ -91,15 +91,16 @@ def _serve(args: argparse.Namespace) -> None:
         raise ValueError(f"--port {args.port} must be from 0 to 65535")
     ratings = Ratings(args.ratings, _open_all(args.dumps), seed=args.seed)
     interrupt_on_sigterm()
-    with HypeServer(ratings, args.host, args.port) as server:
-        print(f"rating page: {server.url}", flush=True)
-        print(f"{len(ratings.dumps)} dumps; answers are saved in {args.ratings}; Ctrl-C stops")
-        if server.hosts is None:
-            print("everybody who can reach this address can rate; nothing is encrypted", flush=True)
-        try:
+    try:
+        with HypeServer(ratings, args.host, args.port) as server:
+            print(f"rating page: {server.url}", flush=True)
+            print(f"{len(ratings.dumps)} dumps; answers are saved in {args.ratings}; Ctrl-C stops")
+            if server.hosts is None:
+                print("everybody who can reach this address can rate; nothing is encrypted")
+            sys.stdout.flush()
             server.serve_forever()
-        except KeyboardInterrupt:
-            print("\nstopped; the same command goes on where raters are")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where raters are")
     ratings.close()
 
 
