@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -11,13 +12,16 @@ from typing import Any, Protocol
 import submitit
 
 from ablations.failures import read_failure
+from ablations.interruption import Terminated, shielded_children
 from ablations.jobs import Context, Job, job_is_done
 from ablations.work import run_job
 from scorekit.distributed import World, current_world
+from scorekit.training import Stopped
 
 _log = logging.getLogger("scorekit")
 _POLL_S = 0.5
 _PORTS = range(20_000, 32_768)
+_ENDS_WITHIN_S = 8.0  # a little more than a job takes to end itself
 
 
 class Reporter(Protocol):
@@ -47,7 +51,12 @@ class SubmittedJob:
         logging.basicConfig(
             level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", force=True
         )
-        run_job(self.job, replace(self.context, world=submitted_world()))
+        terminated = Terminated()
+        try:
+            run_job(self.job, replace(self.context, world=submitted_world()), stop=terminated)
+        except Stopped as stopped:
+            _log.info("%s", stopped)
+            raise SystemExit(128 + signal.SIGTERM) from None
 
 
 def submitted_world() -> World:
@@ -121,7 +130,8 @@ def run_submitted(
             for slot, job in zip(free, ready, strict=False):
                 pending.remove(job)
                 executor.update_parameters(**slots[slot])
-                running[slot] = (job, executor.submit(SubmittedJob(job, context)))
+                with shielded_children():
+                    running[slot] = (job, executor.submit(SubmittedJob(job, context)))
                 reporter.started(job)
             for slot, (job, submitted) in list(running.items()):
                 if submitted.done():
@@ -131,9 +141,19 @@ def run_submitted(
             if running:
                 time.sleep(_POLL_S)
     except BaseException:
-        for _, submitted in running.values():
-            submitted.cancel()
+        _terminate([submitted for _, submitted in running.values()])
         raise
+
+
+def _terminate(jobs: Sequence["submitit.Job[None]"]) -> None:
+    """End local jobs, and wait until they have ended."""
+    deadline = time.monotonic() + _ENDS_WITHIN_S
+    while (left := [job for job in jobs if not job.done()]) and time.monotonic() < deadline:
+        for job in left:
+            # A local job's id is its controller's process, which passes this signal on, and which
+            # is not reaped before done() says so. Told again, one that just began listens too.
+            os.kill(int(job.job_id), signal.SIGTERM)
+        time.sleep(_POLL_S)
 
 
 def local_slots(n: int, *, gpus: Sequence[int] = (), ranks: int = 1) -> list[dict[str, Any]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from ablations.hype_dumps import HypeDump, open_dumps, pack_dumps
 from ablations.hype_ratings import Ratings
 from ablations.hype_score import hype_scores, hype_table, read_ratings
 from ablations.hype_server import HypeServer
+from ablations.interruption import interrupt_on_sigterm
 from ablations.table_files import markdown, save_table
 from scorekit.files import CorruptFile
 
@@ -90,16 +90,17 @@ def _serve(args: argparse.Namespace) -> None:
     if not 0 <= args.port < 2**16:
         raise ValueError(f"--port {args.port} must be from 0 to 65535")
     ratings = Ratings(args.ratings, _open_all(args.dumps), seed=args.seed)
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
-    with HypeServer(ratings, args.host, args.port) as server:
-        print(f"rating page: {server.url}", flush=True)
-        print(f"{len(ratings.dumps)} dumps; answers are saved in {args.ratings}; Ctrl-C stops")
-        if server.hosts is None:
-            print("everybody who can reach this address can rate; nothing is encrypted", flush=True)
-        try:
+    interrupt_on_sigterm()
+    try:
+        with HypeServer(ratings, args.host, args.port) as server:
+            print(f"rating page: {server.url}", flush=True)
+            print(f"{len(ratings.dumps)} dumps; answers are saved in {args.ratings}; Ctrl-C stops")
+            if server.hosts is None:
+                print("everybody who can reach this address can rate; nothing is encrypted")
+            sys.stdout.flush()
             server.serve_forever()
-        except KeyboardInterrupt:
-            print("\nstopped; the same command goes on where raters are")
+    except KeyboardInterrupt:
+        print("\nstopped; the same command goes on where raters are")
     ratings.close()
 
 

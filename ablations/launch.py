@@ -2,7 +2,6 @@
 
 import logging
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +11,7 @@ from ablations.command_line import Plan, make_plan, parse_arguments
 from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
 from ablations.failures import clear_failure, read_failure
 from ablations.finite_difference_plan import FINITE_DIFFERENCE
+from ablations.interruption import interrupt_on_sigterm
 from ablations.jobs import (
     Job,
     job_is_done,
@@ -182,6 +182,5 @@ def _slots(plan: Plan) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    # A terminated launcher stops its local jobs as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupt_on_sigterm()
     sys.exit(main())

@@ -7,7 +7,6 @@ by its own monotonic clock, whether the lease changes. A holder that was suspend
 another one took over finds that out at its next touch, and stops.
 """
 
-import _thread
 import errno
 import fcntl
 import getpass
@@ -22,6 +21,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from secrets import token_hex
+
+from ablations.interruption import interrupt_main_thread
 
 _log = logging.getLogger("scorekit")
 #: What flock says where the file system has no locks.
@@ -201,7 +202,7 @@ def _touched(path: Path, mine: Lease, beat_s: float) -> Iterator[threading.Event
             # Once may be the moment in which somebody looks whose it is.
             if misses > 1:
                 lost.set()
-                _thread.interrupt_main()
+                interrupt_main_thread()
                 return
 
     thread = threading.Thread(target=touch, name="lease", daemon=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from ablations import launch
 from ablations.artefacts import save_artefacts
 from ablations.command_line import make_plan, parse_arguments
 from ablations.grids import load_grid
+from ablations.interruption import interrupt_on_sigterm
 from ablations.jobs import Context
 from ablations.manifest import load_manifest
 from ablations.presentation import write_file
@@ -164,6 +164,5 @@ def _make(item: Item, run: Run) -> int:
 
 
 if __name__ == "__main__":
-    # A terminated run stops its local jobs as an interrupted one does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    interrupt_on_sigterm()
     sys.exit(main())

@@ -187,9 +187,6 @@ class _Sender:
         self._parameters = settings.parameters(
             threads=context.threads, cuda=context.device != "cpu", code=self._code
         )
-        self._executor = submitit.AutoExecutor(
-            folder=_logs(context.out), cluster="slurm", slurm_python=patient_python()
-        )
 
     def send(self, jobs: Sequence[Job], after: Sequence[str]) -> dict[str, str]:
         """Submit like jobs as arrays that wait for ``after``; return Slurm's ids by name."""
@@ -206,8 +203,6 @@ class _Sender:
         submission = Submission(entries=(Entry(REPORT),), dependency=",".join(after))
         one = replace(self._settings, gpus=None, cpus=1)
         parameters = one.parameters(threads=1, cuda=False, code=self._code)
-        # submitit remembers what other jobs had.
-        parameters |= {"slurm_gpus_per_node": None}
         self._send(submission, [SlurmReport(self._context, submission.token)], parameters)
 
     def callable_of(self, job: Job, token: str) -> SlurmJob:
@@ -232,7 +227,11 @@ class _Sender:
         out = self._context.out
         self._newest = max(submission.created, self._newest + 1e-3)
         submission = replace(submission, created=self._newest)
-        self._executor.update_parameters(
+        # A new one each time: it keeps whatever the last submission had and this one has not.
+        executor = submitit.AutoExecutor(
+            folder=_logs(out), cluster="slurm", slurm_python=patient_python()
+        )
+        executor.update_parameters(
             **parameters,
             name=submission.token,
             slurm_dependency=submission.dependency or None,
@@ -240,8 +239,8 @@ class _Sender:
         save_submission(submission, out)
         said = io.StringIO()  # what sbatch says, which submitit passes on as it comes
         try:
-            with contextlib.redirect_stderr(said), self._executor.batch():
-                jobs = [self._executor.submit(call) for call in calls]
+            with contextlib.redirect_stderr(said), executor.batch():
+                jobs = [executor.submit(call) for call in calls]
             array = jobs[0].job_id.split("_")[0]
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
             submission_path(out, submission.token).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ablations import lock
+from ablations.interruption import interrupt_on_sigterm
 from ablations.lock import launcher_lock
 
 YEAR = 365 * 86400
@@ -170,14 +171,25 @@ def test_one_of_many_takes_a_stale_lease_over(tmp_path, without_flock):
     assert sorted(codes) == [0, 1, 1, 1, 1]
 
 
-def test_a_holder_that_lost_its_lease_stops_and_leaves_it(tmp_path):
+@pytest.mark.parametrize("background", [False, True])
+def test_a_holder_that_lost_its_lease_stops_and_leaves_it(tmp_path, background):
     def hold() -> None:
         with launcher_lock(tmp_path, beat_s=0.02):
             leased(tmp_path)
             time.sleep(20)
 
-    with pytest.raises(ValueError, match="taken over by process 4242 of ann on node7"):
-        hold()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if background:  # of a script: SIGINT is ignored
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        interrupt_on_sigterm()
+    began = time.monotonic()
+    try:
+        with pytest.raises(ValueError, match="taken over by process 4242 of ann on node7"):
+            hold()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    assert time.monotonic() - began < 10
     assert json.loads((tmp_path / "launcher.lease").read_text())["pid"] == 4242
 
 
