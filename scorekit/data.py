@@ -16,7 +16,8 @@ import torch
 from PIL import Image
 
 from scorekit.files import CorruptFile, set_aside
-from scorekit.imagefolder import Square, list_images, listing_digest, read_images, split_images
+from scorekit.image_splits import split_images
+from scorekit.imagefolder import Square, list_images, listing_digest, read_images
 from scorekit.paper_datasets import PAPER_DATASETS, check_image_size
 from scorekit.preparation import make_store
 from scorekit.store import (
@@ -240,6 +241,9 @@ def _patches_source(request: Request) -> Source:
     )
 
 
+IMAGE_RULES = 2  # which files are images, how they are split and how they are shown
+
+
 @register_dataset("imagefolder", "imagefolder:PATH", about="any folder, tar or zip of images")
 def _imagefolder_source(request: Request) -> Source:
     """Any folder, tar or zip of images, RGB; see `scorekit.imagefolder`."""
@@ -248,7 +252,8 @@ def _imagefolder_source(request: Request) -> Source:
     if size is None:
         raise DataError(f"{name}: image_size is not set; give it as --set image_size=32")
     check_image_size(size)
-    key = f"{path}\0{size}\0{request.seed}\0{listing_digest(path)}"
+    # A changed rule gets a new number: stores made by the old one are not taken for new ones.
+    key = f"{IMAGE_RULES}\0{path}\0{size}\0{request.seed}\0{listing_digest(path)}"
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
 
     def build() -> Splits:
@@ -259,7 +264,7 @@ def _imagefolder_source(request: Request) -> Source:
                 f"imagefolder:{path}: has {len(names)} images; at least 2 to train "
                 "and 1 to test are needed"
             )
-        splits = split_images(names, request.seed)
+        splits = split_images(names, request.seed, f"imagefolder:{path}")
         if len(splits["train"]) < 2:
             raise DataError(
                 f"imagefolder:{path}: train/ has {len(splits['train'])} image; at "

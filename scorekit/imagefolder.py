@@ -1,4 +1,4 @@
-"""A folder or an archive of images as two lists of names and a stream of squares to decode."""
+"""A folder or an archive of images: their names, and a stream of squares to decode."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import itertools
 import logging
 import lzma
 import os
+import stat
 import tarfile
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -18,8 +20,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
+from scorekit.image_splits import split_of
 from scorekit.store import SPLITS, DataError, Encoded
 
 log = logging.getLogger("scorekit")
@@ -27,13 +30,10 @@ log = logging.getLogger("scorekit")
 __all__ = [
     "Square",
     "decode_image",
-    "draw_test",
     "image_square",
     "list_images",
     "listing_digest",
     "read_images",
-    "split_folders",
-    "split_images",
 ]
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
@@ -49,7 +49,31 @@ ARCHIVE_ERRORS = (
 )  # RuntimeError: zipfile on an encrypted member
 MAX_PIXELS = 2**26
 MAX_FILE_BYTES = 2**28
-MAX_TEST_IMAGES = 10_000
+MAX_ASPECT = 16  # what is longer is cut to its middle before it is resized
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")  # no other decoder is tried, nor program started
+BACKGROUND = (255, 255, 255, 255)
+ORIENTATION = 0x0112
+UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # of EXIF's orientations
+# Where cameras' disks, systems and photo managers keep copies; so do all folders with a dot.
+TOOL_FOLDERS = {
+    "__macosx",
+    "@eadir",
+    "@recycle",
+    "@tmp",
+    "#recycle",
+    "#snapshot",
+    "$recycle.bin",
+    "lost+found",
+    "system volume information",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,97 +94,62 @@ def list_images(path: Path) -> dict[str, int]:
     """Return the relative names ("a/b.png") of a folder's or archive's images, in sorted order.
 
     The values are the places of the images in an archive, for `read_images`. Files that are no
-    png/jpg/jpeg/bmp/webp/gif by name, and macOS's "._" files, are left out. Raises DataError where
-    `path` is absent, unreadable or of another kind.
+    png/jpg/jpeg/bmp/webp/gif by name are left out, and so is what tools keep beside images, hidden
+    or in folders of their own; a warning counts them. A folder's links are followed, and one file
+    is one image, whatever names it has; an archive's links are not. Raises DataError where `path`
+    is absent, unreadable or of another kind.
     """
     if not path.exists():
         raise DataError(f"{path}: no such folder or file")
     if path.is_dir():
-        places = {name: 0 for name, _ in _walk(path)}
-    elif path.name.lower().endswith(".zip"):
+        names, left_out = _walk(path)
+        places = dict.fromkeys(names, 0)
+    else:
+        places, left_out = {}, Counter()
+        for name, place, is_file in _members_of(path):
+            if reason := _reason_to_leave_out(name) or ("" if is_file else "links"):
+                left_out[reason] += 1
+            else:  # a name that is twice is one image: the last one, as on extraction
+                places[name] = place
+    if left_out:
+        counts = [f"{n:,} {reason}" for reason, n in left_out.most_common()]
+        log.warning("%s: left out: %s", path, ", ".join(counts[:9] + ["…"] * (len(counts) > 9)))
+    return dict(sorted(places.items()))
+
+
+def _members_of(path: Path) -> Iterator[tuple[str, int, bool]]:
+    """Yield (name, place, whether it is a file and no link) of an archive's members."""
+    if path.name.lower().endswith(".zip"):
         with _archive_errors(path), zipfile.ZipFile(path) as archive:
-            places = {
-                info.filename: info.header_offset
-                for info in archive.infolist()
-                if not info.is_dir()
-            }
+            for info in archive.infolist():
+                if not _zip_name(info).endswith("/"):
+                    is_link = stat.S_ISLNK(info.external_attr >> 16)
+                    yield _normal(_zip_name(info)), info.header_offset, not is_link
     elif path.name.lower().endswith(TAR_SUFFIXES):
-        with _archive_errors(path), tarfile.open(path, "r:*") as archive:
-            places, links = {}, 0
-            for member in _members(archive):
-                if member.isreg():
-                    places[member.name] = member.offset
-                elif _is_image(member.name):
-                    links += 1
-        if links:
-            log.warning("%s: %d links in the archive are not followed: left out", path, links)
+        with _archive_errors(path), tarfile.open(path, "r:*") as tar:
+            for member in _members(tar):
+                if not member.isdir():
+                    yield _normal(member.name), member.offset, member.isreg()
     else:
         raise DataError(f"{path}: is neither a folder nor a .zip, {', '.join(TAR_SUFFIXES)} file")
-    # A name that is twice in an archive is one image: the last one, as on extraction.
-    return dict(sorted({_normal(n): place for n, place in places.items() if _is_image(n)}.items()))
 
 
 def listing_digest(path: Path) -> str:
-    """Return a SHA-256 that changes when a file of the folder (or the archive) is changed.
+    """Return a SHA-256 that changes when an image of the folder (or the archive) is changed.
 
     From names, sizes and modification times: nothing is read, and an archive is one file.
     """
     if path.is_dir():
-        entries = [(name, file.stat()) for name, file in sorted(_walk(path)) if _is_image(name)]
+        entries = [(name, (path / name).stat()) for name in sorted(_walk(path)[0])]
     elif path.exists():
         entries = [("", path.stat())]
     else:
         raise DataError(f"{path}: no such folder or file")
     digest = hashlib.sha256()
-    for name, stat in entries:
-        line = f"{name}\0{stat.st_size}\0{stat.st_mtime_ns}\n"
+    for name, status in entries:
+        line = f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n"
         digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
-
-
-def split_folders(names: list[str]) -> dict[str, list[str]] | None:
-    """Return the names under top-level `train/` and `test/` (or those below one common folder).
-
-    None where there are not both.
-    """
-    parts = [PurePosixPath(name).parts for name in names]
-    for depth in (0, 1):
-        if depth == 1 and len({part[0] for part in parts}) != 1:
-            break
-        splits = {
-            split: [
-                name
-                for name, part in zip(names, parts, strict=True)
-                if len(part) > depth + 1 and part[depth] == split
-            ]
-            for split in SPLITS
-        }
-        if splits["train"] and splits["test"]:
-            left_out = len(names) - len(splits["train"]) - len(splits["test"])
-            if left_out:
-                log.warning("%d images outside train/ and test/ are left out", left_out)
-            return splits
-    return None
-
-
-def draw_test(names: list[str], n_test: int, seed: int) -> dict[str, list[str]]:
-    """Split names into {"train": [...], "test": [...]}, each in their order; the test is drawn."""
-    order = np.random.Generator(np.random.Philox(seed)).permutation(len(names))
-    chosen = set(order[:n_test].tolist())
-    return {
-        "train": [name for i, name in enumerate(names) if i not in chosen],
-        "test": [name for i, name in enumerate(names) if i in chosen],
-    }
-
-
-def split_images(names: list[str], seed: int) -> dict[str, list[str]]:
-    """Split sorted image names into {"train": [...], "test": [...]}, each sorted.
-
-    By `split_folders` where there are such; otherwise a tenth (at least 1, at most 10,000), drawn
-    with `seed`, is the test split.
-    """
-    n_test = min(MAX_TEST_IMAGES, max(1, len(names) // 10))
-    return split_folders(names) or draw_test(names, n_test, seed)
 
 
 def read_images(
@@ -179,7 +168,7 @@ def read_images(
         )
 
     def wanted(name: str, offset: int) -> bool:
-        return _normal(name) in place and listed[_normal(name)] == offset
+        return name in place and listed[name] == offset
 
     if path.is_dir():
         for name in sorted(place)[start:]:
@@ -187,14 +176,14 @@ def read_images(
     elif path.name.lower().endswith(".zip"):
         with _archive_errors(path):
             archive = zipfile.ZipFile(path)  # read by threads; closed with the last image
-        infos = (i for i in archive.infolist() if wanted(i.filename, i.header_offset))
-        for info in itertools.islice(infos, start, None):
-            name = _normal(info.filename)
+        named = ((_normal(_zip_name(info)), info) for info in archive.infolist())
+        infos = ((name, info) for name, info in named if wanted(name, info.header_offset))
+        for name, info in itertools.islice(infos, start, None):
             shown = f"{path}: {info.filename}"
             yield *place[name], encoded(name, shown, partial(archive.open, info))
     else:
         with _archive_errors(path), tarfile.open(path, "r:*") as tar:
-            members = (m for m in _members(tar) if m.isreg() and wanted(m.name, m.offset))
+            members = (m for m in _members(tar) if m.isreg() and wanted(_normal(m.name), m.offset))
             for member in itertools.islice(members, start, None):
                 stream = tar.extractfile(member)
                 assert stream is not None  # for a regular member
@@ -216,9 +205,9 @@ def decode_image(opener: Callable[[], IO[bytes]], shown: str, square: Square) ->
 def image_square(file: IO[bytes], square: Square, name: str) -> np.ndarray:
     """Decode one image (first frame) to RGB uint8 (3, size, size), as `square` says.
 
-    An image that has the size already is not resampled. Transparency is dropped and EXIF rotation
-    not applied. Raises DataError that begins with `name`: not an image, damaged, of other sides
-    than permitted, over 2^26 pixels, 16-bit.
+    As it is shown: turned as its orientation tag says, and what is transparent lies on white. An
+    image that has the size already is not resampled. Raises DataError that begins with `name`: no
+    PNG, JPEG, BMP, WebP or GIF, damaged, of other sides than permitted, over 2^26 pixels, 16-bit.
     """
     # Whole file in memory: image decoders seek backwards, which restarts a compressed archive.
     data = file.read(MAX_FILE_BYTES + 1)
@@ -226,7 +215,7 @@ def image_square(file: IO[bytes], square: Square, name: str) -> np.ndarray:
         raise DataError(f"{name}: over {MAX_FILE_BYTES // 2**20} MiB for one image: refused")
     low, high = square.sides
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size  # from the header: no pixel is decoded yet
             if width * height > MAX_PIXELS:
                 raise Image.DecompressionBombError(f"{width}x{height} pixels")
@@ -235,25 +224,49 @@ def image_square(file: IO[bytes], square: Square, name: str) -> np.ndarray:
                 raise DataError(f"{name}: is {width}x{height}; sides of {wanted} are needed")
             if image.mode.startswith(("I", "F")):
                 raise DataError(f"{name}: has {image.mode} pixels; convert it to 8 bits a channel")
-            rgb = image.convert("RGB")
+            image.load()
+            return np.asarray(_resized(_as_shown(image), square)).transpose(2, 0, 1)
     except DataError:
         raise
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: over {MAX_PIXELS} pixels: refused ({error})") from error
+    except UnidentifiedImageError as error:
+        kinds = ", ".join(FORMATS)
+        raise DataError(f"{name}: cannot be decoded as an image (is none of {kinds})") from error
     except Exception as error:  # decoders raise nearly anything on damaged bytes
-        raise DataError(f"{name}: cannot be decoded as an image ({error})") from error
+        reason = str(error) or type(error).__name__
+        raise DataError(f"{name}: cannot be decoded as an image ({reason})") from error
+
+
+def _as_shown(image: Image.Image) -> Image.Image:
+    """Return a decoded image as viewers show it, in RGB."""
+    try:
+        turn = UPRIGHT.get(image.getexif().get(ORIENTATION, 1))
+    except Exception:  # a damaged tag is no damage of the picture: it is shown as it is stored
+        turn = None
+    shown = image if turn is None else image.transpose(turn)
+    if min(shown.size) * MAX_ASPECT < max(shown.size):
+        most = min(shown.size) * MAX_ASPECT
+        shown = _centre(shown, min(shown.width, most), min(shown.height, most))
+    if not shown.has_transparency_data:
+        return shown.convert("RGB")
+    rgba = shown.convert("RGBA")  # what is under transparent pixels is no colour of the picture
+    return Image.alpha_composite(Image.new("RGBA", rgba.size, BACKGROUND), rgba).convert("RGB")
+
+
+def _resized(rgb: Image.Image, square: Square) -> Image.Image:
     if square.crop is not None:
-        rgb = _centre(rgb, square.crop)
+        rgb = _centre(rgb, square.crop, square.crop)
     if (side := min(rgb.size)) != square.size:
         scale = square.size / side
         width, height = (max(square.size, round(length * scale)) for length in rgb.size)
         rgb = rgb.resize((width, height), square.resample)
-    return np.asarray(_centre(rgb, square.size)).transpose(2, 0, 1)
+    return _centre(rgb, square.size, square.size)
 
 
-def _centre(image: Image.Image, size: int) -> Image.Image:
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
+def _centre(image: Image.Image, width: int, height: int) -> Image.Image:
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    return image.crop((left, top, left + width, top + height))
 
 
 def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
@@ -263,28 +276,90 @@ def _members(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         yield member
 
 
-def _is_image(name: str) -> bool:
-    base = PurePosixPath(name).name
-    return base.lower().endswith(IMAGE_SUFFIXES) and not base.startswith("._")
+def _reason_to_leave_out(name: str) -> str:
+    """Say as what the file of a name is left out; "" for an image."""
+    *folders, base = PurePosixPath(name).parts
+    if any(map(_is_hidden, folders)):
+        return "in hidden or tools' folders"
+    if _is_hidden(base):
+        return "hidden files"
+    if base.lower().endswith(IMAGE_SUFFIXES):
+        return ""
+    return PurePosixPath(base).suffix.lower() or "without a suffix"
+
+
+def _is_hidden(part: str) -> bool:
+    return (part.startswith(".") and part != "..") or part.lower() in TOOL_FOLDERS
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    return info.filename.replace("\\", "/")  # as some zippers on Windows write it
 
 
 def _normal(name: str) -> str:
     return "/".join(part for part in PurePosixPath(name).parts if part not in ("/", "."))
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, Path]]:
-    def unreadable(error: OSError) -> None:
-        raise DataError(f"{folder}: cannot be read ({error})") from error
+def _walk(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Return the names of a folder's images, in no order, and how many files of what are left out.
 
+    The names do not depend on the order of creation: real folders come before links to folders, and
+    each folder is walked once.
+    """
+    root = os.path.realpath(folder)
+    names: list[str] = []
+    aliases: dict[str, list[str]] = {}  # names of files that are not at that place, by real path
+    left_out: Counter[str] = Counter()
     seen: set[str] = set()
-    for here, directories, files in os.walk(folder, onerror=unreadable, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:  # a link back up the tree
-            directories.clear()
+    folders, links = [("", root)], list[tuple[str, str]]()
+    while folders or links:
+        prefix, real = folders.pop() if folders else links.pop(0)
+        if real in seen:
+            left_out["links to folders that are here"] += 1
             continue
         seen.add(real)
-        for file in files:
-            yield (Path(here) / file).relative_to(folder).as_posix(), Path(here) / file
+        try:
+            entries = sorted(os.scandir(real), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be read ({error})") from error
+        for entry in entries:
+            name = prefix + entry.name
+            if os.path.isdir(entry.path):  # False, too, for a link to itself
+                if _is_hidden(entry.name):
+                    left_out["hidden or tools' folders"] += 1
+                elif entry.is_symlink():
+                    links.append((f"{name}/", os.path.realpath(entry.path)))
+                else:
+                    folders.append((f"{name}/", entry.path))
+            elif reason := _reason_to_leave_out(entry.name):
+                left_out[reason] += 1
+            elif not os.path.isfile(entry.path):
+                left_out["links to nothing, or no files"] += 1
+            else:
+                names.append(name)
+                path = os.path.realpath(entry.path) if entry.is_symlink() else entry.path
+                if path != f"{root}/{name}":
+                    aliases.setdefault(path, []).append(name)
+    repeated = _repeated(set(names), aliases, root, folder) if aliases else set()
+    if repeated:
+        left_out["other names of the same images"] += len(repeated)
+        names = [name for name in names if name not in repeated]
+    return names, left_out
+
+
+def _repeated(names: set[str], aliases: dict[str, list[str]], root: str, folder: Path) -> set[str]:
+    """Return all names but one of each file that has several."""
+    repeated: set[str] = set()
+    for path, others in aliases.items():
+        own = path.removeprefix(f"{root}/")
+        here = [own, *others] if own in names and own != path else others
+        splits = {split: name for name in here if (split := split_of(name))}
+        if len(splits) > 1:
+            raise DataError(f"{folder}: {splits['train']} and {splits['test']} are the same file")
+        # One in train/ or test/ says more than where else the file is.
+        kept = min(here, key=lambda name: (split_of(name) is None, name != own, name))
+        repeated.update(name for name in here if name != kept)
+    return repeated
 
 
 class _archive_errors:

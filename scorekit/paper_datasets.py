@@ -15,15 +15,14 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from scorekit.array_files import read_cifar10, read_mnist
+from scorekit.image_splits import draw_test, split_folders
 from scorekit.imagefolder import (
     MAX_PIXELS,
     TAR_SUFFIXES,
     Square,
-    draw_test,
     list_images,
     listing_digest,
     read_images,
-    split_folders,
 )
 from scorekit.lsun import lsun_splits
 from scorekit.store import DataError, KnownDataset, Request, Source, Splits
@@ -57,7 +56,7 @@ def _cifar10_jpeg(path: Path, size: int, seed: int) -> Splits:
     """Read train/<class>/NNNN.jpg and test/<class>/NNNN.jpg of a folder or archive."""
     path = _archive_within(path)
     listed = list_images(path)
-    splits = split_folders(list(listed))
+    splits = split_folders(list(listed), str(path))
     if splits is None:
         raise DataError(f"{path}: has no images in both train/ and test/")
     return _image_files(path, listed, splits, Square(size=size, sides=(size, size)))

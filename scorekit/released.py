@@ -1,7 +1,8 @@
 """Read the checkpoints that the authors of NCSN and NCSNv2 released.
 
-Such a file is a list: model state (names prefixed "module."), optimiser state, epoch, step and,
-where the model was trained with EMA, a dict of averaged parameters without prefix.
+Such a file is a list: model state (names prefixed "module.") and optimiser state, which is all that
+the first NCSN saves; then epoch, step and, where the model was trained with EMA, a dict of the
+averaged parameters without prefix.
 """
 
 from pathlib import Path
@@ -42,18 +43,27 @@ def load_released(
     except Exception as error:  # unpickling damaged or hostile bytes can raise nearly anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ReleasedCheckpointError(f"{path} was refused: {reason}") from error
-    if not isinstance(content, list) or len(content) < 4 or not _is_state(content[0]):
+    if not isinstance(content, list) or len(content) < 2 or not _is_state(content[0]):
         raise ReleasedCheckpointError(
-            f"{path} is not a released checkpoint: a list [model, optimiser, epoch, step, EMA] "
-            f"was expected, got {type(content).__name__}"
+            f"{path} is not a released checkpoint: a list [model, optimiser], or "
+            f"[model, optimiser, epoch, step, EMA], was expected, got {type(content).__name__}"
         )
     state = {name.removeprefix("module."): value for name, value in content[0].items()}
+    averaged: dict[str, Tensor] = {}
     if weights == "ema":
         if len(content) < 5 or not _is_state(content[4]):
             raise ReleasedCheckpointError(f"{path} has no EMA weights: load it with weights='raw'")
         # Buffers, the ladder among them, are not averaged.
-        state |= content[4]
-    return _network_from_state(path, state, sigma_begin, sigma_end, dtype)
+        averaged = content[4]
+    network = _network_from_state(path, state | averaged, sigma_begin, sigma_end, dtype)
+    if weights == "ema":
+        names = [name for name, _ in network.named_parameters()]
+        if lacking := [name for name in names if name not in averaged]:
+            raise ReleasedCheckpointError(
+                f"{path} has no whole EMA: its average lacks {len(lacking)} of {len(names)} "
+                f"parameters, {lacking[0]} first; load it with weights='raw'"
+            )
+    return network
 
 
 def _is_state(value: Any) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from scorekit import imagefolder
 from scorekit.data import DataError, check, prepare
@@ -59,22 +59,6 @@ def test_random_split_is_seeded_disjoint_and_complete(tmp_path):
         return sorted(image.tobytes() for split in (dataset.train, dataset.test) for image in split)
 
     assert rows(one) == rows(other) and len(set(rows(one))) == 25
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.integers(3, 400), st.integers(0, 2**31))
-def test_split_images_any_count_any_seed(n, seed):
-    names = [f"{i:05}.png" for i in range(n)]
-    splits = imagefolder.split_images(names, seed)
-    assert sorted(splits["train"] + splits["test"]) == names
-    assert splits["train"] == sorted(splits["train"]) and splits["test"] == sorted(splits["test"])
-    assert len(splits["test"]) == max(1, n // 10)
-    assert splits == imagefolder.split_images(names, seed)
-
-
-def test_at_most_ten_thousand_test_images():
-    splits = imagefolder.split_images([f"{i:06}.png" for i in range(150_000)], 0)
-    assert (len(splits["train"]), len(splits["test"])) == (140_000, 10_000)
 
 
 @pytest.mark.parametrize("kind", ["folder", "tar", "tar.gz", "tar.xz", "zip"])
@@ -212,7 +196,255 @@ def test_links_in_a_tar_are_not_followed(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, logger="scorekit"):
         dataset = prepare(f"imagefolder:{path}", tmp_path / "out", image_size=8)
     assert len(dataset.train) + len(dataset.test) == 3
-    assert "1 links in the archive are not followed" in caplog.text
+    assert "in.tar: left out: 1 links" in caplog.text
+
+
+def tree(root: Path) -> Path:
+    return folder(root, [f"{i:02}.png" for i in range(20)])
+
+
+def numbers(dataset) -> list[int]:
+    """Return which of `picture(number)`, 10x8, the images of both splits are."""
+    known = {picture(i)[:, 1:9].transpose(2, 0, 1).tobytes(): i for i in range(99)}
+    return [known[x.tobytes()] for split in (dataset.train, dataset.test) for x in split]
+
+
+@pytest.mark.parametrize(
+    "dropping",
+    [
+        ".ipynb_checkpoints/00-checkpoint.png",
+        "a/.thumbnails/large/00.png",
+        ".Trash-1000/files/00.png",
+        "@eaDir/00.png/SYNOPHOTO_THUMB_M.png",
+        "__MACOSX/00.png",
+        "$RECYCLE.BIN/S-1/00.png",
+        ".hidden.png",
+        "a/._00.png",
+    ],
+)
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_what_tools_keep_beside_images_is_none_of_them(tmp_path, caplog, kind, dropping):
+    source = tree(tmp_path / "in")
+    before = imagefolder.listing_digest(source)
+    (source / dropping).parent.mkdir(parents=True, exist_ok=True)
+    (source / dropping).write_bytes(png(0))
+    assert imagefolder.listing_digest(source) == before
+    path = source
+    if kind == "tar":
+        path = tarball(tmp_path / "in.tar", source)
+    if kind == "zip":
+        path = tmp_path / "in.zip"
+        with zipfile.ZipFile(path, "w") as archive:
+            for file in source.rglob("*"):
+                archive.write(file, str(file.relative_to(source)))
+    with caplog.at_level(logging.WARNING, logger="scorekit"):
+        dataset = prepare(f"imagefolder:{path}", tmp_path / "out", image_size=8)
+    assert sorted(numbers(dataset)) == list(range(20))
+    assert "left out: 1 " in caplog.text and "hidden" in caplog.text
+
+
+def test_files_of_other_kinds_are_counted_and_said(tmp_path, caplog):
+    source = tree(tmp_path / "in")
+    for name in ("a.tiff", "b.TIFF", "c.heic", "notes"):
+        (source / name).write_bytes(b"")
+    (source / "gone.png").symlink_to("nowhere.png")
+    (source / "self.png").symlink_to("self.png")
+    os.mkfifo(source / "fifo.png")
+    with caplog.at_level(logging.WARNING, logger="scorekit"):
+        dataset = prepare(f"imagefolder:{source}", tmp_path / "out", image_size=8)
+        prepare(f"imagefolder:{source}", tmp_path / "out", image_size=8)
+    assert len(dataset.train) + len(dataset.test) == 20
+    (said,) = caplog.messages
+    assert said == (
+        f"{source}: left out: 3 links to nothing, or no files, 2 .tiff, 1 .heic, 1 without a suffix"
+    )
+
+
+def test_a_file_with_several_names_is_one_image(tmp_path, caplog):
+    source, other = tree(tmp_path / "in"), folder(tmp_path / "other", ["x/20.png", "21.png"])
+    (source / "other").symlink_to(other)  # links to folders are followed,
+    (source / "again").symlink_to(other)  # once
+    (source / "02b.png").symlink_to("02.png")
+    (source / "latest.png").symlink_to(other / "21.png")
+    (source / "here").symlink_to(source)
+    with caplog.at_level(logging.WARNING, logger="scorekit"):
+        assert sorted(imagefolder.list_images(source)) == [
+            *(f"{i:02}.png" for i in range(20)),
+            "again/21.png",
+            "again/x/20.png",
+        ]
+    assert "2 links to folders that are here, 2 other names of the same images" in caplog.text
+
+
+def test_links_in_train_and_test_folders_are_the_split(tmp_path):
+    source = tree(tmp_path / "in")
+    for i in range(20):
+        link = source / ("train" if i < 15 else "test") / f"{i:02}.png"
+        link.parent.mkdir(exist_ok=True)
+        link.symlink_to(source / f"{i:02}.png")
+    dataset = prepare(f"imagefolder:{source}", tmp_path / "out", image_size=8)
+    assert numbers(dataset) == list(range(20)) and len(dataset.test) == 5
+    (source / "test" / "a.png").symlink_to("../train/03.png")
+    with pytest.raises(DataError, match=r"train/03\.png and test/a\.png are the same file"):
+        prepare(f"imagefolder:{source}", tmp_path / "out", image_size=8)
+
+
+def test_links_in_a_zip_are_not_followed(tmp_path, caplog):
+    path = tmp_path / "in.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(4):
+            archive.writestr(f"{i}.png", png(i))
+        link = zipfile.ZipInfo("evil.png")
+        link.external_attr = 0o120777 << 16
+        archive.writestr(link, "/etc/hostname")
+    with caplog.at_level(logging.WARNING, logger="scorekit"):
+        dataset = prepare(f"imagefolder:{path}", tmp_path / "out", image_size=8)
+    assert numbers(dataset) and len(dataset.train) + len(dataset.test) == 4
+    assert "in.zip: left out: 1 links" in caplog.text
+
+
+def test_a_zip_with_backslashes_has_folders(tmp_path):
+    path = tmp_path / "in.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for i in range(9):
+            info = zipfile.ZipInfo("x")
+            info.filename = f"in\\{'train' if i < 6 else 'test'}\\{i}.png"
+            archive.writestr(info, png(i))
+    dataset = prepare(f"imagefolder:{path}", tmp_path / "out", image_size=8)
+    assert numbers(dataset) == list(range(9)) and len(dataset.test) == 3
+
+
+# --- pictures as they are shown -------------------------------------------------------------------
+
+
+def square_of(image: Image.Image, kind: str, size: int = 16, **options) -> np.ndarray:
+    file = io.BytesIO()
+    image.save(file, format=kind, **options)
+    file.seek(0)
+    return imagefolder.image_square(file, imagefolder.Square(size=size), "x")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_orientation_tag_is_obeyed(kind, orientation):
+    image = Image.new("RGB", (16, 16), (0, 0, 255))
+    image.paste((200, 30, 40), (0, 0, 16, 8))
+    image.paste((20, 230, 40), (0, 0, 4, 4))
+    exif = Image.Exif()
+    exif[0x112] = orientation
+    file = io.BytesIO()
+    image.save(file, format=kind, exif=exif)
+    shown = ImageOps.exif_transpose(Image.open(file)).convert("RGB")
+    got = imagefolder.decode_image(
+        lambda: io.BytesIO(file.getvalue()), "x", imagefolder.Square(size=16)
+    )
+    assert np.array_equal(got, np.asarray(shown).transpose(2, 0, 1))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_a_damaged_tag_leaves_the_picture_as_it_is_stored():
+    image = Image.fromarray(picture(1, (16, 16)))
+    got = square_of(image, "PNG", exif=b"Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01")
+    assert np.array_equal(got, np.asarray(image).transpose(2, 0, 1))
+
+
+def rgba(hidden):
+    image = Image.new("RGBA", (8, 8), (*hidden, 0))
+    image.paste((200, 30, 40, 255), (0, 0, 8, 4))
+    return image
+
+
+def palette(hidden):
+    image = Image.new("P", (8, 8), 0)
+    image.putpalette([*hidden, 200, 30, 40] + [0] * 762)
+    image.paste(1, (0, 0, 8, 4))
+    return image
+
+
+def grey(hidden):
+    image = Image.new("LA", (8, 8), (hidden[0], 0))
+    image.paste((200, 255), (0, 0, 8, 4))
+    return image
+
+
+def keyed(hidden):
+    image = Image.new("RGB", (8, 8), hidden)
+    image.paste((200, 30, 40), (0, 0, 8, 4))
+    return image
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "options"),
+    [
+        (rgba, "PNG", {}),
+        (rgba, "WEBP", {"lossless": True, "exact": True}),
+        (palette, "PNG", {"transparency": 0}),
+        (palette, "GIF", {"transparency": 0}),
+        (grey, "PNG", {}),
+        (keyed, "PNG", {}),
+    ],
+)
+def test_what_is_transparent_lies_on_white(make, kind, options):
+    for hidden in ((0, 0, 0), (13, 250, 77)):
+        if make is keyed:
+            options = {"transparency": hidden}
+        got = square_of(make(hidden), kind, 8, **options)
+        assert (got[:, 4:] == 255).all()
+        colour = (200, 200, 200) if make is grey else (200, 30, 40)
+        assert (got[:, :4] == np.array(colour)[:, None, None]).all()
+
+
+def test_an_opaque_picture_is_not_changed_by_its_alpha():
+    pixels = picture(3, (16, 16))
+    image = Image.fromarray(pixels).convert("RGBA")
+    assert np.array_equal(square_of(image, "PNG"), pixels.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(200_000, 1), (1, 200_000), (65_535, 2)])
+def test_a_thin_picture_is_its_middle_in_little_memory(size):
+    pixels = np.full((max(size), min(size), 3), (255, 0, 0), np.uint8)
+    pixels[max(size) // 2 - 30 : max(size) // 2 + 30] = (0, 40, 250)
+    image = Image.fromarray(pixels if size[1] > size[0] else pixels.transpose(1, 0, 2).copy())
+    file = io.BytesIO()
+    image.save(file, format="PNG")
+    low, high = resource.getrlimit(resource.RLIMIT_AS)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**28, high))
+    try:
+        got = imagefolder.decode_image(
+            lambda: io.BytesIO(file.getvalue()), "x", imagefolder.Square(size=64)
+        )
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (low, high))
+    assert (got == np.array([0, 40, 250], np.uint8)[:, None, None]).all()
+
+
+def test_out_of_memory_is_a_picture_that_can_be_passed_over(tmp_path, monkeypatch):
+    def no_room(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(Image.Image, "resize", no_room)
+    with pytest.raises(DataError, match=r"x: cannot be decoded as an image \(MemoryError\)"):
+        square_of(Image.new("RGB", (9, 9)), "PNG", 8)
+
+
+@pytest.mark.parametrize("kind", ["EPS", "TIFF", "PPM", "ICO"])
+def test_bytes_of_another_format_are_given_to_no_decoder(monkeypatch, kind):
+    def started(*arguments, **options):
+        raise AssertionError(arguments)
+
+    monkeypatch.setattr("subprocess.Popen", started)
+    monkeypatch.setattr("subprocess.check_call", started)
+    with pytest.raises(DataError, match="is none of PNG, JPEG, BMP, WEBP, GIF"):
+        square_of(Image.new("RGB", (16, 16)), kind)
+
+
+def test_a_jpeg_with_a_second_picture_is_its_first():
+    image = Image.fromarray(np.full((16, 16, 3), 90, np.uint8))
+    other = Image.new("RGB", (16, 16))
+    assert np.array_equal(
+        square_of(image, "MPO", save_all=True, append_images=[other]), square_of(image, "JPEG")
+    )
 
 
 def test_a_changed_folder_is_a_new_store_and_the_order_of_creation_is_none(tmp_path):

@@ -70,6 +70,29 @@ def test_a_file_without_ema_loads_raw_and_says_so(tmp_path):
         load_released(path)
 
 
+@pytest.mark.parametrize("legacy", [False, True])
+def test_the_first_repositorys_list_of_model_and_optimiser(tmp_path, legacy):
+    network, path = make_network("32-64", conditional=True), tmp_path / "ncsn.pth"
+    content = as_released(network, network)[:2]
+    torch.save(content, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_released(path, weights="raw", sigma_begin=20, sigma_end=0.02)
+    x, index = torch.rand(2, 3, 16, 16), torch.tensor([0, 6])
+    with torch.no_grad():
+        assert torch.equal(loaded(x, index), network(x, index))
+    with pytest.raises(ReleasedCheckpointError, match=r"ncsn\.pth has no EMA.*weights='raw'"):
+        load_released(path)
+
+
+@pytest.mark.parametrize("kept", [0, 1, -1])
+def test_an_average_that_lacks_parameters_is_none(released, kept):
+    content = torch.load(released, weights_only=True)
+    content[4] = dict(list(content[4].items())[:kept])
+    torch.save(content, released)
+    with pytest.raises(ReleasedCheckpointError, match=r"average lacks \d+ of \d+ parameters, \w+"):
+        load_released(released)
+    load_released(released, weights="raw")
+
+
 # Reference networks
 
 
