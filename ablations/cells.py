@@ -65,8 +65,8 @@ class Cell:
 
     @property
     def slug(self) -> str:
-        """The label for files and flags: ncsnv2, ncsnv2-25x1."""
-        row = self.row.lower().replace("×", "x").replace(", ", "-").replace(" ", "")
+        """The label for files and flags, in ASCII: ncsnv2, ncsnv2-25x1, ncsnv2-eps1e-05."""
+        row = self.row.lower().replace("×", "x").replace("ε=", "eps").replace(", ", "-")
         return self.variant.slug + (f"-{row}" if row else "")
 
     @property

@@ -21,6 +21,7 @@ from ablations.settings import (
     parse_overrides,
 )
 from ablations.slurm_settings import SlurmSettings, slurm_settings
+from ablations.without_effect import describe_without_effect
 from scorekit.machine import usable_cores
 from scorekit.training import check_accumulation
 
@@ -101,6 +102,7 @@ class Plan:
     workers: int
     gpus: int  # of each job
     slurm: SlurmSettings
+    warnings: tuple[str, ...] = ()  # of settings that some rows do not take
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -170,6 +172,9 @@ def make_plan(args: argparse.Namespace) -> Plan:
         data_root=os.path.relpath(data_root, out),
         cells=build_cells(grid, settings, facts, seeds),
     )
+    # Other rows in a folder come with the settings of those that it was begun with.
+    required = () if args.rows is not None else parse_overrides(args.set)
+    warnings = describe_without_effect(manifest.cells, overrides, required)
     known = {cell.name for cell in manifest.cells}
     manifest = manifest if existing is None else existing.merged(manifest, out)
     cells = [cell for cell in manifest.cells if cell.name in known]
@@ -211,6 +216,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         workers=workers,
         gpus=gpus,
         slurm=replace(slurm, gpus=gpus, array_parallelism=workers),
+        warnings=tuple(warnings),
     )
 
 

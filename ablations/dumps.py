@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from ablations.cells import Cell
+from ablations.naming import cell_file_name
 from scorekit.files import CorruptFile, read_sealed_json, sha256_file, write_sealed_json
 
 _KINDS = ("fake", "real")
@@ -20,10 +21,8 @@ _log = logging.getLogger("scorekit")
 
 
 def dump_name(cell: Cell, *, denoise: bool) -> str:
-    """Return the dump's folder name."""
-    suffix = "denoised" if denoise else "not-denoised"
-    dataset = cell.data.name.replace(":", "-").replace("/", "-")
-    return f"{dataset}-{cell.slug}-seed{cell.seed}-{suffix}"
+    """Return the dump's folder name, which :mod:`ablations.hype` takes, another for each dump."""
+    return f"{cell_file_name(cell)}-{'denoised' if denoise else 'not-denoised'}"
 
 
 def dump_exists(directory: Path, cell: Cell, *, denoise: bool) -> bool:

@@ -13,6 +13,7 @@ from ablations.cells import Cell, DataFacts
 from ablations.resolution import resolve
 from ablations.settings import BUDGETS, ROW_SETTINGS, Settings, apply_overrides, coerce
 from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
+from ablations.without_effect import without_effect
 from scorekit.data import prepare
 from scorekit.files import CorruptFile, read_sealed_json, set_aside, write_sealed_json
 from scorekit.metrics import FEATURE_LAYERS, default_extractor, extractor_digest
@@ -29,9 +30,17 @@ class Row:
     overrides: tuple[tuple[str, Any], ...] = ()
 
     def resolve(self, settings: Settings, data: DataFacts) -> Cell:
-        """Return the row's cell with seed 0; raises ValueError for a value out of range."""
+        """Return the row's cell with seed 0.
+
+        Raises ValueError for a value out of range, or one of the row's own without effect.
+        """
         overrides = dict(self.overrides)
         cell = resolve(apply_overrides(settings, overrides), self.variant, data, seed=0)
+        for key, reason in without_effect(cell, overrides).items():
+            raise ValueError(
+                f"the row {cell.label} with {key} = {overrides[key]}: it has no effect there, "
+                f"{reason}"
+            )
         parts = [str(overrides[key]) for key in ("objective", "sampler") if key in overrides]
         if {"sampling_levels", "n_steps_each"} & set(overrides):
             parts.append(f"{cell.sampling_levels}×{cell.n_steps_each}")

@@ -8,6 +8,7 @@ import torch
 
 from ablations.cells import N_BETWEEN, N_PAIRS, Cell, DataFacts
 from ablations.dumps import dump_exists, dump_is_whole
+from ablations.naming import cell_file_name
 from ablations.stages import Stage, StageStore
 from scorekit.data import Dataset
 from scorekit.distributed import World
@@ -92,7 +93,7 @@ class Job:
             return f"train-{self.cell.train_stage().digest}"
         if self.kind == "baseline":
             return f"baseline-{self.cell.baseline_stage().digest}"
-        name = f"{self.kind}-" + self.cell.name.replace("/", "-").replace(":", "-")
+        name = f"{self.kind}-{cell_file_name(self.cell)}"
         return name if self.iteration is None else f"{name}-{self.iteration}"
 
     @property

@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = make_plan(args)
         if args.dry_run:
             print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
+            for line in plan.warnings:
+                print(line)
             return 0
         if args.status:
             print(describe_status(_all_jobs(plan.cells), plan.context))
@@ -89,7 +91,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         f"results in {os.path.relpath(context.out)}",
         flush=True,
     )
-    for line in describe_warnings(plan.cells):
+    for line in (*plan.warnings, *describe_warnings(plan.cells)):
         print(line)
     for job in plan.jobs:
         if job.name in outcome.failed:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ablations.cells import Cell, DataFacts
-from ablations.settings import Settings
+from ablations.settings import LADDER_SETTINGS, Settings
 from ablations.variants import Variant
 from scorekit.consistent import check_consistent_step_size
 from scorekit.networks import architecture_for, check_image_size
@@ -135,22 +135,28 @@ def _row(preset: str, variant: Variant) -> Published:
 
 
 def _computed_ladder(settings: Settings, data: DataFacts, row: Published | None) -> _Ladder:
-    chosen = (settings.sigma_begin, settings.n_levels, settings.n_steps_each)
-    if row is not None and settings.step_size is None and chosen == (None, None, None):
+    if settings.coverage is not None and settings.n_levels:
+        raise ValueError(
+            f"coverage = {settings.coverage:g} has no effect beside n_levels = "
+            f"{settings.n_levels}, which it would give; leave one of them out"
+        )
+    if row is not None and not any(getattr(settings, name) is not None for name in LADDER_SETTINGS):
         return _ladder_of(row)
+    sigma_end = _first(settings.sigma_end, row and row.sigma_end, 0.01)
     sigma_begin = _first(settings.sigma_begin, row and row.sigma_begin, data.max_distance)
     n_steps_each = _first(settings.n_steps_each, row and row.n_steps_each, 5)
-    n_levels = _first(settings.n_levels, row and row.n_levels, 0)
+    published_levels = row.n_levels if row is not None and settings.coverage is None else None
+    n_levels = _first(settings.n_levels, published_levels, 0)
     if n_levels == 0:
-        gamma = noise_scale_ratio(data.dim, settings.coverage)
-        n_levels = n_noise_scales(sigma_begin, settings.sigma_end, gamma)
+        gamma = noise_scale_ratio(data.dim, _first(settings.coverage, 0.5))
+        n_levels = n_noise_scales(sigma_begin, sigma_end, gamma)
     step_size = settings.step_size
     if step_size is None:
-        sigmas = geometric_sigmas(sigma_begin, settings.sigma_end, n_levels)
-        step_size = langevin_step_size(ladder_ratio(sigmas), settings.sigma_end, n_steps_each)
+        sigmas = geometric_sigmas(sigma_begin, sigma_end, n_levels)
+        step_size = langevin_step_size(ladder_ratio(sigmas), sigma_end, n_steps_each)
     return _Ladder(
         sigma_begin=sigma_begin,
-        sigma_end=settings.sigma_end,
+        sigma_end=sigma_end,
         n_levels=n_levels,
         n_steps_each=n_steps_each,
         step_size=step_size,

@@ -17,6 +17,16 @@ EXECUTION_SETTINGS = ("accumulation", "compile", "sampling_batch")
 #: What one row of a grid may set apart from others: how samples are drawn, and the objective.
 ROW_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size", "objective")
 
+#: What the ladder of a row with group (1,2,4) is derived from, or given by.
+LADDER_SETTINGS = (
+    "sigma_begin",
+    "sigma_end",
+    "n_levels",
+    "coverage",
+    "n_steps_each",
+    "step_size",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
@@ -26,13 +36,14 @@ class Settings:
     """
 
     # Noise scales and sampling, for variants with group (1,2,4): derived by Techniques 1, 2 and 4,
-    # or taken from Table 4 where ``preset`` names one of its datasets. Without the group they are
-    # NCSN's own and not settable.
+    # or taken from Table 4 where ``preset`` names one of its datasets; ``coverage`` then replaces
+    # its ``n_levels``. Without the group they are NCSN's own, and what is set is said to be without
+    # effect (:mod:`ablations.without_effect`).
     preset: str | None = None
     sigma_begin: float | None = None
-    sigma_end: float = 0.01
+    sigma_end: float | None = None  # Sec. 3: 0.01
     n_levels: int | None = None
-    coverage: float = 0.5
+    coverage: float | None = None  # Technique 2: 0.5
     n_steps_each: int | None = None
     step_size: float | None = None
     # How the trained network is sampled. ``sampling_levels`` is the number of noise scales, or
