@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ablations.stages import Stage
 from ablations.variants import Variant
+from scorekit.networks import ARCHITECTURES
 from scorekit.techniques import geometric_sigmas
 from scorekit.train_settings import TrainSettings
 
@@ -94,7 +95,11 @@ class Cell:
     @cached_property
     def _train_stage(self) -> Stage:
         # Kept with its digest, which every job and every later stage of the cell asks for.
-        return Stage("train", _values(self.train) | {"data": self.data.fingerprint})
+        settings = _values(self.train) | {"data": self.data.fingerprint}
+        # The first revision is left out, so that a change of one network renames no other's.
+        if (revision := ARCHITECTURES[self.train.architecture].revision) > 1:
+            settings["architecture_revision"] = revision
+        return Stage("train", settings)
 
     def sample_stages(self, iteration: int, *, final: bool) -> list[Stage]:
         """Trajectories from a snapshot: the selection's samples and, for the full number, the rest.

@@ -219,7 +219,7 @@ def _sample(
     # Eager: compiling takes half a minute on a CPU and saves nothing, since the time is spent in
     # two matrix products.
     sampler = AnnealedLangevin(
-        lambda x, level: mixture_score(x, centres, torch.take(sigmas, level)),
+        lambda x, level: mixture_score(x, centres, sigmas[level]),
         sigmas,
         step_size=arm.step_size,
         n_steps_each=arm.n_steps_each,

@@ -29,6 +29,8 @@ class Architecture:
 
     stages: tuple[ResStage, ...]
     refine: tuple[tuple[str, int], ...]  # name, width in multiples of the network's width
+    #: Raised when these weights come to mean another function: older trainings are not this one's.
+    revision: int = 1
 
     @property
     def divisor(self) -> int:
@@ -69,11 +71,14 @@ ARCHITECTURES = {
         refine=(
             ("refine1", 4),
             ("refine2", 2),
-            ("refine3", 2),
+            # Takes what res31 gave, and refine3 what res3 gave. Both have the same shapes, so
+            # released weights load in either order.
             ("refine31", 2),
+            ("refine3", 2),
             ("refine4", 1),
             ("refine5", 1),
         ),
+        revision=2,
     ),
 }
 

@@ -133,10 +133,9 @@ class AnnealedLangevin:
         last = len(self._sigmas) - 1
         index = (step // self._steps_per_sigma).clamp(max=last)
         score = self._score(x, index.expand(x.shape[0]))
-        # torch.take, since indexing with a scalar tensor would read it on the host.
-        alpha = torch.take(self._alphas, index)
-        sigma = torch.take(self._sigmas, index) if self._times_sigma else None
-        amplitude = None if self._amplitudes is None else torch.take(self._amplitudes, index)
+        alpha = _entry(self._alphas, index)
+        sigma = _entry(self._sigmas, index) if self._times_sigma else None
+        amplitude = None if self._amplitudes is None else _entry(self._amplitudes, index)
         langevin_step(
             x,
             score,
@@ -155,7 +154,7 @@ class AnnealedLangevin:
             reached = (index + 1).clamp(max=last) if self._consistent else index
             shape = tuple(x.shape[1:])
             z = philox_normal(self._key, sample_index, reached, shape, Stream.INPAINTING)
-            x.copy_(torch.where(mask, known + torch.take(self._sigmas, reached) * z, x))
+            x.copy_(torch.where(mask, known + _entry(self._sigmas, reached) * z, x))
         step.add_(1)
 
     def _last_evaluation(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -290,6 +289,14 @@ class AnnealedLangevin:
     def score_evaluations(self) -> int:
         """Network evaluations per sample, denoising included: L T + 1; consistent (L - 1) T + 1."""
         return self._n_steps + 1
+
+
+def _entry(values: Tensor, index: Tensor) -> Tensor:
+    """Return ``values[index]`` of a scalar tensor without reading the index on the host.
+
+    Indexing reads it, and torch.take does not compile as one graph under torch 2.11 to 2.13.
+    """
+    return values.index_select(0, index.reshape(1)).squeeze(0)
 
 
 def _inpaint(

@@ -7,7 +7,9 @@ import pytest
 from ablations.cells import DataFacts, cell_from_json
 from ablations.resolution import resolve
 from ablations.settings import Settings, apply_overrides
+from ablations.stages import Stage
 from ablations.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
+from scorekit.networks import ARCHITECTURES
 
 
 def facts(**changes):
@@ -106,6 +108,18 @@ def test_the_full_sample_set_begins_with_the_selections():
 )
 def test_training_is_named_by_what_can_change_it(change, same):
     assert (cell(**change).train_stage() == cell().train_stage()) is same
+
+
+def test_a_revised_network_renames_its_own_trainings_and_no_others():
+    trained = {name: cell(architecture=name).train_stage() for name in ARCHITECTURES}
+    assert {name: s.settings.get("architecture_revision") for name, s in trained.items()} == {
+        "32-64": None,
+        "96-128": None,
+        "256": 2,
+    }
+    revised = trained["256"]
+    older = {k: v for k, v in revised.settings.items() if k != "architecture_revision"}
+    assert Stage("train", older).digest != revised.digest
 
 
 def test_seed_and_data_are_part_of_the_name():

@@ -138,6 +138,28 @@ def test_the_lowest_resolution_of_each_architecture(architecture, coarsest):
     assert max(sides) == size
 
 
+@pytest.mark.parametrize("conditional", [False, True])
+def test_refine_blocks_run_from_coarse_to_fine_each_on_its_stage(conditional):
+    network = small("256", conditional=conditional, width=2)
+    outputs, calls = {}, []
+
+    def keep(name):
+        return lambda module, given, out: outputs.update({name: out})
+
+    def note(name):
+        return lambda module, given: calls.append((name, given[0][0]))
+
+    for stage in ARCHITECTURES["256"].stages:
+        network.get_submodule(stage.name)[-1].register_forward_hook(keep(stage.name))
+    for name, _ in ARCHITECTURES["256"].refine:
+        network.get_submodule(name).register_forward_pre_hook(note(name))
+    network(images(1, 3, 16), torch.tensor([3]))
+    laterals = {"refine1": "res5", "refine2": "res4", "refine31": "res31"}
+    laterals |= {"refine3": "res3", "refine4": "res2", "refine5": "res1"}
+    assert [name for name, _ in calls] == list(laterals)
+    assert all(lateral is outputs[laterals[name]] for name, lateral in calls)
+
+
 # Technique 3
 
 

@@ -98,7 +98,7 @@ def test_an_average_that_lacks_parameters_is_none(released, kept):
 
 @needs_reference
 @pytest.mark.parametrize("weights", ["raw", "ema"])
-@pytest.mark.parametrize("name", ["ncsnv2-32", "ncsnv2-96", "ncsn-32"])
+@pytest.mark.parametrize("name", ["ncsnv2-32", "ncsnv2-96", "ncsnv2-256", "ncsn-32"])
 def test_reference_scores_are_reproduced(name, weights):
     reference = np.load(REFERENCE / f"{name}.npz")
     x = torch.from_numpy(reference["x"])
