@@ -173,7 +173,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         cells=build_cells(grid, settings, facts, seeds),
     )
     # Other rows in a folder come with the settings of those that it was begun with.
-    required = () if args.rows is not None else parse_overrides(args.set)
+    required = () if args.rows is not None else parse_overrides(args.set, Settings)
     warnings = describe_without_effect(manifest.cells, overrides, required)
     known = {cell.name for cell in manifest.cells}
     manifest = manifest if existing is None else existing.merged(manifest, out)
