@@ -71,7 +71,7 @@ class Drawing:
             files = [save_array(directory / sample_file(d), drawn[d]) for d in (False, True)]
             return drawn["result"] | {"n": stop - start}, files
 
-        self._run(job.cell, stage, execute)
+        self.run(job.cell, stage, execute)
 
     def interpolate(self, job: Job, stage: Stage) -> None:
         """Draw pairs of samples, with what lies between: uint8 (pairs, N + 2, C, H, W).
@@ -97,9 +97,11 @@ class Drawing:
             ]
             return drawn["result"] | {"angles": angles.tolist()}, files
 
-        self._run(job.cell, stage, execute)
+        self.run(job.cell, stage, execute)
 
-    def _run(self, cell: Cell, stage: Stage, execute: Callable[[Path], Any]) -> None:
+    def run(self, cell: Cell, stage: Stage, execute: Callable[[Path], Any]) -> None:
+        """Run a stage that reads a snapshot, which is made first where it is not there."""
+
         def with_snapshot(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             trained = self.store.directory(cell.train_stage())
             path = snapshot_path(trained, stage.settings["iteration"])

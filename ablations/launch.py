@@ -26,6 +26,7 @@ from ablations.manifest import save_manifest
 from ablations.plan import check_disk, describe_plan, describe_warnings
 from ablations.progress import make_reporter
 from ablations.refresh import mark_stale, refresh_report
+from ablations.settings import budget_label
 from ablations.status import describe_status
 
 
@@ -41,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch_parts(args)
         plan = make_plan(args)
         if args.dry_run:
-            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
+            overrides = plan.manifest.overrides
+            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget, overrides))
             return 0
         if args.status:
             print(describe_status(_all_jobs(plan.cells), plan.context))
@@ -81,7 +83,8 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         else:
             clear_failure(context.out, job.name)
             todo.append(job)
-    print(f"budget: {budget.name} — {budget.description}", flush=True)
+    label = budget_label(budget.name, plan.manifest.overrides)
+    print(f"budget: {label} — {budget.description}", flush=True)
     print(
         f"grid {plan.manifest.grid}: {len(plan.cells)} cells, {len(plan.jobs)} jobs, "
         f"{len(plan.jobs) - len(todo)} of them settled; {plan.executor} executor on "

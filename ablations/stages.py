@@ -33,7 +33,7 @@ from scorekit.files import (
 _log = logging.getLogger("scorekit")
 
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
-RESULTS_VERSION = 5
+RESULTS_VERSION = 6
 
 #: What a rank returns from a stage that rank 0 finishes.
 FOLLOWED: tuple[dict[str, Any], list[Path]] = ({}, [])

@@ -14,6 +14,7 @@ from ablations.cells import Cell
 from ablations.drawing import Drawing, Report
 from ablations.dumps import dump_samples
 from ablations.failures import clear_failure, record_failure
+from ablations.held_out import HeldOut
 from ablations.jobs import Context, Job, progress_path, selected_iterations, selection_samples
 from ablations.measuring import Measuring
 from ablations.stages import FOLLOWED
@@ -114,6 +115,7 @@ class Worker:
         self.stop = stop
         self.drawing = Drawing(context, progress, self.train, stop)
         self.measuring = Measuring(context, self.drawing)
+        self.held_out = HeldOut(context, self.drawing)
 
     def run(self, job: Job) -> None:
         kinds: dict[str, Callable[[], None]] = {
@@ -177,6 +179,8 @@ class Worker:
         assert iteration is not None
         for denoise in (False, True):
             self.measuring.distance(job, iteration, denoise=denoise, final=False, before=before)
+        self.check_stop()
+        self.held_out.loss(job.cell, iteration)
 
     def evaluate(self, job: Job) -> None:
         cell = job.cell

@@ -2,7 +2,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablations.settings import BUDGETS, Settings, apply_overrides, coerce, parse_overrides
+from ablations.settings import (
+    BUDGETS,
+    Settings,
+    apply_overrides,
+    budget_label,
+    coerce,
+    parse_overrides,
+)
 
 
 def test_overrides_are_typed_by_the_setting():
@@ -73,3 +80,10 @@ def test_the_paper_budget_is_the_papers():
     paper = BUDGETS["paper"].settings
     assert (paper.width, paper.snapshot_interval, paper.n_selection) == (128, 5000, 1000)
     assert (paper.ema_momentum, paper.coverage, paper.sigma_end) == (0.999, 0.5, 0.01)
+
+
+def test_a_budget_names_what_was_changed_of_it_alone():
+    assert budget_label("paper", {}) == "paper"
+    assert budget_label("paper", {"width": 128, "n_final": 10_000}) == "paper"
+    overrides = {"width": 128, "iterations": 5, "objective": "ssm_vr"}
+    assert budget_label("paper", overrides) == "paper, changed: iterations=5, objective=ssm_vr"
