@@ -330,11 +330,11 @@ class _Collector:
             "source": "this run",
             "score_evaluations_per_sample": cell.score_evaluations,
         }
-        peaks, devices = [], set()
+        devices = set()
         if (training := self.store.result(cell.train_stage())) is not None:
             row["training_s"] = training["training_s"]
             row["compile_s"] = training["compile_s"]
-            peaks.append(training["conditions"]["peak_memory_bytes"])
+            row["training_peak_bytes"] = training["conditions"]["peak_memory_bytes"]
             devices.add(training["conditions"]["device"])
         stages = {
             stage
@@ -347,10 +347,9 @@ class _Collector:
             row["compile_s"] = row.get("compile_s", 0) + sum(r["compile_s"] for r in done)
             row["n_sampled"] = sum(result["n"] for result in done)
             row["images_per_s"] = row["n_sampled"] / row["sampling_s"]
-            peaks += [result["conditions"]["peak_memory_bytes"] for result in done]
+            peaks = [result["conditions"]["peak_memory_bytes"] for result in done]
+            row["sampling_peak_bytes"] = max(filter(None, peaks), default=None)
             devices |= {result["conditions"]["device"] for result in done}
-        if peaks:
-            row["peak_memory_bytes"] = max(peaks)
         row["device"] = "; ".join(sorted(devices))
         return row
 

@@ -132,7 +132,8 @@ def timing_table(results: Results) -> Table:
                 number(value) for value in raw["score_evaluations_per_sample"]
             ],
             "Images per s": [number(value) for value in raw["images_per_s"]],
-            "Peak memory": [memory(value) for value in raw["peak_memory_bytes"]],
+            "Peak memory, training": [memory(value) for value in raw["training_peak_bytes"]],
+            "Peak memory, sampling": [memory(value) for value in raw["sampling_peak_bytes"]],
             "Status": _timing_status(results, raw),
         },
         dtype="str",
@@ -142,7 +143,9 @@ def timing_table(results: Results) -> Table:
         title="Time and memory",
         caption=(
             "Variants that differ only by technique 5 share one training run, and both denoising "
-            "settings share one trajectory. Compiling is counted apart. Rows marked “paper” are "
+            "settings share one trajectory. Compiling is counted apart. Peak memory is that of "
+            "each stage alone: on a GPU what was allocated, on a CPU what the process held, its "
+            "libraries among it; a dash where the system does not say. Rows marked “paper” are "
             "quoted from Song & Ermon 2020 "
             "(full-size networks; the number of images sampled is not stated there). "
             f"{_SEVERAL if _of_several(raw) else ''}"

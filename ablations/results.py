@@ -137,7 +137,8 @@ TIMING_COLUMNS: dict[str, str] = {
     "n_sampled": "Int64",
     "score_evaluations_per_sample": "Int64",
     "images_per_s": "float64",
-    "peak_memory_bytes": "Int64",
+    "training_peak_bytes": "Int64",
+    "sampling_peak_bytes": "Int64",
 }
 RUN_KEYS = (
     "grid",

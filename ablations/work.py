@@ -20,7 +20,7 @@ from ablations.measuring import Measuring
 from ablations.stages import FOLLOWED
 from scorekit.distributed import RankDied, World, leave, process_group
 from scorekit.files import atomic_write, write_json
-from scorekit.machine import conditions
+from scorekit.machine import PeakMemory, conditions
 from scorekit.training import Diverged, Stopped, Trainer, never, snapshot_path
 
 
@@ -131,6 +131,7 @@ class Worker:
     def train(self, cell: Cell) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             dataset = self.context.dataset(cell.data)
+            peak = PeakMemory(self.context.device)
             trainer = Trainer(
                 cell.train,
                 dataset,
@@ -168,6 +169,7 @@ class Worker:
                     self.context.device,
                     threads=self.context.threads,
                     compile=self.context.compile,
+                    peak_memory=peak.bytes(),
                     processes=self.context.world.size,
                 ),
             }

@@ -38,7 +38,8 @@ def test_losses_times_and_samples(finished):
     assert (results.timings["training_s"] > 0).all()
     assert (results.timings["compile_s"] == 0).all()  # the quick budget does not compile
     assert set(results.timings["score_evaluations_per_sample"]) == {3 * 2 + 1}
-    assert (results.timings["peak_memory_bytes"] > 2**20).all()
+    for stage in ("training", "sampling"):
+        assert (results.timings[f"{stage}_peak_bytes"] > 2**20).all()
     for sample in results.samples:
         images = np.load(sample.path)
         assert (images.shape, images.dtype) == ((4, 1, 8, 8), np.uint8)
