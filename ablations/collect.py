@@ -15,6 +15,7 @@ from ablations.cells import Cell
 from ablations.code_snapshot import code_digest
 from ablations.jobs import Context, Job, plan_jobs, sample_file, selected_iterations
 from ablations.manifest import Manifest, load_manifest
+from ablations.presentation import without_folders
 from ablations.published import published_hyperparameters
 from ablations.results import (
     CELL_COLUMNS,
@@ -180,7 +181,7 @@ class _Collector:
             "seed": cell.seed,
             "weights": _WEIGHTS[cell.variant.weights],
             "status": status,
-            "message": message,
+            "message": without_folders(message, (self.context.out, self.context.data_root)),
         }
 
     def cell_state(self, cell: Cell) -> tuple[str, str]:
@@ -428,4 +429,7 @@ def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, d
         distance,
         part("interval", value="distance", std="standard_error", low="low", high="high"),
     )
-    yield "infinite n", distance, part("extrapolation", value="intercept", std="standard_error")
+    infinite = part("extrapolation", value="intercept", std="standard_error", bounded="bounded")
+    if infinite.pop("bounded", False):
+        infinite["note"] = "the line ends below 0: bounded"
+    yield "infinite n", distance, infinite

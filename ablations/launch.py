@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablations.cells import Cell
+from ablations.code_snapshot import code_digest
 from ablations.command_line import Plan, make_plan, parse_arguments
 from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
 from ablations.failures import clear_failure, read_failure
@@ -94,6 +95,11 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     )
     for line in describe_warnings(plan.cells):
         print(line)
+    if others := sorted(context.store.codes - {code_digest()}):
+        print(
+            f"warning: results of another version of the code ({', '.join(others)}) than the "
+            f"present one ({code_digest()}) are kept; another --out runs them anew"
+        )
     for job in plan.jobs:
         if job.name in outcome.failed:
             print(f"failed before: {job.title}: {outcome.failed[job.name]}")

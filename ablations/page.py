@@ -88,6 +88,7 @@ class Words:
     running_note: str = ""
     problems_title: str = ""
     problems: Sequence[str] = ()
+    warning: str = ""
     facts: Sequence[tuple[str, str]]
     footer: str
 

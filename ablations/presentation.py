@@ -27,6 +27,7 @@ _VARIANTS = {
 }
 _PAPERS_DATA = {row.dataset for row in TABLE_4}
 _OTHER_COLOURS = ("#6a4c93", "#8a6d3b", "#2a7f86", "#a33b3b", "#4d6b1f", "#5b5b8c")
+_FOLDERS = re.compile(r"(?<![\w.…/:])/(?:[^\s/:'\",;]+/)+(?=[^\s/])")
 _SUBSCRIPT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
 
 
@@ -189,6 +190,17 @@ def run_note(results: Results) -> str:
     """What travels with a picture that is cut out of its report: budget and grid."""
     budget = shorten(str(results.run["budget"]), 60)
     return f"budget “{budget}”, grid “{results.run['grid']}”"
+
+
+def without_folders(text: str, known: Iterable[Path] = ()) -> str:
+    """Text in which absolute paths lack their folders: a page is passed on, its machine is not.
+
+    `known` folders are found whatever is in their names, others up to the next space.
+    """
+    for folder in sorted((str(path) for path in known), key=len, reverse=True):
+        if folder != "/":
+            text = text.replace(f"{folder}/", "…/").replace(folder, "…")
+    return _FOLDERS.sub("…/", text)
 
 
 def file_slug(text: str) -> str:

@@ -158,6 +158,7 @@ def _words(results: Results) -> Words:
         problems_title=f"{len(problems)} {'cell' if len(problems) == 1 else 'cells'} without a "
         "full result:",
         problems=problems,
+        warning=_other_code(run),
         facts=[
             ("Grid", str(run["grid"])),
             ("Data set" if len(datasets) == 1 else "Data sets", ", ".join(datasets) or "—"),
@@ -165,7 +166,7 @@ def _words(results: Results) -> Words:
             ("State", done),
             ("Hardware", str(run["hardware"])),
             ("Software", ", ".join(f"{name} {v}" for name, v in run["software"].items())),
-            ("Code", _codes(run["codes"])),
+            ("Code", _codes(run)),
         ],
         footer="Y. Song and S. Ermon, “Improved Techniques for Training Score-Based Generative "
         "Models”, 2020. A Fréchet distance in one feature space cannot be compared with one in "
@@ -173,11 +174,25 @@ def _words(results: Results) -> Words:
     )
 
 
-def _codes(codes: list[str]) -> str:
-    """Which versions of the code made the results: one, or a warning."""
-    if len(codes) < 2:
-        return codes[0] if codes else "—"
-    return f"the results come from {len(codes)} versions of the code: {', '.join(codes)}"
+def _codes(run: Mapping[str, Any]) -> str:
+    """Which versions of the code made the results, all of them named, and which made the page."""
+    codes, present = run["codes"], run["code"]
+    if len(codes) > 1:
+        made = f"the results come from {len(codes)} versions of the code: {', '.join(codes)}"
+    else:
+        made = codes[0] if codes else "—"
+    return made if set(codes) <= {present} else f"{made}; this page is by another, {present}"
+
+
+def _other_code(run: Mapping[str, Any]) -> str:
+    """A warning where results are not of the code that makes the page, else nothing."""
+    others = sorted(set(run["codes"]) - {run["code"]})
+    if not others:
+        return ""
+    return (
+        f"Results are of another version of the code ({joined(others)}) than the present one "
+        f"({run['code']}), which may give others; another --out runs them anew."
+    )
 
 
 def budget_note(run: Mapping[str, Any]) -> str:

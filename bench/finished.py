@@ -91,6 +91,7 @@ class _Writer:
         record = {
             "digest": stage.digest,
             "code": code_digest(),
+            "codes": [code_digest()],
             "kind": stage.kind,
             "needs": [need.digest for need in stage.needs],
             "result": result,

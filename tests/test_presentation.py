@@ -4,7 +4,7 @@ from pathlib import Path
 import fake_results
 import pytest
 
-from ablations.presentation import conditions, is_papers, seeds_text
+from ablations.presentation import conditions, is_papers, seeds_text, without_folders
 
 
 @pytest.mark.parametrize(
@@ -33,3 +33,16 @@ def test_captions_count_the_seeds_that_rows_have(tmp_path: Path) -> None:
     assert seeds_text(some) == "1 to 3 seeds"
     assert "; 1 to 3 seeds; " in conditions(some)
     assert seeds_text(fake_results.empty()) == "0 seeds"
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("/home/jane/out/stages/a.json: is damaged", "…/a.json: is damaged"),
+        ("[Errno 2] No such file: '/srv/x/y.npy'", "[Errno 2] No such file: '…/y.npy'"),
+        ("/my out/jobs/a.json and /my out", "…/jobs/a.json and …"),
+        ("3/4 of a/b/c, images and/or …/x", "3/4 of a/b/c, images and/or …/x"),
+    ],
+)
+def test_absolute_paths_lose_their_folders(text, shown):
+    assert without_folders(text, [Path("/my out")]) == shown
