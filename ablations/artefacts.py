@@ -13,7 +13,7 @@ import pandas as pd
 
 from ablations.pictures import Picture, save_picture
 from ablations.presentation import write_file
-from ablations.table_files import save_table
+from ablations.table_files import csv_text, save_table
 from ablations.tables import Table
 
 
@@ -42,8 +42,7 @@ def save_artefacts(artefacts: Sequence[Artefact], directory: Path) -> list[Path]
         else:
             paths += save_picture(artefact.shown, directory)
         for name, frame in artefact.frames.items():
-            text = frame.to_csv(index=False, lineterminator="\n")
-            paths.append(write_file(directory / f"{name}.csv", text))
+            paths.append(write_file(directory / f"{name}.csv", csv_text(frame)))
         if artefact.arrays:
             buffer = io.BytesIO()
             np.savez_compressed(buffer, **cast(dict[str, Any], artefact.arrays))

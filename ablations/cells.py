@@ -56,6 +56,7 @@ class Cell:
     reference: str
     n_selection: int
     n_final: int
+    n_loss: int
     n_dump: int
     row: str = ""  # what sets its sampling apart from its variant's own row: "consistent", "25×1"
 
@@ -128,6 +129,18 @@ class Cell:
             "precision": self.train.precision,
             "shape": [self.data.channels, self.data.image_size, self.data.image_size],
         }
+
+    def loss_stage(self, iteration: int) -> Stage:
+        """The loss of a snapshot on training and test images, equally many of each."""
+        n = min(self.n_loss, self.data.n_train, self.data.n_test)
+        settings = {
+            "weights": self.variant.weights,
+            "iteration": iteration,
+            "n": n,
+            # A small split is gone through several times, each time with other noise.
+            "draws": -(-self.n_loss // n),
+        }
+        return Stage("loss", settings, (self.train_stage(),))
 
     def distance_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
         """The Fréchet distance of samples from one snapshot."""

@@ -12,13 +12,16 @@ import numpy as np
 import pandas as pd
 
 from ablations.cells import Cell
+from ablations.code_snapshot import code_digest
 from ablations.jobs import Context, Job, plan_jobs, sample_file, selected_iterations
-from ablations.manifest import load_manifest
+from ablations.manifest import Manifest, load_manifest
+from ablations.presentation import without_folders
 from ablations.published import published_hyperparameters
 from ablations.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
+    HELD_OUT_COLUMNS,
     HYPERPARAMETER_COLUMNS,
     LOSS_COLUMNS,
     QUALITY_COLUMNS,
@@ -29,8 +32,10 @@ from ablations.results import (
     SampleSet,
     make_frame,
 )
+from ablations.settings import budget_label
 from ablations.stages import Stage, StageStore
 from ablations.status import job_state
+from ablations.training_labels import training_labels
 from scorekit.machine import cpu_name
 from scorekit.metrics import distance_label, metric_label
 
@@ -53,7 +58,7 @@ def collect(out: Path) -> Results:
     context = _ReadingContext(
         out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=1
     )
-    return _Collector(context, manifest.cells).results(manifest.grid, manifest.budget)
+    return _Collector(context, manifest.cells).results(manifest)
 
 
 class _ReadingStore(StageStore):
@@ -89,8 +94,12 @@ class _Collector:
             job.name: job_state(job, context) for job in self.jobs if job.kind == "train"
         }
         self.chosen: dict[str, dict[bool, int]] = {}
+        self.labels = training_labels(cells)
+        self.users: dict[str, list[Cell]] = defaultdict(list)  # by the digest of their training
+        for cell in cells:
+            self.users[cell.train_stage().digest].append(cell)
 
-    def results(self, grid: str, budget: str) -> Results:
+    def results(self, manifest: Manifest) -> Results:
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         samples: list[SampleSet] = []
         interpolations: list[SampleSet] = []
@@ -110,24 +119,29 @@ class _Collector:
         n_done = sum(row["status"] == "done" for row in cells)
         first = {cell.data.name: cell for cell in reversed(self.cells)}
         run = {
-            "grid": grid,
-            "budget": budget,
-            "n_seeds": len({cell.seed for cell in self.cells}),
+            "grid": manifest.grid,
+            "budget": budget_label(manifest.budget, manifest.overrides),
             "datasets": [name for name in dict.fromkeys(c.data.name for c in self.cells)],
             "complete": n_done == len(cells),
             "software": self.software(),
-            "codes": sorted(self.store.codes),
+            "code": code_digest(),
             "hardware": cpu_name(),
             "n_cells": len(cells),
             "n_done": n_done,
         }
+        references, held_out = self.reference_rows(), self.held_out_rows()
+        frames = {
+            "references": make_frame(REFERENCE_COLUMNS, references),
+            "held_out_losses": make_frame(HELD_OUT_COLUMNS, held_out),
+        }
         return Results(
-            run=run,
+            # Once all of the results have been read.
+            run=run | {"codes": sorted(self.store.codes)},
             cells=make_frame(CELL_COLUMNS, cells),
             distances=make_frame(DISTANCE_COLUMNS, rows["distances"]),
             qualities=make_frame(QUALITY_COLUMNS, rows["qualities"]),
             extrapolations=make_frame(EXTRAPOLATION_COLUMNS, rows["extrapolations"]),
-            references=make_frame(REFERENCE_COLUMNS, self.reference_rows()),
+            **frames,
             losses=self.losses(),
             hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, self.hyperparameter_rows()),
             timings=make_frame(TIMING_COLUMNS, rows["timings"]),
@@ -163,10 +177,11 @@ class _Collector:
             "variant": cell.label,
             "slug": cell.slug,
             "techniques": ",".join(map(str, cell.variant.techniques)),
+            "training": self.labels[cell.train_stage().digest],
             "seed": cell.seed,
             "weights": _WEIGHTS[cell.variant.weights],
             "status": status,
-            "message": message,
+            "message": without_folders(message, (self.context.out, self.context.data_root)),
         }
 
     def cell_state(self, cell: Cell) -> tuple[str, str]:
@@ -239,12 +254,9 @@ class _Collector:
 
     def losses(self) -> pd.DataFrame:
         """Return the losses of every training; of a great many, every so many an iteration."""
-        users: dict[str, list[Cell]] = defaultdict(list)
-        for cell in self.cells:
-            users[cell.train_stage().digest].append(cell)
-        every = -(-sum(c[0].train.iterations for c in users.values()) // MAX_LOSSES)
-        curves = [self.loss_curves(cells, every) for cells in users.values()]
-        found = [curve for pair in curves for curve in pair]
+        every = -(-sum(c[0].train.iterations for c in self.users.values()) // MAX_LOSSES)
+        curves = [self.loss_curve(cells, every) for cells in self.users.values()]
+        found = [curve for curve in curves if curve is not None]
         lengths = [len(curve["loss"]) for curve in found]
         columns: dict[str, Any] = {}
         for name in LOSS_COLUMNS:
@@ -255,28 +267,37 @@ class _Collector:
                 columns[name] = pd.array(parts, LOSS_COLUMNS[name]).repeat(lengths)
         return pd.DataFrame(columns).astype(LOSS_COLUMNS)
 
-    def loss_curves(self, cells: list[Cell], every: int) -> list[dict[str, Any]]:
-        """Return the losses of a training and its test losses, where it is done."""
+    def training(self, cells: list[Cell]) -> dict[str, Any]:
+        """Return the columns that say which training a row is about, of the cells that share it."""
         cell = cells[0]
-        stage = cell.train_stage()
-        if self.states[Job(kind="train", cell=cell).name][0] != "done":
-            return []
-        kind = "conditional" if cell.train.conditional else "s(x)/σ"
-        shared = {
+        return {
             "dataset": cell.data.name,
             "seed": cell.seed,
-            "training": f"{kind}, L={cell.train.n_levels}{_objective(cell)}",
+            "training": self.labels[cell.train_stage().digest],
             "variants": ", ".join(dict.fromkeys(c.variant.name for c in cells)),
+            "objective": cell.train.objective,
         }
+
+    def loss_curve(self, cells: list[Cell], every: int) -> dict[str, Any] | None:
+        """Return the losses of the batches of a training, where it is done."""
+        stage = cells[0].train_stage()
+        if self.states[Job(kind="train", cell=cells[0]).name][0] != "done":
+            return None
         with np.load(self.store.directory(stage) / "losses.npz") as losses:
-            loss, test, test_iteration = (
-                losses[name] for name in ("train", "test", "test_iteration")
-            )
-        iteration = np.arange(1, len(loss) + 1)
-        return [
-            shared | {"split": "train", "iteration": iteration[::every], "loss": loss[::every]},
-            shared | {"split": "test", "iteration": test_iteration, "loss": test},
-        ]
+            loss = losses["train"][::every]
+        iteration = 1 + every * np.arange(len(loss))
+        return self.training(cells) | {"split": "train", "iteration": iteration, "loss": loss}
+
+    def held_out_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield the loss on training and test images of every snapshot, by the weights taken."""
+        for cells in self.users.values():
+            training = self.training(cells)
+            for cell in {c.variant.weights: c for c in cells}.values():
+                weights = {"weights": _WEIGHTS[cell.variant.weights]}
+                for iteration in cell.train.snapshot_iterations:
+                    result = self.store.result(cell.loss_stage(iteration))
+                    if result is not None:
+                        yield training | weights | {"iteration": iteration} | result
 
     def hyperparameter_rows(self) -> Iterator[dict[str, Any]]:
         seen = set()
@@ -310,11 +331,11 @@ class _Collector:
             "source": "this run",
             "score_evaluations_per_sample": cell.score_evaluations,
         }
-        peaks, devices = [], set()
+        devices = set()
         if (training := self.store.result(cell.train_stage())) is not None:
             row["training_s"] = training["training_s"]
             row["compile_s"] = training["compile_s"]
-            peaks.append(training["conditions"]["peak_memory_bytes"])
+            row["training_peak_bytes"] = training["conditions"]["peak_memory_bytes"]
             devices.add(training["conditions"]["device"])
         stages = {
             stage
@@ -327,10 +348,9 @@ class _Collector:
             row["compile_s"] = row.get("compile_s", 0) + sum(r["compile_s"] for r in done)
             row["n_sampled"] = sum(result["n"] for result in done)
             row["images_per_s"] = row["n_sampled"] / row["sampling_s"]
-            peaks += [result["conditions"]["peak_memory_bytes"] for result in done]
+            peaks = [result["conditions"]["peak_memory_bytes"] for result in done]
+            row["sampling_peak_bytes"] = max(filter(None, peaks), default=None)
             devices |= {result["conditions"]["device"] for result in done}
-        if peaks:
-            row["peak_memory_bytes"] = max(peaks)
         row["device"] = "; ".join(sorted(devices))
         return row
 
@@ -368,10 +388,6 @@ class _Collector:
                 path=self.store.directory(stage) / "neighbours.npz",
                 samples=tuple(self.store.directory(s) / sample_file(denoise) for s in samples),
             )
-
-
-def _objective(cell: Cell) -> str:
-    return "" if cell.train.objective == "dsm" else f", {cell.train.objective}"
 
 
 def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -413,4 +429,7 @@ def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, d
         distance,
         part("interval", value="distance", std="standard_error", low="low", high="high"),
     )
-    yield "infinite n", distance, part("extrapolation", value="intercept", std="standard_error")
+    infinite = part("extrapolation", value="intercept", std="standard_error", bounded="bounded")
+    if infinite.pop("bounded", False):
+        infinite["note"] = "the line ends below 0: bounded"
+    yield "infinite n", distance, infinite

@@ -22,6 +22,7 @@ from ablations.presentation import (
     for_figure,
     joined,
     number,
+    run_note,
     shorten,
     text_or_empty,
     variant_colour,
@@ -210,7 +211,7 @@ def shift_strips(results: Results, *, denoise: bool) -> Artefact:
         alt="Strips of generated images at several training iterations, raw and EMA weights",
         figure=draw_panels(
             rows,
-            f"budget “{results.run['budget']}”, grid “{results.run['grid']}”",
+            run_note(results),
             what="pair of variants that differ by technique 5 alone",
         ),
     )

@@ -25,11 +25,16 @@ _TAIL = 0.1
 def conditioning_figure(results: Results) -> Artefact:
     """Smoothed training loss of NCSN_1,2,4,5 and NCSNv2, one panel per data set."""
     frame = conditioning_losses(results)
-    datasets = dataset_order(results)
-    figure, panels = new_panels(results, datasets, "training run")
+    # A panel for each objective: losses of two share no axis.
+    panes = [
+        (dataset, objective)
+        for dataset in dataset_order(results)
+        for objective in sorted(set(frame[frame["dataset"] == dataset]["objective"])) or [""]
+    ]
+    figure, panels = new_panels(results, [f"{d}{o}" for d, o in panes], "training run")
     logarithmic = spans_decades(frame["smoothed"])
-    for dataset, axes in zip(datasets, panels, strict=False):
-        here = frame[frame["dataset"] == dataset]
+    for (dataset, objective), axes in zip(panes, panels, strict=False):
+        here = frame[(frame["dataset"] == dataset) & (frame["objective"] == objective)]
         for variant, method in METHODS.items():
             curves = here[here["variant"] == variant]
             for index, (_, curve) in enumerate(curves.groupby("seed", dropna=False)):
@@ -42,7 +47,12 @@ def conditioning_figure(results: Results) -> Artefact:
                     label=None if index else for_figure(f"{variant}: {method}"),
                 )
         axes.set_title(for_figure(dataset), loc="left", fontsize=10.5)
-        dress(axes, "training loss, smoothed", logarithmic=logarithmic, empty=here.empty)
+        dress(
+            axes,
+            f"training loss ({objective or 'none yet'}), smoothed",
+            logarithmic=logarithmic,
+            empty=here.empty,
+        )
     shared_legend(figure, panels)
     picture = Picture(
         name="conditioning_losses",
@@ -66,12 +76,12 @@ def conditioning_losses(results: Results) -> pd.DataFrame:
     parts = []
     for variant in METHODS:
         losses = training_losses(results, [variant])
-        losses = losses[losses["split"] == "train"]
         for _, run in losses.groupby(["dataset", "seed", "training"], sort=False, dropna=False):
             run = run.sort_values("iteration")
             run = run.assign(variant=variant, smoothed=smoothed(run["loss"]))
             parts.append(run)
-    columns = ["dataset", "variant", "training", "seed", "iteration", "loss", "smoothed"]
+    columns = ["dataset", "variant", "training", "objective", "seed", "iteration", "loss"]
+    columns += ["smoothed"]
     if not parts:
         return pd.DataFrame(columns=columns)
     return pd.concat(parts)[columns].reset_index(drop=True)
@@ -88,7 +98,9 @@ def _kept(frame: pd.DataFrame) -> str:
 def _tails(frame: pd.DataFrame) -> str:
     """What the curves end at, which crossing lines do not show."""
     words = []
-    for (dataset, variant), runs in frame.groupby(["dataset", "variant"], sort=False):
+    for (dataset, variant, objective), runs in frame.groupby(
+        ["dataset", "variant", "objective"], sort=False
+    ):
         late = runs["iteration"] > (1 - _TAIL) * runs["iteration"].max()
-        words.append(f"{dataset} {variant} {number(runs[late]['loss'].mean(), 4)}")
+        words.append(f"{dataset} {variant} ({objective}) {number(runs[late]['loss'].mean(), 4)}")
     return f"Mean over the last tenth of the iterations: {joined(words, '; ')}. " if words else ""

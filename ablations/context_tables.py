@@ -55,6 +55,56 @@ def hyperparameter_table(results: Results) -> Table:
     )
 
 
+def held_out_table(results: Results) -> Table | None:
+    """Each training's loss on training and test images at its last snapshot; None without one."""
+    found = results.held_out_losses
+    if found.empty:
+        return None
+    keys = ["dataset", "training", "weights", "seed"]
+    raw = found.loc[found.groupby(keys, sort=False)["iteration"].idxmax()]
+    raw = raw.sort_values(keys, kind="stable").reset_index(drop=True)
+    shown = {
+        name: [
+            f"{mean:.4g} ± {1.96 * error:.2g}"
+            for mean, error in zip(raw[name], raw[f"{name}_error"], strict=True)
+        ]
+        for name in ("train", "test", "gap")
+    }
+    display = pd.DataFrame(
+        {
+            "Dataset": raw["dataset"],
+            "Training": raw["training"],
+            "Variants": raw["variants"],
+            "Objective": raw["objective"],
+            "Weights": raw["weights"],
+            "Seed": [number(value) for value in raw["seed"]],
+            "Iteration": [number(value) for value in raw["iteration"]],
+            "n × draws": [
+                f"{number(n)} × {number(draws)}"
+                for n, draws in zip(raw["n"], raw["draws"], strict=True)
+            ],
+            "Train images": shown["train"],
+            "Test images": shown["test"],
+            "Test − train": shown["gap"],
+        },
+        dtype="str",
+    )
+    return Table(
+        name="held_out_losses",
+        title="Loss on training and on test images",
+        caption=(
+            "The objective that was trained, of the same weights on n images of either split with "
+            "so many draws of noise each, at the last snapshot; ± is a 95 % interval over images. "
+            "Image by image the two splits have the same noise, so that their difference is known "
+            f"better than either loss. {conditions(results)}"
+        ),
+        raw=raw.assign(budget=str(results.run["budget"])),
+        display=display,
+        kinds=("ours",) * len(raw),
+        numeric=tuple(display.columns[5:]),
+    )
+
+
 def timing_table(results: Results) -> Table:
     """Training and sampling times per cell, with the paper's own (Table 6) below them, marked."""
     given = results.timings
@@ -82,7 +132,8 @@ def timing_table(results: Results) -> Table:
                 number(value) for value in raw["score_evaluations_per_sample"]
             ],
             "Images per s": [number(value) for value in raw["images_per_s"]],
-            "Peak memory": [memory(value) for value in raw["peak_memory_bytes"]],
+            "Peak memory, training": [memory(value) for value in raw["training_peak_bytes"]],
+            "Peak memory, sampling": [memory(value) for value in raw["sampling_peak_bytes"]],
             "Status": _timing_status(results, raw),
         },
         dtype="str",
@@ -92,7 +143,9 @@ def timing_table(results: Results) -> Table:
         title="Time and memory",
         caption=(
             "Variants that differ only by technique 5 share one training run, and both denoising "
-            "settings share one trajectory. Compiling is counted apart. Rows marked “paper” are "
+            "settings share one trajectory. Compiling is counted apart. Peak memory is that of "
+            "each stage alone: on a GPU what was allocated, on a CPU what the process held, its "
+            "libraries among it; a dash where the system does not say. Rows marked “paper” are "
             "quoted from Song & Ermon 2020 "
             "(full-size networks; the number of images sampled is not stated there). "
             f"{_SEVERAL if _of_several(raw) else ''}"

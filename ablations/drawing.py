@@ -15,7 +15,7 @@ from scorekit.checkpoints import find_tensors, load_tensors, save_tensors
 from scorekit.compilation import autocast, compile_seconds, precision_context
 from scorekit.data import to_uint8
 from scorekit.files import save_array
-from scorekit.machine import conditions
+from scorekit.machine import PeakMemory, conditions
 from scorekit.memory import ShrinkingBatch
 from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin, interpolation_angles
@@ -71,7 +71,7 @@ class Drawing:
             files = [save_array(directory / sample_file(d), drawn[d]) for d in (False, True)]
             return drawn["result"] | {"n": stop - start}, files
 
-        self._run(job.cell, stage, execute)
+        self.run(job.cell, stage, execute)
 
     def interpolate(self, job: Job, stage: Stage) -> None:
         """Draw pairs of samples, with what lies between: uint8 (pairs, N + 2, C, H, W).
@@ -97,9 +97,11 @@ class Drawing:
             ]
             return drawn["result"] | {"angles": angles.tolist()}, files
 
-        self._run(job.cell, stage, execute)
+        self.run(job.cell, stage, execute)
 
-    def _run(self, cell: Cell, stage: Stage, execute: Callable[[Path], Any]) -> None:
+    def run(self, cell: Cell, stage: Stage, execute: Callable[[Path], Any]) -> None:
+        """Run a stage that reads a snapshot, which is made first where it is not there."""
+
         def with_snapshot(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             trained = self.store.directory(cell.train_stage())
             path = snapshot_path(trained, stage.settings["iteration"])
@@ -130,10 +132,12 @@ class Drawing:
 
         On rank 0: the others, which draw their share of the batches, return None.
         """
+        peak = PeakMemory(self.context.device)
         size, n = self.context.sampling_batch, len(index)
         bounds = [(first, min(first + size, n)) for first in range(0, n, size)]
 
         found: dict[tuple[int, int], dict[str, Any]] = {}
+        drew = False
 
         def chunk(first: int, last: int) -> Path:
             return directory / f"chunk-{first}-{last}.pt"
@@ -146,7 +150,7 @@ class Drawing:
 
         # Rank 0 says what is missing; so what an interrupted run left is shared out evenly.
         while absent := self.world.broadcast(missing() if self.world.is_main else []):
-            stopped = None
+            stopped, drew = None, True
             try:
                 for place in absent[self.world.rank :: self.world.size]:
                     batch = self._draw_batch(job, stage, index, angle, *place, before)
@@ -171,6 +175,8 @@ class Drawing:
                     self.context.device,
                     threads=self.context.threads,
                     compile=self.context.compile,
+                    # Of what this process drew, not of batches that were there.
+                    peak_memory=peak.bytes() if drew else None,
                     processes=self.world.size,
                 ),
             },

@@ -58,8 +58,16 @@ def training_losses(results: Results, variants: Collection[str] | None = None) -
     """The finite rows of `results.losses`; with `variants`, of their training runs alone."""
     losses = results.losses.dropna(subset=["loss", "iteration"])
     losses = losses[np.isfinite(losses["loss"].astype(float))]
-    if variants is None:
-        return losses
+    return losses if variants is None else _trained_for(losses, variants)
+
+
+def held_out_losses(results: Results, variants: Collection[str] | None = None) -> pd.DataFrame:
+    """The rows of `results.held_out_losses`; with `variants`, of their training runs alone."""
+    losses = results.held_out_losses
+    return losses if variants is None else _trained_for(losses, variants)
+
+
+def _trained_for(losses: pd.DataFrame, variants: Collection[str]) -> pd.DataFrame:
     # Names joined by ", ", themselves with commas but without spaces.
     users = [
         joint
@@ -138,21 +146,29 @@ def ema_curves(results: Results, *, denoise: bool) -> Picture:
 
 
 def loss_curves(results: Results, variants: Collection[str] | None = None) -> Picture:
-    """Training and test loss of every shared training run, or of those of `variants`.
+    """Losses of every shared training run, or of those of `variants`, one panel each.
 
-    The paper's Fig. 15 is that of NCSNv2.
+    The paper's Fig. 15 is that of NCSNv2. A panel has one training, hence one objective.
     """
     losses = training_losses(results, variants)
+    held_out = held_out_losses(results, variants)
     runs = [
         (dataset, training)
         for dataset in dataset_order(results)
         for training in dict.fromkeys(losses[losses["dataset"] == dataset]["training"])
     ]
     figure, panels = new_panels(results, [f"{d}{t}" for d, t in runs], "training run")
+    logarithmic = spans_decades(losses["loss"])
     for (dataset, training), axes in zip(runs, panels, strict=False):
-        data = losses[(losses["dataset"] == dataset) & (losses["training"] == training)]
+        data, snapshots = (
+            frame[(frame["dataset"] == dataset) & (frame["training"] == training)]
+            for frame in (losses, held_out)
+        )
         for index, (_, seed_data) in enumerate(data.groupby("seed", dropna=False)):
-            _loss_lines(axes, seed_data, first=index == 0)
+            _loss_line(axes, seed_data, first=index == 0)
+        for weights, curves in snapshots.groupby("weights"):
+            for index, (_, curve) in enumerate(curves.groupby("seed", dropna=False)):
+                _held_out_lines(axes, curve, str(weights), first=index == 0)
         users = for_figure(joined(data["variants"].dropna()))
         _title(axes, f"{dataset}: {training}")
         axes.text(
@@ -165,16 +181,20 @@ def loss_curves(results: Results, variants: Collection[str] | None = None) -> Pi
             fontsize=9,
             color=FAINT,
         )
-        dress(axes, "loss", logarithmic=spans_decades(losses["loss"]), empty=data.empty)
+        objective = joined(data["objective"].dropna()) or "loss"
+        dress(axes, f"loss: {objective}", logarithmic=logarithmic, empty=data.empty)
     shared_legend(figure, panels)
     return Picture(
         name="loss_curves",
         title="Training and test loss",
         caption=(
-            f"Loss during training: faint as recorded, solid smoothed by an exponential moving "
-            f"average with momentum {SMOOTHING} over the recorded points; dashed on test images. "
-            "One line per seed. Losses of different noise levels are not comparable. "
-            f"{conditions(results)}"
+            "The objective that was trained. Faint: the batches that were trained on, with the raw "
+            "weights of that moment and, where set, flipped; solid: the same smoothed by an "
+            f"exponential moving average with momentum {SMOOTHING} over the recorded points. "
+            f"Points: a snapshot's weights on {_measured_on(held_out)}, none flipped, the two "
+            "splits and all snapshots with the same noise, which is none that was trained with; "
+            "bars are 95 % intervals over images. One line per seed. Losses of different noise "
+            f"levels or objectives are not comparable. {conditions(results)}"
         ),
         alt="Curves of training and test loss over training iterations",
         figure=figure,
@@ -215,23 +235,39 @@ def _rings(axes: Axes, curve: pd.DataFrame, final: pd.DataFrame, variant: str) -
     )
 
 
-def _loss_lines(axes: Axes, data: pd.DataFrame, *, first: bool) -> None:
-    train = data[data["split"] == "train"].sort_values("iteration")
-    test = data[data["split"] == "test"].sort_values("iteration")
-    smooth = smoothed(train["loss"])
-    x, raw = train["iteration"].to_numpy(float), train["loss"].to_numpy(float)
+def _loss_line(axes: Axes, losses: pd.DataFrame, *, first: bool) -> None:
+    losses = losses.sort_values("iteration")
+    x, raw = losses["iteration"].to_numpy(float), losses["loss"].to_numpy(float)
+    smooth = smoothed(losses["loss"]).to_numpy()
     step = max(1, len(x) // MAX_POINTS)
-    name = "training, smoothed" if first else None
+    name = "training batches, smoothed" if first else None
     axes.plot(x[::step], raw[::step], color=TRAIN, alpha=0.18, linewidth=0.8)
-    axes.plot(x[::step], smooth.to_numpy()[::step], color=TRAIN, linewidth=1.6, label=name)
-    axes.plot(
-        test["iteration"].to_numpy(float),
-        test["loss"].to_numpy(float),
-        color=TEST,
-        linewidth=1.5,
-        linestyle=(0, (4, 2)),
-        label="test" if first else None,
-    )
+    axes.plot(x[::step], smooth[::step], color=TRAIN, linewidth=1.6, label=name)
+
+
+def _held_out_lines(axes: Axes, curve: pd.DataFrame, weights: str, *, first: bool) -> None:
+    curve = curve.sort_values("iteration")
+    for split, colour, marker in (("train", TRAIN, "o"), ("test", TEST, "s")):
+        axes.errorbar(
+            curve["iteration"].to_numpy(float),
+            curve[split].to_numpy(float),
+            1.96 * curve[f"{split}_error"].to_numpy(float),
+            color=colour,
+            linewidth=1.2,
+            linestyle=(0, (4, 2)) if weights == "EMA" else (0, (1, 1.5)),
+            marker=marker,
+            markersize=4,
+            capsize=2,
+            label=f"{split} images, {weights} weights" if first else None,
+        )
+
+
+def _measured_on(held_out: pd.DataFrame) -> str:
+    parts = [
+        f"{number(n)} images of either split with {number(draws)} draw(s) of noise each"
+        for n, draws in held_out[["n", "draws"]].drop_duplicates().itertuples(index=False)
+    ]
+    return joined(parts, " or ") or "images of both splits, not measured yet"
 
 
 def _finish_distance(axes: Axes, title: str, data: pd.DataFrame, *, logarithmic: bool) -> None:

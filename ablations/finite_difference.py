@@ -43,7 +43,7 @@ from ablations.refresh import mark_stale, refresh_report
 from ablations.settings import parse_overrides
 from ablations.stages import StageStore
 from scorekit.compilation import precision_context
-from scorekit.machine import conditions, usable_cores
+from scorekit.machine import PeakMemory, conditions, usable_cores
 
 _PROGRESS_EVERY_S = 15.0
 
@@ -274,7 +274,7 @@ def _execution(
         settings = trial.settings
         torch.set_num_threads(settings["threads"])
         more = _FOLDERS[trial.kind](request) if trial.kind in _FOLDERS else ()
-        started = time.perf_counter()
+        peak, started = PeakMemory(settings["device"]), time.perf_counter()
         with precision_context("fp32"):
             result, files = RUNS[trial.kind](settings, directory, say.progress, *more)
         load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
@@ -282,6 +282,8 @@ def _execution(
             settings["device"],
             threads=settings["threads"],
             compile=settings.get("compile", False),
+            # Parts that measure memory themselves set the mark back.
+            peak_memory=None if "peak_bytes" in result else peak.bytes(),
         ) | {"load_average": load}
         result["trial_s"] = time.perf_counter() - started
         return result, files

@@ -51,10 +51,11 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
         "fake": (found.variant, found.samples),
         "held_out": ("held-out images", (results.held_out[found.dataset],)),
     }
-    details = (
-        f"{_details(found)} Feature space {found.feature_space}; searched: "
-        f"{number(found.n_searched)} of {number(len(train))} training images."
+    search = (
+        f"Feature space {found.feature_space}; searched: {number(found.n_searched)} of "
+        f"{number(len(train))} training images."
     )
+    details = f"{_details(found)} {search}"
     artefacts = []
     with np.load(found.path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
@@ -70,7 +71,8 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
             arrays[f"{kind}_distance"][: len(shown)],
             dataset=found.dataset,
             what=what,
-            details=details,
+            # No weights made what is real.
+            details=details if kind == "fake" else search,
             flipped=mirrored if found.flip else None,
         )
         saved = {"images": shown, "neighbours": train[index], "train_index": index}

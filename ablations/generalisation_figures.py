@@ -6,7 +6,14 @@ import numpy as np
 
 from ablations.image_grids import GAP_PX, Panel, draw_panels, enlargement, place_panels, tile
 from ablations.pictures import FAINT, Picture, dress, new_panels, shared_legend
-from ablations.presentation import conditions, file_slug, for_figure, number, variant_colour
+from ablations.presentation import (
+    conditions,
+    file_slug,
+    for_figure,
+    number,
+    run_note,
+    variant_colour,
+)
 from ablations.results import Results
 
 CLOSEST_SHARE = 0.01
@@ -39,7 +46,7 @@ def interpolation_picture(
             f"{conditions(results)}"
         ),
         alt="Rows of images that change gradually from one sample to another",
-        figure=draw_panels([[Panel(heading=heading, image=grid)]], _note(results)),
+        figure=draw_panels([[Panel(heading=heading, image=grid)]], run_note(results)),
     )
 
 
@@ -81,7 +88,7 @@ def neighbour_picture(
         strip = tile(neighbours[row], k, factor=factor)
         image[top : top + side, side + _SPLIT_PX :][:, : strip.shape[1]] = strip
     panel = Panel(heading=f"{dataset}: {what}", image=image)
-    figure, ((axes,),) = place_panels([[panel]], _note(results))
+    figure, ((axes,),) = place_panels([[panel]], run_note(results))
     middle = side + _SPLIT_PX / 2
     axes.plot([middle, middle], [0, len(image) - _TEXT_PX], color=_RED, linewidth=1.2)
     for row in range(count):
@@ -190,10 +197,6 @@ def neighbour_distances_picture(
 
 def _at(flags: np.ndarray | None, row: int, column: int) -> bool:
     return flags is not None and bool(flags[row, column])
-
-
-def _note(results: Results) -> str:
-    return f"budget “{results.run['budget']}”, grid “{results.run['grid']}”"
 
 
 def _check(name: str, array: np.ndarray, ndim: int, dtype: type) -> None:

@@ -117,7 +117,9 @@ class Job:
         train = self.cell.train
         if self.kind == "train":
             return 3.0 * per_image * train.batch_size * train.iterations
-        return float(per_image) * self.cell.score_evaluations * self.n_sampled
+        snapshots = {"evaluate": len(train.snapshot_iterations), "snapshot": 1}.get(self.kind, 0)
+        losses = 2 * self.cell.n_loss * snapshots
+        return float(per_image) * (self.cell.score_evaluations * self.n_sampled + losses)
 
     @property
     def effort(self) -> float:
@@ -190,7 +192,7 @@ def plan_jobs(cells: list[Cell]) -> list[Job]:
 def snapshot_jobs(cells: list[Cell]) -> list[Job]:
     """Return a job for each snapshot of each cell, in the order in which training makes them.
 
-    It finds the snapshot's distances, which the cell's evaluation then has no need to.
+    It finds the snapshot's distances and losses, which the cell's evaluation then has no need to.
     """
     jobs = [
         Job(
@@ -232,7 +234,7 @@ def job_is_done(job: Job, context: Context, *, dumps: bool = True) -> bool:
         # Looked for first, because they are written last and found without a digest.
         if not all(dump_exists(context.samples, job.cell, denoise=d) for d in (False, True)):
             return False
-        if None in map(store.result, selection_samples(job.cell)):
+        if None in map(store.result, [*selection_samples(job.cell), *loss_stages(job.cell)]):
             return False
         if dumps and not all(
             dump_is_whole(context.samples, job.cell, denoise=d) for d in (False, True)
@@ -240,10 +242,10 @@ def job_is_done(job: Job, context: Context, *, dumps: bool = True) -> bool:
             return False
     if job.kind == "snapshot":
         assert job.iteration is not None
-        return all(
-            store.result(job.cell.distance_stage(job.iteration, denoise=d, final=False)) is not None
-            for d in (False, True)
-        )
+        distances = [
+            job.cell.distance_stage(job.iteration, denoise=d, final=False) for d in (False, True)
+        ]
+        return None not in map(store.result, [*distances, job.cell.loss_stage(job.iteration)])
     chosen = selected_iterations(job.cell, store)
     return len(chosen) == 2 and None not in map(store.result, final_stages(job, chosen))
 
@@ -255,6 +257,11 @@ def selection_samples(cell: Cell) -> list[Stage]:
         for iteration in cell.train.snapshot_iterations
         for stage in cell.sample_stages(iteration, final=False)
     ]
+
+
+def loss_stages(cell: Cell) -> list[Stage]:
+    """Return the stages of the losses on training and test images, of every snapshot."""
+    return [cell.loss_stage(iteration) for iteration in cell.train.snapshot_iterations]
 
 
 def final_stages(job: Job, chosen: dict[bool, int]) -> list[Stage]:

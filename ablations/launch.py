@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablations.cells import Cell
+from ablations.code_snapshot import code_digest
 from ablations.command_line import Plan, make_plan, parse_arguments
 from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
 from ablations.failures import clear_failure, read_failure
@@ -26,6 +27,7 @@ from ablations.manifest import save_manifest
 from ablations.plan import check_disk, describe_plan, describe_warnings
 from ablations.progress import make_reporter
 from ablations.refresh import mark_stale, refresh_report
+from ablations.settings import budget_label
 from ablations.status import describe_status
 
 
@@ -41,7 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return launch_parts(args)
         plan = make_plan(args)
         if args.dry_run:
-            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
+            overrides = plan.manifest.overrides
+            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget, overrides))
             for line in plan.warnings:
                 print(line)
             return 0
@@ -83,7 +86,8 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         else:
             clear_failure(context.out, job.name)
             todo.append(job)
-    print(f"budget: {budget.name} — {budget.description}", flush=True)
+    label = budget_label(budget.name, plan.manifest.overrides)
+    print(f"budget: {label} — {budget.description}", flush=True)
     print(
         f"grid {plan.manifest.grid}: {len(plan.cells)} cells, {len(plan.jobs)} jobs, "
         f"{len(plan.jobs) - len(todo)} of them settled; {plan.executor} executor on "
@@ -93,6 +97,11 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     )
     for line in (*plan.warnings, *describe_warnings(plan.cells)):
         print(line)
+    if others := sorted(context.store.codes - {code_digest()}):
+        print(
+            f"warning: results of another version of the code ({', '.join(others)}) than the "
+            f"present one ({code_digest()}) are kept; another --out runs them anew"
+        )
     for job in plan.jobs:
         if job.name in outcome.failed:
             print(f"failed before: {job.title}: {outcome.failed[job.name]}")

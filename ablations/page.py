@@ -34,7 +34,8 @@ _SORTED_BY = {
     "Sampling (images)": ("sampling_s",),
     "Compiling": ("compile_s",),
     "Score evaluations per image": ("score_evaluations_per_sample",),
-    "Peak memory": ("peak_memory_bytes",),
+    "Peak memory, training": ("training_peak_bytes",),
+    "Peak memory, sampling": ("sampling_peak_bytes",),
 }
 _VARIANT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
 _MEASURE = re.compile(r"^(FD\[[^\]]*\]|FID|(?:KID|IS)(?:\[[^\]]*\])?) (?=[\d.-])")
@@ -87,6 +88,7 @@ class Words:
     running_note: str = ""
     problems_title: str = ""
     problems: Sequence[str] = ()
+    warning: str = ""
     facts: Sequence[tuple[str, str]]
     footer: str
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from ablations.artefacts import Artefact
+from ablations.context_tables import held_out_table
 from ablations.figures import (
     distance_curves,
     ema_curves,
+    held_out_losses,
     loss_curves,
     selection_distances,
     training_losses,
@@ -64,10 +68,17 @@ def sheet_artefacts(results: Results) -> list[Artefact]:
     return sheets or [overview_artefact(results, denoise=True)]
 
 
-def loss_artefact(results: Results) -> Artefact:
-    """Training and test loss of NCSNv2 (Fig. 15)."""
+def loss_artefacts(results: Results) -> list[Artefact]:
+    """Training and test loss of NCSNv2 (Fig. 15), and in a table at their last snapshot."""
     picture = loss_curves(results, ["NCSNv2"])
-    return Artefact(shown=picture, frames={picture.name: training_losses(results, ["NCSNv2"])})
+    held_out = held_out_losses(results, ["NCSNv2"])
+    frames = {
+        picture.name: training_losses(results, ["NCSNv2"]),
+        "held_out_loss_curves": held_out,
+    }
+    table = held_out_table(replace(results, held_out_losses=held_out))
+    tables = [] if table is None else [Artefact(shown=table)]
+    return [Artefact(shown=picture, frames=frames), *tables]
 
 
 def _selected_images(

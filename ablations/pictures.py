@@ -16,7 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ablations.presentation import for_figure, number, write_file
+from ablations.presentation import for_figure, number, run_note, write_file
 from ablations.results import Results
 
 INK, FAINT, GRID = "#24292f", "#6b7280", "#e6e8eb"
@@ -62,7 +62,7 @@ def new_panels(results: Results, names: Sequence[str], what: str) -> tuple[Figur
     if not names:
         panels[0].text(0.5, 0.5, f"No {what} to show yet.", ha="center", color=FAINT)
     # The note travels with the picture when it is cut out of the report.
-    note = f"budget “{results.run['budget']}”, grid “{results.run['grid']}”"
+    note = run_note(results)
     figure.suptitle(for_figure(note), x=0.995, ha="right", fontsize=8, color=FAINT)
     return figure, panels
 

@@ -1,20 +1,27 @@
 """What a grid will cost, as text."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from ablations.cells import Cell
 from ablations.jobs import Context, Job, cell_parameters, job_is_done
-from ablations.settings import Budget
+from ablations.settings import Budget, budget_label
 from ablations.stages import Stage
 from scorekit.metrics import feature_dimension
 
 
-def describe_plan(cells: list[Cell], jobs: list[Job], context: Context, budget: Budget) -> str:
+def describe_plan(
+    cells: list[Cell],
+    jobs: list[Job],
+    context: Context,
+    budget: Budget,
+    overrides: Mapping[str, Any],
+) -> str:
     """Return the stages of a grid: what is shared, what is done, and an estimate of the work."""
     store = context.store
     lines = [
-        f"budget {budget.name}: {budget.description}",
+        f"budget {budget_label(budget.name, overrides)}: {budget.description}",
         f"{len(cells)} cells on {context.device}; results in {context.out}",
         *describe_warnings(cells),
         "",

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pandas as pd
 
 from ablations.results import Results
 from scorekit.files import atomic_write
+from scorekit.presets import TABLE_4
 
 # The path of the paper's Section 6, with the other subsets of its three groups beside it.
 _VARIANTS = {
@@ -24,7 +25,9 @@ _VARIANTS = {
     "NCSN_1,2,3,4": ("#c8501e", "X"),
     "NCSNv2": ("#23449b", "D"),
 }
+_PAPERS_DATA = {row.dataset for row in TABLE_4}
 _OTHER_COLOURS = ("#6a4c93", "#8a6d3b", "#2a7f86", "#a33b3b", "#4d6b1f", "#5b5b8c")
+_FOLDERS = re.compile(r"(?<![\w.…/:])/(?:[^\s/:'\",;]+/)+(?=[^\s/])")
 _SUBSCRIPT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
 
 
@@ -159,11 +162,45 @@ def joined(values: Iterable[object], separator: str = ", ") -> str:
 def conditions(results: Results) -> str:
     """The sentence that ends every caption: budget, grid, seeds, and how much is done."""
     run = results.run
-    budget = str(run["budget"])
-    own = "the paper's" if budget == "paper" else "not the paper's"
-    seeds = f"{run['n_seeds']} seed" + ("s" if run["n_seeds"] != 1 else "")
+    own = "the paper's" if is_papers(run) else "not the paper's"
     done = f"{run['n_done']} of {run['n_cells']} cells done"
-    return f"Budget “{budget}” ({own}); grid “{run['grid']}”; {seeds}; {done}."
+    grid = f"Budget “{run['budget']}” ({own}); grid “{run['grid']}”"
+    return f"{grid}; {seeds_text(results)}; {done}."
+
+
+def is_papers(run: Mapping[str, Any]) -> bool:
+    """Whether data and settings are the paper's: those of Table 4, and nothing changed."""
+    names = {str(name).partition(":")[0] for name in run["datasets"]}
+    settings = {"paper", *(f"paper, changed: preset={name}" for name in names)}
+    return len(names) > 0 and names <= _PAPERS_DATA and run["budget"] in settings
+
+
+def seeds_text(results: Results) -> str:
+    """How many seeds the rows have: "3 seeds", or "1 to 3 seeds" where they differ."""
+    counts = results.cells.groupby(["dataset", "variant"])["seed"].nunique()
+    if counts.empty:
+        return "0 seeds"
+    few, many = int(counts.min()), int(counts.max())
+    if few < many:
+        return f"{few} to {many} seeds"
+    return f"{few} seed" + ("s" if few != 1 else "")
+
+
+def run_note(results: Results) -> str:
+    """What travels with a picture that is cut out of its report: budget and grid."""
+    budget = shorten(str(results.run["budget"]), 60)
+    return f"budget “{budget}”, grid “{results.run['grid']}”"
+
+
+def without_folders(text: str, known: Iterable[Path] = ()) -> str:
+    """Text in which absolute paths lack their folders: a page is passed on, its machine is not.
+
+    `known` folders are found whatever is in their names, others up to the next space.
+    """
+    for folder in sorted((str(path) for path in known), key=len, reverse=True):
+        if folder != "/":
+            text = text.replace(f"{folder}/", "…/").replace(folder, "…")
+    return _FOLDERS.sub("…/", text)
 
 
 def file_slug(text: str) -> str:

@@ -47,8 +47,8 @@ def distance_against_n(results: Results, *, denoise: bool) -> Picture:
         caption=(
             f"Fréchet distance of random subsets of the final samples, {how} the denoising step, "
             "over 1/n: its bias falls as 1/n, so the line's end at n = ∞ estimates the distance "
-            "without it (Chong & Forsyth 2020). The bias of the reference's own n stays. One line "
-            f"per seed. {conditions(results)}"
+            "without it (Chong & Forsyth 2020); where the line ends below 0 the estimate is 0. The "
+            f"bias of the reference's own n stays. One line per seed. {conditions(results)}"
         ),
         alt=f"Lines of Fréchet distance over 1/n, {how} denoising, extrapolated to infinite n",
         figure=figure,
@@ -104,7 +104,9 @@ def _line_to_infinity(axes: Axes, curve: pd.DataFrame, variant: str, label: str)
     )
     ends = np.array([0, inverse.max()])
     line = curve.iloc[0]
-    axes.plot(ends, line["intercept"] + line["slope"] * ends, color=colour, linewidth=1.2)
+    # Through the points' mean, as every least-squares line: the intercept may be bounded at 0.
+    heights = curve["distance"].mean() + line["slope"] * (ends - inverse.mean())
+    axes.plot(ends, heights, color=colour, linewidth=1.2)
     axes.errorbar(0, line["intercept"], 1.96 * line["standard_error"], color=colour, capsize=3)
 
 

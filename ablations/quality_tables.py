@@ -9,12 +9,12 @@ import pandas as pd
 
 from ablations import quoted
 from ablations.presentation import (
-    base_variant,
     conditions,
     dataset_order,
     distance_text,
     joined,
     number,
+    text_or_empty,
     variant_order,
     yes_no,
 )
@@ -74,7 +74,8 @@ def quality_table(results: Results) -> Table:
             "one seed over splits or subsets. Precision and recall (Kynkäänniemi et al. 2019, 3 "
             "neighbours) compare equally many real images where there are so many. In brackets: a "
             "95 % bootstrap interval for other images of the same model at this n. At infinite n: "
-            "the intercept of a line in 1/n (Chong & Forsyth 2020) ± its standard error. "
+            "the intercept of a line in 1/n (Chong & Forsyth 2020), at least 0, ± its standard "
+            "error, which allows for other images of the same model. "
             f"{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
@@ -91,7 +92,9 @@ def steps_table(results: Results) -> Table | None:
     checkpoints stand beside, marked, on the data set that they are of.
     """
     final = results.distances[results.distances["purpose"] == "final"]
-    final = final[[base_variant(variant) in _several(results) for variant in final["variant"]]]
+    trainings, several = _trainings(results), _several(results)
+    rows_of = list(zip(final["dataset"], final["variant"], strict=True))
+    final = final[[(row[0], trainings.get(row)) in several for row in rows_of]]
     if final.empty:
         return None
     spent = results.timings.dropna(subset=["score_evaluations_per_sample"])
@@ -117,6 +120,7 @@ def steps_table(results: Results) -> Table | None:
             | {
                 "score_evaluations": evaluations.get((key[0], key[1])),
                 "ladder": ladders.get((key[0], key[1]), ""),
+                "training": trainings[key[0], key[1]],
                 "label": joined(rows["label"].dropna()),
                 "distance_mean": values.mean(),
                 "distance_std": values.std(ddof=1) if len(values) > 1 else np.nan,
@@ -126,13 +130,14 @@ def steps_table(results: Results) -> Table | None:
     for dataset in dataset_order(results):
         for row in quoted.step_rows(dataset):
             records.append({"kind": "paper", "dataset": dataset} | row)
-    columns = [*_KEYS, "ladder", "score_evaluations"]
+    columns = [*_KEYS, "training", "ladder", "score_evaluations"]
     columns += ["label", "distance_mean", "distance_std", "n", "source"]
     raw = pd.DataFrame(records, columns=[*columns, "kind"])
     display = pd.DataFrame(
         {
             "Dataset": raw["dataset"],
             "Variant": raw["variant"],
+            "Training": [text_or_empty(value) or "—" for value in raw["training"]],
             "Denoised": [yes_no(value) for value in raw["denoise"]],
             "L×T": raw["ladder"],
             "Score evaluations": [number(value) for value in raw["score_evaluations"]],
@@ -150,8 +155,8 @@ def steps_table(results: Results) -> Table | None:
         name="steps",
         title="Distance against score evaluations",
         caption=(
-            "The same trained network sampled with L noise scales of T steps each (L×T), or by "
-            "consistent annealed sampling. The step size of each is Technique 4's. "
+            f"{_whose(raw)} sampled with L noise scales of T steps each (L×T), or by consistent "
+            "annealed sampling. "
             f"{published if 'paper' in set(raw['kind']) else ''}{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
@@ -161,11 +166,26 @@ def steps_table(results: Results) -> Table | None:
     )
 
 
-def _several(results: Results) -> set[str]:
-    """Variants that the grid samples in more than one way."""
-    labels = set(results.cells["variant"])
-    bases = [base_variant(label) for label in labels]
-    return {base for base in bases if bases.count(base) > 1}
+def _trainings(results: Results) -> dict[tuple[str, str], str]:
+    """The training that the rows of a data set and variant are sampled from."""
+    cells = results.cells.dropna(subset=["training"])
+    keys = zip(cells["dataset"], cells["variant"], strict=True)
+    return dict(zip(keys, cells["training"], strict=True))
+
+
+def _several(results: Results) -> set[tuple[str, str]]:
+    """Data set and training of what the grid samples in more than one way with the same weights."""
+    cells = results.cells.drop_duplicates(["dataset", "variant"])
+    ways = cells.groupby(["dataset", "training", "weights"])["variant"].nunique()
+    return {(dataset, training) for dataset, training, _ in ways[ways > 1].index}
+
+
+def _whose(raw: pd.DataFrame) -> str:
+    """Whether our rows of each data set are of one trained network."""
+    ours = raw[raw["kind"] == "ours"]
+    one = (ours.groupby("dataset")[["training", "weights"]].nunique() <= 1).all(axis=None)
+    seeds = "The same trained network (of each seed)"
+    return seeds if one else "Trained networks, each named in its row,"
 
 
 def _groups(frame: pd.DataFrame, results: Results) -> list[tuple[Any, ...]]:

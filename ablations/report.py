@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
+from ablations.context_tables import (
+    held_out_table,
+    hyperparameter_table,
+    quoted_scores_table,
+    timing_table,
+)
 from ablations.figures import distance_curves, ema_curves, loss_curves
 from ablations.finite_difference_plan import PLAN_FILE
 from ablations.finite_difference_report import build_finite_difference_report
 from ablations.page import Collapsed, Section, Words, write_page
 from ablations.pictures import Picture
-from ablations.presentation import joined
+from ablations.presentation import is_papers, joined, seeds_text
 from ablations.quality_figures import distance_against_n, steps_curve
 from ablations.quality_tables import quality_table, steps_table
 from ablations.results import Results
@@ -70,7 +76,7 @@ def sections(results: Results) -> list[Section]:
             title="Averaged weights",
             blocks=(ema_curves(results, denoise=denoise) for denoise in both),
         ),
-        Section(id="loss", title="Loss", blocks=[loss_curves(results)]),
+        Section(id="loss", title="Loss", blocks=[loss_curves(results), held_out_table(results)]),
         Section(
             id="hyperparameters", title="Hyperparameters", blocks=[hyperparameter_table(results)]
         ),
@@ -145,21 +151,22 @@ def _words(results: Results) -> Words:
         "(3). NCSNv2 has them all. Each variant is trained and sampled, and its samples are "
         "compared with real images.",
         budget=str(run["budget"]),
-        budget_note=budget_note(str(run["budget"])),
+        budget_note=budget_note(run),
         running="" if run["complete"] else f"Still running: {done}.",
         running_note=_counts(results)
         + "A row without a number says why; build the report again for what has come since.",
         problems_title=f"{len(problems)} {'cell' if len(problems) == 1 else 'cells'} without a "
         "full result:",
         problems=problems,
+        warning=_other_code(run),
         facts=[
             ("Grid", str(run["grid"])),
             ("Data set" if len(datasets) == 1 else "Data sets", ", ".join(datasets) or "—"),
-            ("Seeds", f"{run['n_seeds']} per variant"),
+            ("Seeds", seeds_text(results)),
             ("State", done),
             ("Hardware", str(run["hardware"])),
             ("Software", ", ".join(f"{name} {v}" for name, v in run["software"].items())),
-            ("Code", _codes(run["codes"])),
+            ("Code", _codes(run)),
         ],
         footer="Y. Song and S. Ermon, “Improved Techniques for Training Score-Based Generative "
         "Models”, 2020. A Fréchet distance in one feature space cannot be compared with one in "
@@ -167,20 +174,37 @@ def _words(results: Results) -> Words:
     )
 
 
-def _codes(codes: list[str]) -> str:
-    """Which versions of the code made the results: one, or a warning."""
-    if len(codes) < 2:
-        return codes[0] if codes else "—"
-    return f"the results come from {len(codes)} versions of the code: {', '.join(codes)}"
+def _codes(run: Mapping[str, Any]) -> str:
+    """Which versions of the code made the results, all of them named, and which made the page."""
+    codes, present = run["codes"], run["code"]
+    if len(codes) > 1:
+        made = f"the results come from {len(codes)} versions of the code: {', '.join(codes)}"
+    else:
+        made = codes[0] if codes else "—"
+    return made if set(codes) <= {present} else f"{made}; this page is by another, {present}"
 
 
-def budget_note(name: str) -> str:
+def _other_code(run: Mapping[str, Any]) -> str:
+    """A warning where results are not of the code that makes the page, else nothing."""
+    others = sorted(set(run["codes"]) - {run["code"]})
+    if not others:
+        return ""
+    return (
+        f"Results are of another version of the code ({joined(others)}) than the present one "
+        f"({run['code']}), which may give others; another --out runs them anew."
+    )
+
+
+def budget_note(run: Mapping[str, Any]) -> str:
     """What a page says of a budget: what it is, and that its numbers are not the paper's."""
+    name, changed, _ = str(run["budget"]).partition(", changed: ")
     if name not in BUDGETS:
         return NOT_THE_PAPERS
     description = BUDGETS[name].description
-    note = f"{description[0].upper()}{description[1:]}."
-    return note if name == "paper" else f"{note} {NOT_THE_PAPERS}"
+    note = (
+        f"{description[0].upper()}{description[1:]}{', but for what is changed' * bool(changed)}."
+    )
+    return note if is_papers(run) else f"{note} {NOT_THE_PAPERS}"
 
 
 def _counts(results: Results) -> str:

@@ -23,7 +23,7 @@ from ablations.mixture_figure import mixture_artefact
 from ablations.paper_figures import (
     ema_artefact,
     group_artefact,
-    loss_artefact,
+    loss_artefacts,
     overview_artefact,
     sheet_artefacts,
 )
@@ -52,8 +52,8 @@ class Run:
         """What the grid in `out` has given so far; without a grid, the paper's settings alone."""
         if load_manifest(self.out) is not None:
             return collect(self.out)
-        run = {"grid": "none", "budget": "none", "n_seeds": 0, "datasets": [], "complete": False}
-        run |= {"software": {}, "codes": [], "hardware": "", "n_cells": 0, "n_done": 0}
+        run = {"grid": "none", "budget": "none", "datasets": [], "complete": False}
+        run |= {"software": {}, "code": "", "codes": [], "hardware": "", "n_cells": 0, "n_done": 0}
         settings = make_frame(HYPERPARAMETER_COLUMNS, published_hyperparameters())
         return replace(empty_results(run), hyperparameters=settings)
 
@@ -246,7 +246,7 @@ ITEMS = (
         name="fig15",
         shows="training and test loss of NCSNv2",
         needs="grid",
-        make=_of_results(loss_artefact),
+        make=lambda run: loss_artefacts(run.results.ablation),
     ),
     Item(
         name="fig16",

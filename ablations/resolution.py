@@ -69,6 +69,7 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         reference=settings.reference or default_reference(data.name),
         n_selection=settings.n_selection,
         n_final=settings.n_final,
+        n_loss=settings.n_loss,
         n_dump=settings.n_dump,
     )
 

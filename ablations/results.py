@@ -22,6 +22,7 @@ CELL_COLUMNS: dict[str, str] = {
     "variant": "string",
     "slug": "string",
     "techniques": "string",
+    "training": "string",
     "seed": "Int64",
     "weights": "string",
     "status": "string",
@@ -88,9 +89,27 @@ LOSS_COLUMNS: dict[str, str] = {
     "seed": "Int64",
     "training": "string",
     "variants": "string",
+    "objective": "string",
     "iteration": "Int64",
     "split": "string",
     "loss": "float64",
+}
+HELD_OUT_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "seed": "Int64",
+    "training": "string",
+    "variants": "string",
+    "objective": "string",
+    "weights": "string",
+    "iteration": "Int64",
+    "n": "Int64",
+    "draws": "Int64",
+    "train": "float64",
+    "train_error": "float64",
+    "test": "float64",
+    "test_error": "float64",
+    "gap": "float64",
+    "gap_error": "float64",
 }
 HYPERPARAMETER_COLUMNS: dict[str, str] = {
     "dataset": "string",
@@ -118,15 +137,16 @@ TIMING_COLUMNS: dict[str, str] = {
     "n_sampled": "Int64",
     "score_evaluations_per_sample": "Int64",
     "images_per_s": "float64",
-    "peak_memory_bytes": "Int64",
+    "training_peak_bytes": "Int64",
+    "sampling_peak_bytes": "Int64",
 }
 RUN_KEYS = (
     "grid",
     "budget",
-    "n_seeds",
     "datasets",
     "complete",
     "software",
+    "code",
     "codes",
     "hardware",
     "n_cells",
@@ -141,6 +161,7 @@ _FRAMES = {
     "extrapolations": EXTRAPOLATION_COLUMNS,
     "references": REFERENCE_COLUMNS,
     "losses": LOSS_COLUMNS,
+    "held_out_losses": HELD_OUT_COLUMNS,
     "hyperparameters": HYPERPARAMETER_COLUMNS,
     "timings": TIMING_COLUMNS,
 }
@@ -152,7 +173,8 @@ _ALLOWED = {
     ("distances", "reference"): {"train", "test"},
     ("qualities", "weights"): {"raw", "EMA"},
     ("qualities", "metric"): set(METRICS),
-    ("losses", "split"): {"train", "test"},
+    ("losses", "split"): {"train"},
+    ("held_out_losses", "weights"): {"raw", "EMA"},
 }
 
 
@@ -200,7 +222,9 @@ class NeighbourSet:
 class Results:
     """Everything the report shows, as collected from the files of a finished or running grid.
 
-    `run` has the keys RUN_KEYS.
+    `run` has the keys RUN_KEYS: `code` is the code's version that collects, `codes` those that made
+    the results. `losses` are of the batches trained on, `held_out_losses` of snapshots on training
+    and on test images.
     Each frame has the columns of its constant above, is cast to their types, and may have no rows.
     `samples`, `real` (training images) and `held_out` (test images) name .npy files of uint8
     images, shape (N, C, H, W); `interpolations` and `neighbours` are there where they were made.
@@ -215,6 +239,7 @@ class Results:
     extrapolations: pd.DataFrame
     references: pd.DataFrame
     losses: pd.DataFrame
+    held_out_losses: pd.DataFrame
     hyperparameters: pd.DataFrame
     timings: pd.DataFrame
     samples: list[SampleSet] = field(default_factory=list)

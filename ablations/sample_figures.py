@@ -13,6 +13,7 @@ from ablations.presentation import (
     file_slug,
     joined,
     number,
+    run_note,
     variant_order,
 )
 from ablations.results import Results
@@ -129,5 +130,5 @@ def _panel(heading: str, note: str, images: np.ndarray | str, side: int, target_
 
 
 def _figure(rows: list[list[Panel]], results: Results) -> Figure:
-    note = f"budget “{results.run['budget']}”, grid “{results.run['grid']}”"
+    note = run_note(results)
     return draw_panels(rows, note, what="samples", aligned=True)

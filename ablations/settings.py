@@ -3,6 +3,7 @@
 import dataclasses
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -70,6 +71,7 @@ class Settings:
     # Evaluation.
     n_selection: int = 1000
     n_final: int = 10_000
+    n_loss: int = 5000  # images of each split times draws of noise that its loss is taken of
     n_dump: int = 5000
     reference: Literal["train", "test"] | None = None  # the paper's: CelebA test, others train
     # Data.
@@ -80,7 +82,7 @@ class Settings:
     sampling_batch: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("n_selection", "n_final", "sampling_batch"):
+        for name in ("n_selection", "n_final", "n_loss", "sampling_batch"):
             if getattr(self, name) < 2:
                 raise ValueError(f"{name} = {getattr(self, name)} must be at least 2")
         if self.accumulation < 1:
@@ -132,6 +134,7 @@ BUDGETS = {
                 snapshot_interval=2500,
                 n_selection=250,
                 n_final=1000,
+                n_loss=2000,
                 n_dump=1000,
                 sampling_batch=250,
             ),
@@ -155,6 +158,7 @@ BUDGETS = {
                 test_interval=50,
                 n_selection=72,
                 n_final=144,
+                n_loss=2000,
                 n_dump=100,
                 sampling_batch=72,
                 # Compiling networks this small takes longer than it saves in so short a run.
@@ -234,3 +238,10 @@ def _convert(kind: Any, value: Any) -> Any:
 def apply_overrides(settings: _S, overrides: dict[str, Any]) -> _S:
     """Return the settings with some replaced, checked together."""
     return dataclasses.replace(settings, **overrides)  # type: ignore[type-var]
+
+
+def budget_label(name: str, overrides: Mapping[str, Any]) -> str:
+    """Return a budget as reports name it: "quick", or "quick, changed: width=8, iterations=100"."""
+    own = BUDGETS[name].settings if name in BUDGETS else None
+    changes = [f"{k}={v}" for k, v in overrides.items() if own is None or getattr(own, k) != v]
+    return f"{name}, changed: {', '.join(changes)}" if changes else name

@@ -33,7 +33,7 @@ from scorekit.files import (
 _log = logging.getLogger("scorekit")
 
 #: Raised when a change of the code changes results: old results are then no longer taken for new.
-RESULTS_VERSION = 5
+RESULTS_VERSION = 6
 
 #: What a rank returns from a stage that rank 0 finishes.
 FOLLOWED: tuple[dict[str, Any], list[Path]] = ({}, [])
@@ -105,13 +105,19 @@ class StageStore:
                     set_aside(damaged)
             _log.warning("%s; set aside as *.corrupt-<n>, and its stage runs again", error)
             return None
-        self.codes.add(record["code"])
+        self.codes.update(record["codes"])
         return record["result"]
 
     def checksum(self, stage: Stage, name: str) -> str:
         """Return the SHA-256 of a finished stage's file."""
         path = self.directory(stage) / "result.json"
         return read_sealed_json(path)["files"][name]
+
+    def _codes_of(self, stage: Stage) -> set[str]:
+        try:
+            return set(read_sealed_json(self.directory(stage) / "result.json")["codes"])
+        except (FileNotFoundError, CorruptFile):
+            return set()
 
     def _check(self, path: str, checksum: str) -> None:
         try:
@@ -151,12 +157,15 @@ class StageStore:
             self.world.broadcast(None)
             # The code as it was begun: files may be edited while it runs.
             code, started = code_digest(), time.time()
+            codes = {code}.union(*map(self._codes_of, stage.needs))
             result, files = execute(directory)
             checksums = {str(path.relative_to(directory)): sha256_file(path) for path in files}
             record = {
                 "digest": stage.digest,
                 "kind": stage.kind,
                 "code": code,
+                # Of what it was made from too, which may be gone when this is read.
+                "codes": sorted(codes),
                 "needs": [need.digest for need in stage.needs],
                 "result": result,
                 "files": checksums,

@@ -6,6 +6,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+import pandas as pd
+
 from ablations.presentation import write_file
 from ablations.tables import Table
 
@@ -72,6 +74,7 @@ _ACCENTS = {
     "\u030c": "v",
     "\u0327": "c",
 }
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _MARKDOWN = re.compile(r"([\\`*|<>\[\]$&~]|(?<!\w)_|_(?!\w))")
 _LATEX_VARIANT = re.compile(r"NCSN\\_(\d+(?:,\d+)*)")
 
@@ -79,11 +82,20 @@ _LATEX_VARIANT = re.compile(r"NCSN\\_(\d+(?:,\d+)*)")
 def save_table(table: Table, directory: Path) -> list[Path]:
     """Write `<name>.csv`, `.md` and `.tex` (booktabs) into `directory`; the three paths."""
     files = {
-        "csv": table.raw.to_csv(index=False, lineterminator="\n"),
+        "csv": csv_text(table.raw),
         "md": markdown(table),
         "tex": latex(table),
     }
     return [write_file(directory / f"{table.name}.{kind}", files[kind]) for kind in files]
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """A frame as CSV, in which a spreadsheet takes no text for a formula.
+
+    Texts that begin with =, +, -, @, a tab or a return stand behind an apostrophe; numbers do not.
+    """
+    safe = frame.map(lambda v: f"'{v}" if isinstance(v, str) and v.startswith(_FORMULA) else v)
+    return safe.to_csv(index=False, lineterminator="\n")
 
 
 def markdown(table: Table) -> str:

@@ -14,12 +14,13 @@ from ablations.cells import Cell
 from ablations.drawing import Drawing, Report
 from ablations.dumps import dump_samples
 from ablations.failures import clear_failure, record_failure
+from ablations.held_out import HeldOut
 from ablations.jobs import Context, Job, progress_path, selected_iterations, selection_samples
 from ablations.measuring import Measuring
 from ablations.stages import FOLLOWED
 from scorekit.distributed import RankDied, World, leave, process_group
 from scorekit.files import atomic_write, write_json
-from scorekit.machine import conditions
+from scorekit.machine import PeakMemory, conditions
 from scorekit.training import Diverged, Stopped, Trainer, never, snapshot_path
 
 
@@ -114,6 +115,7 @@ class Worker:
         self.stop = stop
         self.drawing = Drawing(context, progress, self.train, stop)
         self.measuring = Measuring(context, self.drawing)
+        self.held_out = HeldOut(context, self.drawing)
 
     def run(self, job: Job) -> None:
         kinds: dict[str, Callable[[], None]] = {
@@ -129,6 +131,7 @@ class Worker:
     def train(self, cell: Cell) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             dataset = self.context.dataset(cell.data)
+            peak = PeakMemory(self.context.device)
             trainer = Trainer(
                 cell.train,
                 dataset,
@@ -166,6 +169,7 @@ class Worker:
                     self.context.device,
                     threads=self.context.threads,
                     compile=self.context.compile,
+                    peak_memory=peak.bytes(),
                     processes=self.context.world.size,
                 ),
             }
@@ -177,6 +181,8 @@ class Worker:
         assert iteration is not None
         for denoise in (False, True):
             self.measuring.distance(job, iteration, denoise=denoise, final=False, before=before)
+        self.check_stop()
+        self.held_out.loss(job.cell, iteration)
 
     def evaluate(self, job: Job) -> None:
         cell = job.cell

@@ -28,7 +28,14 @@ def write_finished(out: Path, n_cells: int, *flags: str) -> list[Cell]:
     cell to cell. ``flags`` are the launcher's.
     """
     arguments = ["--grid", "factorial", "--seeds", str(-(-n_cells // 8)), "--device", "cpu"]
-    sizes = {"width": 2, "n_selection": 2, "n_final": 4, "n_dump": 2, "iterations": 600}
+    sizes = {
+        "width": 2,
+        "n_selection": 2,
+        "n_final": 4,
+        "n_loss": 2,
+        "n_dump": 2,
+        "iterations": 600,
+    }
     arguments += [f"--set={name}={value}" for name, value in sizes.items()]
     plan = make_plan(parse_arguments([*arguments, "--out", str(out), *flags]))
     out.mkdir(parents=True, exist_ok=True)
@@ -84,6 +91,7 @@ class _Writer:
         record = {
             "digest": stage.digest,
             "code": code_digest(),
+            "codes": [code_digest()],
             "kind": stage.kind,
             "needs": [need.digest for need in stage.needs],
             "result": result,

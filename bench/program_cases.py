@@ -27,7 +27,7 @@ def _(setting: Setting) -> Pair:
     n_seeds = setting.size(1250, 2)
     arguments = ["--grid", "factorial", "--seeds", str(n_seeds), "--executor", "inline"]
     arguments += ["--out", str(setting.folder / "out"), "--device", "cpu"]
-    sizes = {"width": 2, "n_selection": 2, "n_final": 4, "n_dump": 2}
+    sizes = {"width": 2, "n_selection": 2, "n_final": 4, "n_loss": 2, "n_dump": 2}
     arguments += [f"--set={name}={value}" for name, value in sizes.items()]
 
     def plan() -> tuple[list[Cell], list[Job]]:

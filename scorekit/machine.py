@@ -1,9 +1,9 @@
 """The machine: its processor, and the conditions of what is measured on it."""
 
+import ctypes
+import gc
 import os
 import platform
-import resource
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +33,67 @@ def cpu_name() -> str:
     return f"{cpu_model()}, {os.cpu_count()} cores"
 
 
-def conditions(device: str, *, threads: int, compile: bool, processes: int = 1) -> dict[str, Any]:
-    """Return software and hardware of a measurement, and its process's peak memory in bytes.
+class PeakMemory:
+    """The most memory that a process has held since this was made, whatever it held before.
+
+    On CUDA what torch has allocated on ``device``; on a CPU, where Linux lets the mark be set back,
+    what the process has resident, libraries among it. Only the one made last is right.
+    """
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device.startswith("cuda"):
+            self._known = True
+            torch.cuda.reset_peak_memory_stats(device)
+            return
+        gc.collect()
+        _return_freed_memory()
+        try:
+            # man 5 proc: 5 sets the peak resident set size to the present one.
+            Path("/proc/self/clear_refs").write_text("5")
+            # Some sandboxes take the write and do nothing.
+            self._known = _resident("VmHWM") - _resident("VmRSS") < 2**24
+        except (OSError, KeyError):
+            self._known = False
+
+    def bytes(self) -> int | None:
+        """Return the peak so far, or None where the system does not say."""
+        if not self._known:
+            return None
+        if self.device.startswith("cuda"):
+            return int(torch.cuda.max_memory_allocated(self.device))
+        return _resident("VmHWM")
+
+
+def _resident(name: str) -> int:
+    """Return an entry of /proc/self/status in bytes; OSError or KeyError where there is none."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    entries = dict(line.split(":", 1) for line in lines)
+    return 1024 * int(entries[name].split()[0])
+
+
+def _return_freed_memory() -> None:
+    """Have glibc give freed memory back: kept, it would count for who comes next."""
+    try:
+        ctypes.CDLL(None).malloc_trim(0)
+    except (AttributeError, OSError, TypeError):
+        return  # another C library
+
+
+def conditions(
+    device: str, *, threads: int, compile: bool, peak_memory: int | None, processes: int = 1
+) -> dict[str, Any]:
+    """Return software and hardware of a measurement, beside its ``peak_memory`` in bytes.
 
     ``processes`` of them, each with a device of this kind, worked together.
     """
     if device.startswith("cuda"):
         name = torch.cuda.get_device_name(device)
-        peak = torch.cuda.max_memory_allocated(device)
     else:
         name = f"{cpu_name()}, {threads} thread(s)"
-        # Kilobytes, except on macOS, which counts bytes.
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        peak *= 1 if sys.platform == "darwin" else 1024
     return {
         "device": name if processes == 1 else f"{processes} × {name}",
-        "peak_memory_bytes": int(peak),
+        "peak_memory_bytes": peak_memory,
         "compile": compile,
         "torch": torch.__version__,
         "python": platform.python_version(),

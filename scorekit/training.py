@@ -16,13 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kernels.philox import (
-    Stream,
-    philox_integers,
-    philox_key,
-    philox_normal,
-    philox_uniform,
-)
+from kernels.philox import philox_key
 from scorekit.checkpoints import CheckpointStore, find_tensors, load_tensors, save_tensors
 from scorekit.compilation import (
     autocast,
@@ -34,18 +28,11 @@ from scorekit.data import Dataset
 from scorekit.distributed import World
 from scorekit.ema import ema_update
 from scorekit.gradients import GradientSum, micro_batches
+from scorekit.held_out_loss import WATCH_STEP, keyed_losses
 from scorekit.networks import ScoreNetwork, check_image_size
-from scorekit.objectives import augment, keyed_dsm_loss
-from scorekit.projections import projections
-from scorekit.score_matching import (
-    Objective,
-    annealed_score_matching_loss,
-    needs_projection,
-)
 from scorekit.train_settings import TrainSettings
 
 _log = logging.getLogger("scorekit")
-_TEST_STEP = 2**32 - 1  # a step index no training iteration reaches: the test batch's noise
 
 
 class Stopped(RuntimeError):
@@ -258,8 +245,10 @@ class Trainer:
         return loss
 
     def _batch_loss(self, images: Tensor, index: Tensor, step: Tensor, key: Tensor) -> Tensor:
-        losses = self._loss_of(
+        losses = keyed_losses(
             self.network,
+            self.settings,
+            self._sigmas,
             images,
             index,
             step,
@@ -270,60 +259,27 @@ class Trainer:
         # Over the whole batch, of which these may be a part: the sum of the parts is its mean.
         return losses.sum() / self.settings.batch_size
 
-    def _loss_of(
-        self,
-        network: ScoreNetwork,
-        images: Tensor,
-        index: Tensor,
-        step: Tensor,
-        key: Tensor,
-        *,
-        augmented: bool,
-        objective: Objective,
-    ) -> Tensor:
-        shape = tuple(images.shape[1:])
-        flip = noise = None
-        if augmented and self.settings.flip:
-            flip = philox_integers(key, index, step, 2, Stream.FLIP).bool()
-        if self.settings.dequantisation == "uniform":
-            noise = philox_uniform(key, index, step, shape, Stream.DEQUANTISATION)
-        x = augment(images, flip=flip, dequantisation=noise)
-        level = philox_integers(key, index, step, len(self._sigmas), Stream.NOISE_LEVEL)
-        if objective == "dsm":
-            return keyed_dsm_loss(network, x, self._sigmas, level, key, index, step)
-        # The same noise as DSM's, so that runs of different objectives are paired.
-        perturbation = philox_normal(key, index, step, shape, Stream.PERTURBATION)
-        v = None
-        if needs_projection(objective):
-            v = projections(self.settings.projection, key, index, step, shape)
-        return annealed_score_matching_loss(
-            network,
-            x,
-            sigmas=self._sigmas,
-            noise_index=level,
-            noise=perturbation,
-            objective=objective,
-            projection=v,
-            epsilon=self.settings.fd_epsilon,
-        )
-
     @torch.no_grad()
     def _test_loss(self) -> float:
         """DSM loss of the EMA weights on one fixed batch of test images with fixed noise.
 
-        Denoising score matching whatever the training's objective, so that runs compare.
+        To watch a run and to keep its best checkpoint, and no estimate of the loss on the split:
+        :mod:`scorekit.held_out_loss` has one. Denoising score matching whatever the training's
+        objective, so that runs compare.
         """
         n = min(self.settings.batch_size, len(self.dataset.test))
         begin, end = self.world.share(n)
         images = torch.from_numpy(np.array(self.dataset.test[begin:end])).to(self.device)
         index = torch.arange(begin, end, device=self.device)
-        step = torch.tensor(_TEST_STEP, device=self.device)
+        step = torch.tensor(WATCH_STEP, device=self.device)
         precision = self.settings.precision
         total = torch.zeros((), device=self.device)
         with precision_context(precision), autocast(precision, self.device):
             for first, last in micro_batches(end - begin, self._accumulation):
-                total += self._loss_of(
+                total += keyed_losses(
                     self.ema_network,
+                    self.settings,
+                    self._sigmas,
                     images[first:last],
                     index[first:last],
                     step,

@@ -16,6 +16,7 @@ from ablations.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
+    HELD_OUT_COLUMNS,
     HYPERPARAMETER_COLUMNS,
     LOSS_COLUMNS,
     QUALITY_COLUMNS,
@@ -34,6 +35,11 @@ VARIANTS = {
     "NCSN_1,2,4,5": ("ncsn_1245", "1,2,4,5", "EMA", 24.0),
     "NCSNv2": ("ncsnv2", "1,2,3,4,5", "EMA", 17.0),
 }
+TRAININGS = {
+    "conditional, L=10": ("NCSN", "NCSN_5"),
+    "conditional, L=58": ("NCSN_1,2,4,5",),
+    "s(x)/σ, L=58": ("NCSNv2",),
+}
 SNAPSHOTS = (1000, 2000, 3000, 4000, 5000, 6000)
 CHANNELS = {"digits": (1, 8), "cifar10-jpeg": (3, 32)}
 
@@ -43,10 +49,10 @@ def fake_run(**changes: Any) -> dict[str, Any]:
     run: dict[str, Any] = {
         "grid": "paper",
         "budget": "quick",
-        "n_seeds": 1,
         "datasets": ["digits"],
         "complete": True,
         "software": {"python": "3.12.4", "torch": "2.11.0", "numpy": "2.4.6"},
+        "code": "0123456789ab",
         "codes": ["0123456789ab"],
         "hardware": "AMD EPYC, 2 cores",
         "n_cells": 4,
@@ -73,7 +79,7 @@ def complete(
     rows: dict[str, list[dict[str, Any]]] = {
         name: [] for name in ("cells", "distances", "references", "losses", "settings", "timings")
     }
-    rows |= {"qualities": [], "extrapolations": []}
+    rows |= {"qualities": [], "extrapolations": [], "held_out": []}
     samples: list[SampleSet] = []
     real: dict[str, Path] = {}
     for dataset in datasets:
@@ -89,6 +95,7 @@ def complete(
                 rows["cells"].append(
                     cell
                     | {"slug": slug, "techniques": techniques, "weights": weights, "status": "done"}
+                    | {"training": next(t for t, of in TRAININGS.items() if variant in of)}
                 )
                 rows["timings"].append(_timing(cell))
                 for denoise in (True, False):
@@ -110,17 +117,22 @@ def complete(
                         )
                     )
         for seed in range(n_seeds):
-            rows["losses"] += _losses(rng, dataset, seed, "conditional, L=10", "NCSN, NCSN_5")
-            rows["losses"] += _losses(rng, dataset, seed, "unconditional, L=58", "NCSNv2")
+            for training, variants in TRAININGS.items():
+                key = {"dataset": dataset, "seed": seed, "training": training}
+                key |= {"variants": ", ".join(variants), "objective": "dsm"}
+                rows["losses"] += _losses(rng, key)
+                for weights in dict.fromkeys(VARIANTS[variant][2] for variant in variants):
+                    rows["held_out"] += _held_out(rng, key | {"weights": weights})
     n_cells = len(rows["cells"])
     return Results(
-        run=fake_run(datasets=list(datasets), n_seeds=n_seeds, n_cells=n_cells, n_done=n_cells),
+        run=fake_run(datasets=list(datasets), n_cells=n_cells, n_done=n_cells),
         cells=make_frame(CELL_COLUMNS, rows["cells"]),
         distances=make_frame(DISTANCE_COLUMNS, rows["distances"]),
         qualities=make_frame(QUALITY_COLUMNS, rows["qualities"]),
         extrapolations=make_frame(EXTRAPOLATION_COLUMNS, rows["extrapolations"]),
         references=make_frame(REFERENCE_COLUMNS, rows["references"]),
         losses=make_frame(LOSS_COLUMNS, rows["losses"]),
+        held_out_losses=make_frame(HELD_OUT_COLUMNS, rows["held_out"]),
         hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, rows["settings"]),
         timings=make_frame(TIMING_COLUMNS, rows["timings"]),
         samples=samples,
@@ -145,6 +157,7 @@ def partial(directory: Path) -> Results:
         cells=cells,
         distances=distances[keep].reset_index(drop=True),
         losses=whole.losses[whole.losses["iteration"] <= 3000].reset_index(drop=True),
+        held_out_losses=whole.held_out_losses[whole.held_out_losses["iteration"] <= 3000],
         timings=whole.timings[whole.timings["variant"] == "NCSN"].reset_index(drop=True),
         samples=[sample for sample in whole.samples if sample.variant == "NCSN"],
     )
@@ -170,7 +183,12 @@ def stepped(dataset: str) -> dict[str, Any]:
     return {
         "cells": make_frame(
             CELL_COLUMNS,
-            [base | {"variant": v, "slug": v, "weights": "EMA", "status": "done"} for v in rows],
+            [
+                base
+                | {"variant": v, "slug": v, "weights": "EMA", "status": "done"}
+                | {"training": "s(x)/σ, L=232"}
+                for v in rows
+            ],
         ),
         "distances": make_frame(
             DISTANCE_COLUMNS,
@@ -241,17 +259,24 @@ def _extrapolation(measured: dict[str, Any], level: float) -> list[dict[str, Any
     return [measured | {"iteration": 5000} | line | point for point in points]
 
 
-def _losses(
-    rng: np.random.Generator, dataset: str, seed: int, training: str, variants: str
-) -> list[dict[str, Any]]:
-    base = {"dataset": dataset, "seed": seed, "training": training, "variants": variants}
+def _mean_loss(iteration: int) -> float:
+    return 12 + 24 * math.exp(-iteration / 700)
+
+
+def _losses(rng: np.random.Generator, training: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        training | {"iteration": i, "split": "train", "loss": _mean_loss(i) + 2 * rng.normal()}
+        for i in range(50, 6001, 50)
+    ]
+
+
+def _held_out(rng: np.random.Generator, training: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
-    for iteration in range(50, 6001, 50):
-        mean = 12 + 24 * math.exp(-iteration / 700)
-        for split, spread in (("train", 2.0), ("test", 0.3)):
-            if split == "train" or iteration % 500 == 0:
-                loss = mean + spread * rng.normal()
-                rows.append(base | {"iteration": iteration, "split": split, "loss": loss})
+    for iteration in SNAPSHOTS:
+        train, gap = _mean_loss(iteration) + 0.2 * rng.normal(), 0.25 + 0.02 * rng.normal()
+        errors = {"train_error": 0.2, "test_error": 0.2, "gap_error": 0.02}
+        means = {"train": train, "test": train + gap, "gap": gap}
+        rows.append(training | {"iteration": iteration, "n": 360, "draws": 6} | means | errors)
     return rows
 
 
@@ -277,7 +302,8 @@ def _timing(cell: dict[str, Any]) -> dict[str, Any]:
         "n_sampled": 1000,
         "score_evaluations_per_sample": 1001,
         "images_per_s": 23.5,
-        "peak_memory_bytes": 700 * 2**20,
+        "training_peak_bytes": 700 * 2**20,
+        "sampling_peak_bytes": 650 * 2**20,
     }
 
 

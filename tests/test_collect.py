@@ -33,17 +33,27 @@ def test_the_chosen_snapshot_has_the_smallest_selection_distance(finished):
 
 def test_losses_times_and_samples(finished):
     results = collect(finished / "out")
-    train = results.losses[results.losses["split"] == "train"]
-    assert sorted(set(train["iteration"])) == [1, 2, 3, 4, 5, 6]
+    assert sorted(set(results.losses["iteration"])) == [1, 2, 3, 4, 5, 6]
     assert set(results.losses["variants"]) == {"NCSN_1,2,4, NCSN_1,2,4,5", "NCSNv2"}
     assert (results.timings["training_s"] > 0).all()
     assert (results.timings["compile_s"] == 0).all()  # the quick budget does not compile
     assert set(results.timings["score_evaluations_per_sample"]) == {3 * 2 + 1}
-    assert (results.timings["peak_memory_bytes"] > 2**20).all()
+    for stage in ("training", "sampling"):
+        assert (results.timings[f"{stage}_peak_bytes"] > 2**20).all()
     for sample in results.samples:
         images = np.load(sample.path)
         assert (images.shape, images.dtype) == ((4, 1, 8, 8), np.uint8)
     assert np.load(results.real["digits"]).shape == (1500, 1, 8, 8)
+
+
+def test_losses_on_both_splits_are_of_every_snapshot_and_the_weights_that_are_sampled(finished):
+    frame = collect(finished / "out").held_out_losses
+    keys = set(zip(frame["training"], frame["weights"], frame["iteration"], strict=True))
+    trained = [("conditional, L=3", "raw"), ("conditional, L=3", "EMA"), ("s(x)/σ, L=3", "EMA")]
+    assert keys == {(*pair, i) for pair in trained for i in (3, 6)}
+    assert len(frame) == len(keys)
+    assert set(frame["n"]) == {8} and set(frame["draws"]) == {1}
+    assert frame["gap"].to_numpy() == pytest.approx((frame["test"] - frame["train"]).to_numpy())
 
 
 def test_reference_rows_are_ordered_as_they_must_be(finished):

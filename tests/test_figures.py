@@ -87,15 +87,43 @@ def test_loss_is_smoothed_as_the_caption_says(tmp_path: Path) -> None:
     picture = loss_curves(results)
     axes = picture.figure.axes[0]
     losses = results.losses
-    train = losses[(losses["training"] == "conditional, L=10") & (losses["split"] == "train")]
+    train = losses[losses["training"] == "conditional, L=10"]
     expected, value = [], float(train["loss"].iloc[0])
     for loss in train["loss"]:
         value = SMOOTHING * value + (1 - SMOOTHING) * loss
         expected.append(value)
-    assert _line(axes, "training, smoothed")[:, 1] == pytest.approx(np.array(expected))
-    assert _line(axes, "test").shape == (12, 2)
+    assert _line(axes, "training batches, smoothed")[:, 1] == pytest.approx(np.array(expected))
     assert "momentum 0.9" in picture.caption
     assert "NCSN, NCSN$_{5}$" in _words(picture)
+
+
+def test_train_and_test_images_are_drawn_for_the_same_weights_with_intervals(
+    tmp_path: Path,
+) -> None:
+    results = fake_results.complete(tmp_path)
+    axes = loss_curves(results, ["NCSN"]).figure.axes[0]
+    held_out = results.held_out_losses
+    drawn = {container.get_label(): container for container in axes.containers}
+    assert len(drawn) == 4
+    for weights in ("raw", "EMA"):
+        rows = held_out[
+            (held_out["training"] == "conditional, L=10") & (held_out["weights"] == weights)
+        ]
+        for split in ("train", "test"):
+            points, _, (bars,) = drawn[f"{split} images, {weights} weights"].lines
+            assert points.get_ydata() == pytest.approx(rows[split].to_numpy(float))
+            heights = [segment[1, 1] - segment[0, 1] for segment in bars.get_segments()]
+            assert heights == pytest.approx(2 * 1.96 * rows[f"{split}_error"].to_numpy(float))
+
+
+def test_a_panel_has_one_objective_and_names_it(tmp_path: Path) -> None:
+    results = fake_results.complete(tmp_path)
+    losses = results.losses.copy()
+    losses.loc[losses["training"] == "s(x)/σ, L=58", "objective"] = "ssm_vr"
+    picture = loss_curves(replace(results, losses=losses))
+    assert [axes.get_ylabel() for axes in picture.figure.axes[:3]] == [
+        *("loss: dsm", "loss: dsm", "loss: ssm_vr")
+    ]
 
 
 def test_infinite_and_missing_values_are_left_out(tmp_path: Path) -> None:
@@ -104,7 +132,8 @@ def test_infinite_and_missing_values_are_left_out(tmp_path: Path) -> None:
     losses.loc[losses.index[-5:], "loss"] = np.inf
     distances.loc[distances.index[:3], "distance"] = np.nan
     broken = replace(results, losses=losses, distances=distances)
-    assert np.isfinite(_line(loss_curves(broken).figure.axes[1], "test")).all()
+    curve = _line(loss_curves(broken).figure.axes[2], "training batches, smoothed")
+    assert np.isfinite(curve).all() and len(curve) == 115
     assert len(_line(distance_curves(broken, denoise=True).figure.axes[0], "NCSN")) == 3
 
 

@@ -25,7 +25,7 @@ from ablations.image_grids import tile
 from ablations.paper_figures import (
     ema_artefact,
     group_artefact,
-    loss_artefact,
+    loss_artefacts,
     overview_artefact,
     sheet_artefacts,
 )
@@ -59,14 +59,13 @@ def with_conditioning(results: Results) -> Results:
     """The same results with losses of the two trainings that Fig. 3 compares."""
     rows = [
         {"dataset": "digits", "seed": 0, "training": kind, "variants": users}
-        | {"iteration": i, "split": split, "loss": level + 20 / i}
+        | {"iteration": i, "split": "train", "objective": "dsm", "loss": level + 20 / i}
         for kind, users, level in (
             ("conditional, L=58", "NCSN_1,2,4, NCSN_1,2,4,5", 5.0),
             ("s(x)/σ, L=58", "NCSN_1,2,3,4, NCSNv2", 4.0),
             ("conditional, L=10", "NCSN", 9.0),
         )
         for i in range(1, 101)
-        for split in ("train", "test")
     ]
     return replace(results, losses=make_frame(LOSS_COLUMNS, rows))
 
@@ -140,7 +139,7 @@ def test_fig_3_compares_the_two_methods_alone_and_smooths_as_it_says(tmp_path: P
         assert curve["smoothed"].to_numpy(float) == pytest.approx(np.array(expected))
     picture = conditioning_figure(results).shown
     assert "momentum 0.9" in picture.caption
-    assert "digits NCSN_1,2,4,5 5.2" in picture.caption
+    assert "digits NCSN_1,2,4,5 (dsm) 5.2" in picture.caption
 
 
 def test_fig_3_says_which_iterations_are_left(tmp_path: Path) -> None:
@@ -156,8 +155,9 @@ def test_fig_15_is_of_ncsnv2_alone(tmp_path: Path) -> None:
     assert len(loss_curves(results).figure.axes) == 4  # three and an empty place
     (axes,) = loss_curves(results, ["NCSNv2"]).figure.axes
     assert axes.get_title(loc="left") == "digits: s(x)/σ, L=58"
-    frame = loss_artefact(results).frames["loss_curves"]
-    assert set(frame["training"]) == {"s(x)/σ, L=58"}
+    curves, table = loss_artefacts(results)
+    for frame in (*curves.frames.values(), tables([table])[0].raw):
+        assert set(frame["training"]) == {"s(x)/σ, L=58"}
 
 
 def test_table_1_has_ours_and_all_of_the_papers_rows(tmp_path: Path) -> None:
@@ -229,7 +229,7 @@ def test_every_artefact_is_saved_whole(build: Callable[[Path], Results], tmp_pat
         shift_strips(results, denoise=True),
         overview_artefact(results, denoise=False),
         sheet_artefacts(results)[0],
-        loss_artefact(results),
+        *loss_artefacts(results),
     ]
     paths = save_artefacts(artefacts, tmp_path / "saved")
     assert all(path.stat().st_size > 0 for path in paths)
@@ -239,7 +239,7 @@ def test_every_artefact_is_saved_whole(build: Callable[[Path], Results], tmp_pat
 
 
 def test_two_artefacts_may_not_share_a_file(tmp_path: Path) -> None:
-    artefact = loss_artefact(fake_results.empty())
+    (artefact,) = loss_artefacts(fake_results.empty())
     with pytest.raises(ValueError, match="loss_curves"):
         save_artefacts([artefact, artefact], tmp_path)
 

@@ -93,7 +93,7 @@ def test_describing_a_plan_takes_work_in_proportion_to_its_cells(finished, tmp_p
     def work(n_seeds):
         counted.clear()
         planned = factorial(finished, n_seeds)
-        text = describe_plan(planned, plan_jobs(planned), context(tmp_path), BUDGETS["quick"])
+        text = describe_plan(planned, plan_jobs(planned), context(tmp_path), BUDGETS["quick"], {})
         assert text.count("\ncell digits/") == 8 * n_seeds
         assert text.count("\n  train ") == 4 * n_seeds
         assert "digits/ncsn/seed1, digits/ncsn_5/seed1\n" in text

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import fake_results
+import pandas as pd
 import pytest
 
 from ablations.quality_tables import quality_table, steps_table
@@ -52,6 +53,29 @@ def test_distance_against_score_evaluations(tmp_path):
     assert table.raw["score_evaluations"].tolist() == [1161, 26, 101]
     assert set(table.kinds) == {"ours"}
     assert "quoted" not in table.caption
+
+
+def test_rows_of_several_trainings_are_not_called_one_network(tmp_path):
+    frames = fake_results.stepped("digits")
+    results = replace(fake_results.complete(tmp_path), **frames)
+    table = steps_table(results)
+    assert "The same trained network" in table.caption
+    assert "Technique 4" not in table.caption
+    cells = frames["cells"]
+    cells.loc[cells["variant"] == "NCSNv2, 25×1", "training"] = "s(x)/σ, L=232, ssm_vr"
+    table = steps_table(replace(results, cells=cells))
+    assert table.raw["variant"].tolist() == ["NCSNv2", "NCSNv2, 100×1"]
+    cells["training"] = ["one", "two", "three"]
+    assert steps_table(replace(results, cells=cells)) is None
+    rows = [cells.assign(variant=cells["variant"] + more) for more in ("", ", consistent")]
+    both = {name: pd.concat([frames[name]] * 2, ignore_index=True) for name in frames}
+    both["cells"] = pd.concat(rows, ignore_index=True)
+    distances = frames["distances"]
+    later = distances.assign(variant=distances["variant"] + ", consistent")
+    both["distances"] = pd.concat([distances, later], ignore_index=True)
+    table = steps_table(replace(results, **both))
+    assert "The same trained network" not in table.caption
+    assert set(table.display["Training"]) == {"one", "two", "three"}
 
 
 def test_published_figures_stand_beside_on_their_own_data_set_only(tmp_path):

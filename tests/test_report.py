@@ -188,6 +188,15 @@ def test_the_page_says_its_conditions(whole: Path) -> None:
     assert "FD[digits-cnn] 17.00" in " ".join(text.split())
 
 
+def test_the_page_warns_of_results_of_other_code_and_names_every_version(tmp_path: Path) -> None:
+    results = fake_results.empty()
+    assert "another version" not in _Page(build_report(results, tmp_path / "one")).text
+    run = results.run | {"codes": ["0123456789ab", "aaaaaaaaaaaa", "bbbbbbbbbbbb"]}
+    text = _Page(build_report(replace(results, run=run), tmp_path / "two")).text
+    assert "Results are of another version of the code (aaaaaaaaaaaa, bbbbbbbbbbbb)" in text
+    assert "3 versions of the code: 0123456789ab, aaaaaaaaaaaa, bbbbbbbbbbbb" in text
+
+
 def test_tables_and_figures_lie_beside_the_page(whole: Path) -> None:
     tables = {path.name for path in (whole.parent / "tables").iterdir()}
     for name in ("ablation", "hyperparameters", "timings", "paper_scores"):

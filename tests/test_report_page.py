@@ -251,7 +251,7 @@ def test_paper_has_every_row_and_what_was_closed(
     opened.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
     done = subprocess.run([pdftotext, "-layout", path, "-"], capture_output=True, check=True)
     text = done.stdout.decode()
-    columns = ("Distance ↓", "Training", "Peak memory")
+    columns = ("Distance ↓", "Training", "Peak memory, training")
     tables = (ablation_table(results), timing_table(results))
     cells = Counter(
         _squeezed(cell)

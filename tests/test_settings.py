@@ -7,6 +7,7 @@ from ablations.settings import (
     LADDER_SETTINGS,
     Settings,
     apply_overrides,
+    budget_label,
     coerce,
     parse_overrides,
 )
@@ -83,3 +84,10 @@ def test_the_paper_budget_is_the_papers():
     assert (paper.width, paper.snapshot_interval, paper.n_selection) == (128, 5000, 1000)
     assert paper.ema_momentum == 0.999
     assert all(getattr(paper, name) is None for name in LADDER_SETTINGS)  # derived
+
+
+def test_a_budget_names_what_was_changed_of_it_alone():
+    assert budget_label("paper", {}) == "paper"
+    assert budget_label("paper", {"width": 128, "n_final": 10_000}) == "paper"
+    overrides = {"width": 128, "iterations": 5, "objective": "ssm_vr"}
+    assert budget_label("paper", overrides) == "paper, changed: iterations=5, objective=ssm_vr"

@@ -2,6 +2,7 @@ import hashlib
 import json
 import logging
 import multiprocessing
+import shutil
 import time
 
 import pytest
@@ -126,4 +127,15 @@ def test_a_store_knows_the_versions_of_the_code_whose_results_it_read(tmp_path, 
     assert store.codes == set()
     for stage in stages[:2]:
         assert store.result(stage) == {}
+    assert store.codes == {"one", "two"}
+
+
+def test_a_result_names_the_code_of_all_that_it_was_made_from(tmp_path, monkeypatch):
+    last = Stage("sample", {}, (STAGE,))
+    for stage, code in ((STAGE, "one"), (last, "two")):
+        monkeypatch.setattr("ablations.stages.code_digest", lambda code=code: code)
+        StageStore(tmp_path).run(stage, execute)
+    shutil.rmtree(StageStore(tmp_path).directory(STAGE))
+    store = StageStore(tmp_path)
+    assert store.result(last) is not None
     assert store.codes == {"one", "two"}

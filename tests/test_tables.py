@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import shutil
@@ -21,7 +22,7 @@ from ablations.context_tables import hyperparameter_table, quoted_scores_table, 
 from ablations.presentation import distance_text, duration, number, variant_order, without_ema
 from ablations.report import build_report
 from ablations.results import CELL_COLUMNS, DISTANCE_COLUMNS, empty_results, make_frame
-from ablations.table_files import latex_text, markdown, markdown_text, save_table
+from ablations.table_files import csv_text, latex_text, markdown, markdown_text, save_table
 from ablations.tables import Table, ablation_table
 
 
@@ -354,3 +355,13 @@ def test_times_and_distances_are_readable() -> None:
     assert without_ema("NCSNv2") == "NCSN_1,2,3,4"
     assert without_ema("NCSN_5") == "NCSN"
     assert without_ema("NCSN_3") is None
+
+
+def test_a_spreadsheet_takes_no_text_of_a_csv_for_a_formula() -> None:
+    texts = ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "a=b", None]
+    frame = pd.DataFrame({"name": texts, "value": [-1.5, 2, 3, 4, 5, 6, float("nan")]})
+    for kind in ("string", "object"):
+        read = pd.read_csv(io.StringIO(csv_text(frame.astype({"name": kind}))))
+        assert list(read["name"][:6]) == [*(f"'{text}" for text in texts[:5]), "a=b"]
+        assert read["name"].isna().tolist() == [False] * 6 + [True]
+        assert read["value"][0] == -1.5

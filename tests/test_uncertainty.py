@@ -64,9 +64,29 @@ def test_points_are_distances_of_subsets_and_the_line_is_theirs(seed, d, n):
     assert result.n.shape == result.distances.shape and (result.distances >= 0).all()
     slope, intercept = np.polyfit(1 / result.n, result.distances, 1)
     assert result.slope == pytest.approx(slope, rel=1e-6, abs=1e-6)
-    assert result.intercept == pytest.approx(intercept, rel=1e-6, abs=1e-6)
+    assert result.intercept == pytest.approx(max(0, intercept), rel=1e-6, abs=1e-6)
+    assert result.bounded == (result.intercept == 0)
     again = extrapolate_distance(features, standard(d), n_points=9, seed=seed)
     assert again.intercept == result.intercept
+
+
+def test_no_intercept_is_negative_and_a_bounded_one_says_so():
+    found = []
+    for seed in range(10):
+        features = draw(standard(64), 144, seed).astype(np.float32)
+        other = feature_statistics(draw(standard(64), 1500, 1000 + seed).astype(np.float32))
+        found.append(extrapolate_distance(features, other, seed=seed))
+    assert all(result.intercept >= 0 for result in found)
+    assert any(result.bounded for result in found)
+
+
+@pytest.mark.parametrize(("shift", "n", "d"), [(0.5, 500, 8), (0.2, 300, 24)])
+def test_the_standard_error_is_the_spread_over_other_images_of_the_model(shift, n, d):
+    model, reference = gaussian(d, shift), standard(d)
+    found = [extrapolate_distance(draw(model, n, s), reference, seed=s) for s in range(30)]
+    spread = np.std([result.intercept for result in found], ddof=1)
+    stated = np.mean([result.standard_error for result in found])
+    assert 0.7 * spread < stated < 2 * spread
 
 
 def test_too_few_samples_for_a_line_are_warned_about(caplog):
