@@ -30,6 +30,7 @@ from ablations.slurm_queue import (
     QueuedJob,
     SlurmError,
     cancel,
+    clean_environment,
     ended_states,
     jobs_named,
     largest_array,
@@ -201,8 +202,7 @@ class _Sender:
     def send_report(self, after: Sequence[str]) -> None:
         """Submit the job of the report: on one core, without a GPU."""
         submission = Submission(entries=(Entry(REPORT),), dependency=",".join(after))
-        one = replace(self._settings, gpus=None, cpus=1)
-        parameters = one.parameters(threads=1, cuda=False, code=self._code)
+        parameters = self._settings.of_report().parameters(threads=1, cuda=False, code=self._code)
         self._send(submission, [SlurmReport(self._context, submission.token)], parameters)
 
     def callable_of(self, job: Job, token: str) -> SlurmJob:
@@ -227,6 +227,9 @@ class _Sender:
         out = self._context.out
         self._newest = max(submission.created, self._newest + 1e-3)
         submission = replace(submission, created=self._newest)
+        given = [name.removeprefix("slurm_") for name in parameters] + list(
+            parameters["slurm_additional_parameters"]
+        )
         # A new one each time: it keeps whatever the last submission had and this one has not.
         executor = submitit.AutoExecutor(
             folder=_logs(out), cluster="slurm", slurm_python=patient_python()
@@ -239,7 +242,7 @@ class _Sender:
         save_submission(submission, out)
         said = io.StringIO()  # what sbatch says, which submitit passes on as it comes
         try:
-            with contextlib.redirect_stderr(said), executor.batch():
+            with clean_environment(given), contextlib.redirect_stderr(said), executor.batch():
                 jobs = [executor.submit(call) for call in calls]
             array = jobs[0].job_id.split("_")[0]
         except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:

@@ -1,12 +1,22 @@
 """What Slurm says of jobs, and what it is told: its command-line clients, and nothing else."""
 
+import logging
+import os
 import re
 import shutil
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+_log = logging.getLogger("scorekit")
+#: Beginnings of the names of variables that Slurm's clients read, or a job's steps.
+_CLIENTS = ("SLURM_", "SBATCH_", "SRUN_", "SALLOC_", "SQUEUE_", "SACCT_", "SINFO_", "SCANCEL_")
+#: How the clients find and convince their cluster.
+_CONNECTION = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_JWT")
+#: What a user sets once to be charged and queued rightly.
+_DEFAULTS = {"SBATCH_ACCOUNT", "SBATCH_PARTITION", "SBATCH_QOS", "SBATCH_RESERVATION"}
 _RANGE = re.compile(r"(\d+)(?:-(\d+))?(?::(\d+))?")
 #: Reasons of squeue's manual that neither other jobs' ends nor repairs of nodes remove.
 _NEVER_ENDS = re.compile(
@@ -69,15 +79,25 @@ def queued_jobs() -> dict[str, QueuedJob]:
 
 
 def jobs_named(name: str) -> set[str]:
-    """Return the ids (of whole arrays) of all jobs called so, ended ones included."""
+    """Return the ids (of whole arrays) of all jobs called so.
+
+    Ended ones are included where the cluster keeps accounts; else they are known by their files.
+    """
     text = _ask("squeue", "--noheader", "--me", "--all", f"--name={name}", "--format=%F")
     found = set(text.split())
-    text = _account(f"--name={name}", "--starttime=now-60days", "--format=JobID")
+    try:
+        text = _account(f"--name={name}", "--starttime=now-60days", "--format=JobID")
+    except SlurmError as error:
+        _log.info("ended jobs are not known: %s", error)
+        return found
     return found | {line.split("_")[0] for line in text.split()}
 
 
 def ended_states(ids: Iterable[str]) -> dict[str, str]:
-    """Return how jobs ended, by id, as Slurm's accounting has it: "OUT_OF_MEMORY", "CANCELLED"."""
+    """Return how jobs ended, by id, as Slurm's accounting has it: "OUT_OF_MEMORY", "CANCELLED".
+
+    Raises SlurmError where it does not answer, or the cluster has none.
+    """
     arrays = sorted({job.split("_")[0] for job in ids})
     if not arrays:
         return {}
@@ -130,22 +150,55 @@ def _element(job: str, index: str) -> str:
 
 
 def _account(*options: str) -> str:
-    """Ask the accounting, which a cluster may not have: it then knows of no job."""
+    """Ask the accounting, once: it only adds to what files and queue say, and may not be there."""
+    return _ask("sacct", "--noheader", "--allocations", "--parsable2", *options, attempts=1)
+
+
+def client_environment() -> dict[str, str]:
+    """Return this process's variables without those that change what Slurm's clients do.
+
+    They are the formats and filters that a user has for typing, and what an allocation tells its
+    own steps. Outside of an allocation a user's choice of whom to charge is kept.
+    """
+    kept = set(_CONNECTION)
+    if "SLURM_JOB_ID" not in os.environ:
+        kept |= _DEFAULTS
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in kept or not name.startswith(_CLIENTS)
+    }
+
+
+@contextmanager
+def clean_environment(given: Iterable[str] = ()) -> Iterator[None]:
+    """Let this process have :func:`client_environment` meanwhile, and what it starts.
+
+    ``given`` are options that sbatch gets by themselves, over which variables would win.
+    """
+    before = dict(os.environ)
+    kept = client_environment().keys() - {f"SBATCH_{option.upper()}" for option in given}
+    for name in before.keys() - kept:
+        del os.environ[name]
     try:
-        return _ask("sacct", "--noheader", "--allocations", "--parsable2", *options)
-    except SlurmError as error:
-        if "accounting storage is disabled" not in str(error):
-            raise
-        return ""
+        yield
+    finally:
+        os.environ.update(before)
 
 
-def _ask(*command: str) -> str:
+def _ask(*command: str, attempts: int = 4) -> str:
     """Run a client, which is asked again for a while where the controller does not answer."""
-    for attempt in range(4):
+    for attempt in range(attempts):
         if attempt:
             time.sleep(_RETRY_S * 2**attempt)
         try:
-            run = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+            run = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=_TIMEOUT_S,
+                env=client_environment(),
+            )
         except FileNotFoundError as error:
             raise SlurmError(f"{command[0]} is not on the PATH of this machine") from error
         except subprocess.TimeoutExpired:

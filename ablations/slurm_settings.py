@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,16 @@ _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d+))?(?::
 _OURS = {
     *("array", "dependency", "job-name", "output", "error", "open-mode", "signal", "wrap"),
     *("nodes", "ntasks", "ntasks-per-node", "requeue", "no-requeue", "kill-on-invalid-dep"),
+    *("ntasks-per-gpu", "ntasks-per-core", "ntasks-per-socket"),
+    # sbatch would not answer as it does, or at once, or jobs not find what they are given.
+    *("wait", "parsable", "quiet", "test-only", "help", "usage", "version", "export"),
 }
+#: Options of sbatch that are settings of the launcher under another name.
+_OWN_NAME = {"mem": "memory", "cpus-per-task": "cpus"}
+#: Options of sbatch that ask for GPUs in a way that the launcher does not follow.
+_OTHER_GPUS = ("gpus-per-socket", "tres-per-task", "tres-per-job", "tres-per-node")
+_GRES = re.compile(r"(?:gres/)?gpu(?::(?P<type>[\w.-]+?))??(?:[:=](?P<n>\d+))?")
+_GPUS = re.compile(r"(?:[\w.-]+:)?(?P<n>\d+)")
 _MEMORY = re.compile(r"\d+[KMGT]?B?", re.IGNORECASE)
 
 
@@ -51,6 +61,14 @@ class SlurmSettings:
         if self.memory is not None and not _MEMORY.fullmatch(self.memory):
             raise ValueError(f"slurm memory = {self.memory!r} must be a size such as 32G")
 
+        for option, value in self.extra.items():
+            n = _gpus(option, value)
+            if n is not None and self.gpus not in (None, n):
+                raise ValueError(
+                    f"slurm {option} = {value!r} gives a job {n} GPU(s), and gpus = {self.gpus}: "
+                    "both must be the same number"
+                )
+
     @property
     def warning_s(self) -> int:
         """Seconds before the end at which a job is told to save its state and go back to the queue.
@@ -58,6 +76,18 @@ class SlurmSettings:
         Half of them are left where a job is in the middle of what cannot be interrupted.
         """
         return 120 if self.time >= 10 else 40
+
+    @property
+    def asks_gpus(self) -> bool:
+        """Whether ``extra`` asks for GPUs, as clusters demand that know no --gpus-per-node."""
+        return not {"gpus-per-node", "gpus-per-task"}.isdisjoint(self.extra) or (
+            "gpu" in str(self.extra.get("gres", ""))
+        )
+
+    def of_report(self) -> "SlurmSettings":
+        """Return the same for one process without a GPU, on one core."""
+        extra = {o: v for o, v in self.extra.items() if "gpu" not in o and "gpu" not in str(v)}
+        return dataclasses.replace(self, gpus=None, cpus=1, extra=extra)
 
     def parameters(self, *, threads: int, cuda: bool, code: Path) -> dict[str, Any]:
         """Return submitit's parameters of a job that runs the code in the folder ``code``."""
@@ -67,7 +97,8 @@ class SlurmSettings:
             "slurm_qos": self.qos,
             "slurm_constraint": self.constraint,
             "slurm_mem": self.memory,
-            "slurm_gpus_per_node": (self.gpus or 1) if cuda else None,
+            # Unless the user says it in the cluster's own way.
+            "slurm_gpus_per_node": (self.gpus or 1) if cuda and not self.asks_gpus else None,
         }
         return {key: value for key, value in named.items() if value is not None} | {
             "slurm_time": self.time,
@@ -82,7 +113,7 @@ class SlurmSettings:
                 # srun does not take it from sbatch any more (since Slurm 22.05).
                 f"export SRUN_CPUS_PER_TASK={self.cpus or threads}",
                 # The copy of the code comes first, and the folder of the launch not at all.
-                f'export PYTHONSAFEPATH=1 PYTHONPATH="{code}${{PYTHONPATH:+:$PYTHONPATH}}"',
+                _python_path(code),
             ],
             # A job whose node fails goes back to the queue; one that waits for a failed one goes.
             "slurm_additional_parameters": {
@@ -91,6 +122,14 @@ class SlurmSettings:
                 **self.extra,
             },
         }
+
+
+def _python_path(code: Path) -> str:
+    """Return the line of shell that lets Python find the packages in a folder of any name."""
+    line = "export PYTHONSAFEPATH=1 PYTHONPATH={}${{PYTHONPATH:+:$PYTHONPATH}}"
+    if ":" in str(code):  # which separates folders there, but not in the present one's name
+        return f"cd {shlex.quote(str(code))} && {line.format('.')}"
+    return line.format(shlex.quote(str(code)))
 
 
 _FIELDS = {f.name: f for f in dataclasses.fields(SlurmSettings) if f.name != "extra"}
@@ -113,14 +152,57 @@ def slurm_settings(table: dict[str, Any], pairs: list[str]) -> SlurmSettings:
     for key, value in values.items():
         if key in _FIELDS:
             continue
-        if not re.fullmatch(r"[a-z][a-z0-9_-]*", key):
+        if not re.fullmatch(r"[a-z][a-z0-9_-]+", key):
             raise ValueError(f"slurm {key!r} is no option of sbatch; its long names are right")
-        if key.replace("_", "-") in _OURS:
+        option = key.replace("_", "-")
+        if option in _OURS:
             raise ValueError(f"slurm {key}: the launcher sets this itself; leave it out")
+        if option in _OWN_NAME:
+            raise ValueError(f"slurm {key}: it is called {_OWN_NAME[option]} here")
+        if option in _OTHER_GPUS:
+            raise ValueError(f"slurm {key}: ask for GPUs by gpus, gres or gpus-per-node")
+        if option in ("clusters", "cluster"):
+            raise ValueError(
+                f"slurm {key} = {value!r}: only the queue of the cluster here is watched; start "
+                "the launcher on a machine of that cluster, without this key"
+            )
         if isinstance(value, list | dict) or (isinstance(value, str) and "\n" in value):
             raise ValueError(f"slurm {key} = {value!r} must be one text, number or true")
-        extra[key] = value
+        extra[option] = value
+    if known.get("gpus") is None:
+        counts = [n for option, value in extra.items() if (n := _gpus(option, value)) is not None]
+        known["gpus"] = counts[0] if counts else (1 if "gpus-per-task" in extra else None)
     return SlurmSettings(**known, extra=extra)
+
+
+def _gpus(option: str, value: Any) -> int | None:
+    """Return how many GPUs of a job an option of sbatch asks for, or None; ValueError if unclear.
+
+    Each of a job's tasks has one.
+    """
+    text = str(value)
+    if option == "gres":
+        parts = [part for part in text.split(",") if re.match(r"(gres/)?gpu\b", part)]
+        if not parts:
+            return None
+        match = _GRES.fullmatch(parts[0]) if len(parts) == 1 else None
+        wanted = "gpu:N or gpu:TYPE:N"
+    elif option in ("gpus-per-node", "gpus-per-task"):
+        match = None if isinstance(value, bool) else _GPUS.fullmatch(text)
+        wanted = "N or TYPE:N"
+    else:
+        return None
+    n = int(match["n"] or 1) if match else 0
+    if option == "gpus-per-task":
+        if n != 1:
+            raise ValueError(
+                f"slurm gpus-per-task = {value!r} must be 1: each task has one; gpus = N is how "
+                "many a job has"
+            )
+        return None
+    if n < 1:
+        raise ValueError(f"slurm {option} = {value!r} must be of the form {wanted}")
+    return n
 
 
 def _value(key: str, value: Any) -> Any:

@@ -1,5 +1,7 @@
 """What Slurm's clients say, as they say it; that they say so is tested in test_slurm.py."""
 
+import time
+
 import pytest
 
 from ablations.slurm_queue import (
@@ -85,11 +87,43 @@ def test_a_name_is_looked_for_among_waiting_and_ended_jobs(client):
     assert jobs_named("scorekit-0") == {"7", "8"}
 
 
-def test_without_accounting_only_the_queue_knows(client):
+@pytest.mark.parametrize(
+    "says",
+    [
+        None,
+        "Slurm accounting storage is disabled",
+        "You are not running a supported accounting_storage plugin",
+        "error: Unable to contact slurmdbd: Connection refused",
+    ],
+)
+def test_without_accounting_only_the_queue_knows(client, says):
     client("squeue", "8\n")
-    client("sacct", "", fails="Slurm accounting storage is disabled")
+    if says is not None:
+        client("sacct", "", fails=says)
+    began = time.monotonic()
     assert jobs_named("scorekit-0") == {"8"}
-    assert ended_states(["8"]) == {}
+    with pytest.raises(SlurmError, match="sacct"):
+        ended_states(["8"])
+    assert time.monotonic() - began < 5
+
+
+def test_clients_are_asked_without_the_user_s_formats_and_clusters(client, tmp_path, monkeypatch):
+    (tmp_path / "squeue").write_text("#!/bin/sh\n/usr/bin/env > environment\n")
+    (tmp_path / "squeue").chmod(0o755)
+    monkeypatch.chdir(tmp_path)
+    foreign = (
+        "SQUEUE_FORMAT",
+        "SQUEUE_STATES",
+        "SACCT_FORMAT",
+        "SLURM_CLUSTERS",
+        "SLURM_MEM_PER_CPU",
+    )
+    for name in (*foreign, "SLURM_CONF", "OTHER"):
+        monkeypatch.setenv(name, "x")
+    queued_jobs()
+    seen = {line.split("=")[0] for line in (tmp_path / "environment").read_text().splitlines()}
+    assert seen.isdisjoint(foreign)
+    assert {"SLURM_CONF", "OTHER"} <= seen
 
 
 def test_what_slurm_refuses_or_lacks_is_its_own_words(client):

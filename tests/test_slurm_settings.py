@@ -1,4 +1,8 @@
 import contextlib
+import os
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +72,14 @@ def test_the_warning_leaves_time_to_start_and_to_save():
         ("Mail User=me", "slurm 'Mail User' is no option of sbatch"),
         ("dependency=afterok:1", "slurm dependency: the launcher sets this itself; leave it out"),
         ("job_name=mine", "slurm job_name: the launcher sets this itself"),
+        ("mem=3G", "slurm mem: it is called memory here"),
+        ("cpus_per_task=3", "slurm cpus_per_task: it is called cpus here"),
+        ("clusters=other", "slurm clusters = 'other': only the queue of the cluster here is"),
+        ("wait=true", "slurm wait: the launcher sets this itself"),
+        ("gpus-per-socket=1", "slurm gpus-per-socket: ask for GPUs by gpus, gres or gpus-per-node"),
+        ("gpus-per-task=2", "slurm gpus-per-task = '2' must be 1: each task has one; gpus = N"),
+        ("gres=gpu:many:2x", "slurm gres = 'gpu:many:2x' must be of the form gpu:N or gpu:TYPE:N"),
+        ("gpus-per-node=0", "slurm gpus-per-node = '0' must be of the form N or TYPE:N"),
         ("account=", "slurm account = '' must be a text"),
     ],
 )
@@ -82,3 +94,56 @@ def test_any_table_gives_settings_or_a_value_error(table):
     with contextlib.suppress(ValueError):
         settings = slurm_settings(table, [])
         assert "slurm_time" in settings.parameters(threads=1, cuda=False, code=Path("/code"))
+
+
+@pytest.mark.parametrize(
+    ("pair", "gpus"),
+    [
+        ("gres=gpu:1", 1),
+        ("gres=gpu", 1),
+        ("gres=gpu:a100", 1),
+        ("gres=gpu:a100:4", 4),
+        ("gres=gres/gpu:1g.5gb:2", 2),
+        ("gres=lscratch:10,gpu:2", 2),
+        ("gres=lscratch:10", None),
+        ("gpus-per-node=3", 3),
+        ("gpus_per_node=v100:3", 3),
+        ("gpus-per-task=1", 1),
+    ],
+)
+def test_gpus_are_understood_in_the_cluster_s_own_words_and_asked_for_once(pair, gpus):
+    settings = slurm_settings({}, [pair])
+    assert settings.gpus == gpus
+    option, _, value = pair.partition("=")
+    parameters = settings.parameters(threads=1, cuda=True, code=Path("/code"))
+    assert parameters["slurm_additional_parameters"][option.replace("_", "-")] == value
+    assert parameters.get("slurm_gpus_per_node") == (None if gpus else 1)
+    assert parameters["slurm_ntasks_per_node"] == (gpus or 1)
+
+
+def test_gpus_in_two_ways_must_agree():
+    assert slurm_settings({}, ["gres=gpu:2", "gpus=2"]).gpus == 2
+    with pytest.raises(ValueError, match="gives a job 2 GPU\\(s\\), and gpus = 4"):
+        slurm_settings({}, ["gres=gpu:2", "gpus=4"])
+
+
+@pytest.mark.parametrize(
+    "name", ["plain", "with space", "2026-11-30T01:51", 'a"b', "a'b", "a$(touch X)b", "a`touch X`b"]
+)
+@pytest.mark.parametrize("before", [None, "/elsewhere"])
+def test_python_finds_the_copy_of_the_code_whatever_its_folder_is_called(tmp_path, name, before):
+    code = tmp_path / name / "code"
+    (code / "ablations").mkdir(parents=True)
+    (code / "ablations" / "__init__.py").touch()
+    setup = slurm_settings({}, []).parameters(threads=1, cuda=False, code=code)["slurm_setup"]
+    python = f"{shlex.quote(sys.executable)} -c 'import ablations; print(ablations.__file__)'"
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    run = subprocess.run(
+        ["bash", "-c", "\n".join([*setup, python])],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment | ({"PYTHONPATH": before} if before else {}),
+    )
+    assert run.stdout.strip() == str(code / "ablations" / "__init__.py"), run.stderr
+    assert not list(tmp_path.rglob("X"))

@@ -1,12 +1,16 @@
 """What sbatch is given; on a real Slurm the same is tested in test_slurm.py."""
 
+import dataclasses
+import os
+
 import pytest
 from stand_in_slurm import StandInSlurm
 
 from ablations.jobs import Context, plan_jobs, snapshot_jobs
 from ablations.manifest import load_manifest
-from ablations.slurm import SlurmGrid
+from ablations.slurm import SlurmGrid, cancel_all
 from ablations.slurm_settings import slurm_settings
+from ablations.submissions import load_submissions, save_submission
 
 
 @pytest.fixture
@@ -69,3 +73,44 @@ def test_the_report_has_no_gpu_and_one_core(finished, tmp_path, stand_in):
     assert {options["ntasks-per-node"] for options in others} == {"8"}
     assert not [name for name in report if "gpu" in name or "gres" in name]
     assert (report["ntasks-per-node"], report["cpus-per-task"]) == ("1", "1")
+
+
+def test_the_report_has_no_gpu_however_it_was_asked_for(finished, tmp_path, stand_in):
+    grid_of(finished, tmp_path / "out", device="cuda", pairs=["gres=gpu:a100:2", "nice=1"]).submit()
+    *others, report = stand_in.submitted
+    assert {options["gres"] for options in others} == {"gpu:a100:2"}
+    assert not [name for options in others for name in options if name.startswith("gpus")]
+    assert {options["ntasks-per-node"] for options in others} == {"2"}
+    assert "gres" not in report
+    assert report["nice"] == "1"
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_an_allocation_and_the_user_s_shell_change_no_submission(
+    finished, tmp_path, stand_in, monkeypatch, inside
+):
+    foreign = ("SLURM_MEM_PER_NODE", "SLURM_CPUS_PER_TASK", "SBATCH_GRES", "SBATCH_TIMELIMIT")
+    for name in (*foreign, "SBATCH_ACCOUNT", "SBATCH_PARTITION", *(["SLURM_JOB_ID"] * inside)):
+        monkeypatch.setenv(name, "1")
+    grid_of(finished, tmp_path / "out", pairs=["partition=cpu"]).submit()
+    (variables, *_) = stand_in.environments
+    assert not {name for name in variables if name.startswith(("SLURM_", "SBATCH_"))} - {
+        "SBATCH_ACCOUNT"
+    }
+    # Whom to charge is the user's choice, and where the user says it here, that counts.
+    assert ("SBATCH_ACCOUNT" in variables) is not inside
+    assert os.environ["SLURM_MEM_PER_NODE"] == "1"
+
+
+def test_without_accounting_what_a_dead_launcher_sent_is_cancelled(finished, tmp_path, stand_in):
+    out = tmp_path / "out"
+    stand_in.replace("sacct", "#!/bin/sh\necho no supported accounting_storage >&2; exit 1\n")
+    grid = grid_of(finished, out)
+    names = grid.submit()
+    sent = len(stand_in.submitted)
+    for submission in load_submissions(out):
+        save_submission(dataclasses.replace(submission, slurm_id=None), out)
+    assert cancel_all(out) == len(names) + 1  # and the report
+    assert len(stand_in.cancelled) == len(names) + 1
+    assert grid.submit() == names
+    assert len(stand_in.submitted) == sent
