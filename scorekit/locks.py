@@ -34,7 +34,7 @@ def hold(file: IO[Any], on_wait: Callable[[], None]) -> bool:
         if (device := os.fstat(file.fileno()).st_dev) not in _said:
             _said.add(device)
             log.warning(
-                "%s cannot be locked (%s): give the same work on this disk to one process at a time",
+                "%s cannot be locked (%s): give the same work there to one process at a time",
                 file.name,
                 error,
             )

@@ -143,7 +143,7 @@ class _Preparation:
                     self._fill(workers, skip_corrupt)
                 shapes = self._close_gaps()
             names = [name for _, _, name in sorted(self.left_out)]
-            write_record(self.directory, self.source, shapes, names)
+            write_record(self.directory, self.source, shapes, names, self.splits.version)
             (self.directory / "progress.json").unlink(missing_ok=True)
         except BaseException:
             if not self.recorded:

@@ -182,7 +182,11 @@ def test_a_disk_that_cannot_sync_folders_is_written_to(tmp_path, monkeypatch, nu
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    expected = pytest.raises(OSError) if number == errno.EIO else contextlib.nullcontext()
+    expected = (
+        pytest.raises(OSError, match=os.strerror(number))
+        if number == errno.EIO
+        else contextlib.nullcontext()
+    )
     with expected:
         write_json(tmp_path / "x.json", [1])
     assert read_json(tmp_path / "x.json") == [1]
