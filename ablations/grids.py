@@ -15,7 +15,13 @@ from ablations.settings import BUDGETS, ROW_SETTINGS, Settings, apply_overrides,
 from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from ablations.without_effect import without_effect
 from scorekit.data import prepare
-from scorekit.files import CorruptFile, read_sealed_json, set_aside, write_sealed_json
+from scorekit.files import (
+    READ_ONLY,
+    CorruptFile,
+    read_sealed_json,
+    set_aside,
+    write_sealed_json,
+)
 from scorekit.metrics import FEATURE_LAYERS, default_extractor, extractor_digest
 from scorekit.techniques import initial_noise_scale
 
@@ -199,7 +205,12 @@ def data_facts(
     distance = _kept_distance(path)
     if distance is None:
         distance = initial_noise_scale(np.asarray(dataset.train))
-        write_sealed_json(path, {"max_distance": distance})
+        try:
+            write_sealed_json(path, {"max_distance": distance})
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            _log.warning("%s is read-only: the distance is computed at each start", data_root)
     return DataFacts(
         name=dataset.name,
         store=str(dataset.directory.relative_to(data_root)),

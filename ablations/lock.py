@@ -7,7 +7,6 @@ by its own monotonic clock, whether the lease changes. A holder that was suspend
 another one took over finds that out at its next touch, and stops.
 """
 
-import errno
 import fcntl
 import getpass
 import json
@@ -23,10 +22,9 @@ from pathlib import Path
 from secrets import token_hex
 
 from ablations.interruption import interrupt_main_thread
+from scorekit.locks import NO_LOCKS
 
 _log = logging.getLogger("scorekit")
-#: What flock says where the file system has no locks.
-_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _Seen = tuple[bytes, int]  # a lease's content and time of change
 
 
@@ -66,7 +64,7 @@ def launcher_lock(out: Path, *, beat_s: float = 5.0, stale_s: float = 30.0) -> I
             holder = file.read().strip() or "another process"
             raise ValueError(f"--out {out} is in use by {holder}") from error
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
             locked = False
         path = out / "launcher.lease"

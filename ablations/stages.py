@@ -5,7 +5,6 @@ atomically, with the checksum of every file of the result and of itself. Done me
 whole, that its digest agrees and that the files are what it says.
 """
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -29,6 +28,7 @@ from scorekit.files import (
     write_json,
     write_sealed_json,
 )
+from scorekit.locks import hold
 
 _log = logging.getLogger("scorekit")
 
@@ -65,6 +65,7 @@ class Stage:
 class StageStore:
     """The stages' directories below one root; ``elsewhere`` gives kinds a root of their own.
 
+    What is not there, where that root is read-only, is made below the first.
     ``world`` is of the processes that work on each stage together. ``codes`` are the versions of
     the code that made the results read so far.
     """
@@ -79,7 +80,18 @@ class StageStore:
 
     def directory(self, stage: Stage) -> Path:
         """Return the stage's directory, which need not exist."""
-        return self.elsewhere.get(stage.kind, self.root) / stage.kind / stage.digest
+        return Path(self._directory(stage))
+
+    def _directory(self, stage: Stage) -> str:
+        # Texts and not paths: a collection looks at a hundred thousand of them.
+        own = f"{self.root}/{stage.kind}/{stage.digest}"
+        if (root := self.elsewhere.get(stage.kind)) is None:
+            return own
+        shared = f"{root}/{stage.kind}/{stage.digest}"
+        if os.path.exists(f"{shared}/result.json"):
+            return shared
+        may_write = os.access(root if os.path.exists(root) else os.path.dirname(root), os.W_OK)
+        return own if os.path.exists(f"{own}/result.json") or not may_write else shared
 
     def result(self, stage: Stage) -> dict[str, Any] | None:
         """Return the result of a finished stage, or None; it is read anew at each call.
@@ -87,13 +99,15 @@ class StageStore:
         A damaged result, or one whose files are damaged, is named in the log and set aside, so that
         the stage counts as unfinished.
         """
-        # Texts and not paths: a collection looks at a hundred thousand of them.
-        directory = f"{self.elsewhere.get(stage.kind, self.root)}/{stage.kind}/{stage.digest}"
+        directory = self._directory(stage)
         path = f"{directory}/result.json"
         try:
             record = read_sealed_json(path)
             if record.get("digest") != stage.digest:
                 raise CorruptFile(path, "it does not carry its stage's digest")
+            for key, kind in (("files", dict), ("result", dict), ("code", str)):
+                if not isinstance(record.get(key), kind):
+                    raise CorruptFile(path, f"its entry {key!r} is no {kind.__name__}")
             for name, checksum in record["files"].items():
                 self._check(f"{directory}/{name}", checksum)
         except FileNotFoundError:
@@ -109,9 +123,12 @@ class StageStore:
         return record["result"]
 
     def checksum(self, stage: Stage, name: str) -> str:
-        """Return the SHA-256 of a finished stage's file."""
+        """Return the SHA-256 of a finished stage's file; CorruptFile where its record lacks it."""
         path = self.directory(stage) / "result.json"
-        return read_sealed_json(path)["files"][name]
+        files = read_sealed_json(path).get("files")
+        if not isinstance(files, dict) or not isinstance(files.get(name), str):
+            raise CorruptFile(path, f"it has no checksum of {name}")
+        return files[name]
 
     def _codes_of(self, stage: Stage) -> set[str]:
         try:
@@ -148,11 +165,14 @@ class StageStore:
                 found = self.world.broadcast(None)
             assert found is not None
             return found
+        # Looked for without the lock first: where others finished it, this one may not write.
+        if (finished := self.result(stage)) is not None:
+            return self.world.broadcast(finished)
         directory.mkdir(parents=True, exist_ok=True)
-        with _locked(directory / "lock"):
+        with _locked(directory / "lock") as alone:
             if (finished := self.result(stage)) is not None:
                 return self.world.broadcast(finished)
-            remove_temporaries(directory)
+            remove_temporaries(directory, older_s=0 if alone else 3600)
             write_json(directory / "settings.json", {"kind": stage.kind, **stage.settings})
             self.world.broadcast(None)
             # The code as it was begun: files may be edited while it runs.
@@ -177,12 +197,12 @@ class StageStore:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold an advisory lock, which the system releases however the process ends."""
+def _locked(path: Path) -> Iterator[bool]:
+    """Hold an advisory lock; False where the disk has none."""
     with open(path, "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _log.info("%s is being worked on by another process: waiting for it", path.parent)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        yield hold(
+            file,
+            lambda: _log.info(
+                "%s is being worked on by another process: waiting for it", path.parent
+            ),
+        )

@@ -30,6 +30,7 @@ from scorekit.store import (
     Source,
     Splits,
     check,
+    check_source,
     open_store,
 )
 
@@ -95,10 +96,11 @@ def prepare(
     """Open the store of data set `name` under `root`, making it first where there is none.
 
     For the paper's data sets, "name:PATH" says where they are to be made from (without it:
-    `root`/raw/name); a store that is there is opened, whatever the PATH. `image_size` is for image
-    folders, CelebA, LSUN and FFHQ (4..1024) and must otherwise agree with the data; `seed` draws
-    the test split where the data have none. `workers` and `skip_corrupt` are those of `make_store`.
-    A damaged store is set aside with a warning and made again. Raises DataError for bad input.
+    `root`/raw/name); with a PATH, a store made from something else is refused. `image_size` is for
+    image folders, CelebA, LSUN and FFHQ (4..1024) and must otherwise agree with the data; `seed`
+    draws the test split where the data have none. `workers` and `skip_corrupt` are those of
+    `make_store`. A damaged store is set aside with a warning and made again. Raises DataError for
+    bad input.
     """
     _, _, argument = name.partition(":")
     root = Path(root)
@@ -114,7 +116,10 @@ def prepare(
         if not os.path.lexists(store):
             make_store(source, store, workers=workers, skip_corrupt=skip_corrupt)
         try:
-            return open_store(store)
+            dataset = open_store(store)
+            if argument:
+                check_source(store, source)
+            return dataset
         except CorruptFile as error:
             try:
                 aside = set_aside(store)

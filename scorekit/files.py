@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 __all__ = [
+    "READ_ONLY",
     "CorruptFile",
     "atomic_write",
     "read_json",
@@ -33,6 +35,12 @@ __all__ = [
 # The first lines of a sealed record; the checksum is of all bytes after them.
 _SEAL = b'{\n "sha256": "%b",\n'
 _SEAL_PATTERN = re.compile(rb'\{\n "sha256": "([0-9a-f]{64})",\n')
+
+
+# What fsync of a folder says on disks that have no such thing.
+_NO_FSYNC = (errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF)
+#: What writing says where nothing may be written.
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 class CorruptFile(RuntimeError):
@@ -88,13 +96,16 @@ def remove_temporaries(directory: Path, *, older_s: float = 0.0) -> None:
             continue  # another process was faster
 
 
-def fsync_directory(directory: Path) -> None:
-    """Make renames inside `directory` survive a power cut (POSIX; nothing to do elsewhere)."""
+def fsync_directory(directory: str | Path) -> None:
+    """Make renames inside `directory` survive a power cut, where system and disk know how."""
     if os.name != "posix":
         return
     descriptor = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FSYNC:
+            raise
     finally:
         os.close(descriptor)
 

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from PIL import Image
 
 from scorekit.array_files import read_cifar10, read_mnist
+from scorekit.files import sha256_file
 from scorekit.image_splits import draw_test, split_folders
 from scorekit.imagefolder import (
     MAX_PIXELS,
@@ -42,13 +43,15 @@ def check_image_size(size: int) -> None:
         raise DataError(f"image_size={size}: a whole number from 4 to 1024 is right")
 
 
-def _image_files(path: Path, listed: dict[str, int], splits: dict, square: Square) -> Splits:
+def _image_files(
+    path: Path, listed: dict[str, int], splits: dict, square: Square, partition: str = ""
+) -> Splits:
     return Splits(
         shape=(3, square.size, square.size),
         n_train=len(splits["train"]),
         n_test=len(splits["test"]),
         images=partial(read_images, path, listed, splits, square),
-        version=f"{square} {listing_digest(path)}",
+        version=f"{square} {listing_digest(path)} {partition}".rstrip(),
     )
 
 
@@ -88,7 +91,7 @@ def _celeba(path: Path, size: int, seed: int) -> Splits:
     if missing:
         raise DataError(f"{path}: lacks {len(missing)} images of {file.name}, {missing[0]} first")
     square = Square(size=size, crop=CELEBA_CROP, resample=BILINEAR, sides=(CELEBA_CROP, MAX_PIXELS))
-    return _image_files(path, listed, splits, square)
+    return _image_files(path, listed, splits, square, sha256_file(file))
 
 
 def _ffhq(path: Path, size: int, seed: int) -> Splits:
@@ -154,7 +157,7 @@ def _known(
 
         # A changed rule gets a new number: stores made by the old one are not taken for new ones.
         store = f"{name}-{size}{f'-seed{request.seed}' if seeded else ''}-v1"
-        return Source(name=name, store=store, flip=flip, build=build)
+        return Source(name=name, store=store, flip=flip, build=build, path=path)
 
     return KnownDataset(
         source=source,

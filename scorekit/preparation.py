@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import shutil
@@ -21,6 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scorekit.files import CorruptFile, fsync_directory, read_json, write_json
+from scorekit.locks import hold
 from scorekit.machine import usable_cores
 from scorekit.store import (
     FORMAT_VERSION,
@@ -70,11 +70,10 @@ def _alone(path: Path) -> Iterator[None]:
     """Hold the lock `path`, which is there for as long as somebody holds or awaits it."""
     while True:
         with open(path, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.warning("%s is held: waiting for another process's preparation", path)
-                fcntl.flock(file, fcntl.LOCK_EX)
+            hold(
+                file,
+                lambda: log.warning("%s is held: waiting for another process's preparation", path),
+            )
             try:
                 if not os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                     continue
@@ -144,7 +143,7 @@ class _Preparation:
                     self._fill(workers, skip_corrupt)
                 shapes = self._close_gaps()
             names = [name for _, _, name in sorted(self.left_out)]
-            write_record(self.directory, self.source, shapes, names)
+            write_record(self.directory, self.source, shapes, names, self.splits.version)
             (self.directory / "progress.json").unlink(missing_ok=True)
         except BaseException:
             if not self.recorded:

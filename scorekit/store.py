@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import itertools
+import logging
 import sys
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from tqdm import tqdm
 
 from scorekit.files import CorruptFile, read_sealed_json, write_sealed_json
 
+log = logging.getLogger("scorekit")
+
 __all__ = [
     "SPLITS",
     "DataError",
@@ -26,6 +29,7 @@ __all__ = [
     "Source",
     "Splits",
     "check",
+    "check_source",
     "npy_header",
     "open_store",
     "write_record",
@@ -124,12 +128,16 @@ class Splits:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set that could be made: its name, its store's name, and how to read it (`build`)."""
+    """A data set that could be made: its name, its store's name, and how to read it (`build`).
+
+    `path` is what it is read from, where the store's name does not say so: the store records it.
+    """
 
     name: str
     store: str
     flip: bool
     build: Callable[[], Splits]
+    path: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +174,7 @@ def check(dataset_dir: str | Path) -> None:
     shapes = {split: getattr(dataset, split).shape for split in SPLITS}
     found, fingerprint = _digests(directory, shapes)
     for split in SPLITS:
-        if found[split] != record["splits"][split]["sha256"]:
+        if found[split] != record["splits"][split].get("sha256"):
             raise CorruptFile(
                 directory / f"{split}.npy", "its bytes disagree with the SHA-256 in store.json"
             )
@@ -184,9 +192,16 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 def write_record(
-    directory: Path, source: Source, shapes: dict[str, tuple[int, ...]], left_out: list[str]
+    directory: Path,
+    source: Source,
+    shapes: dict[str, tuple[int, ...]],
+    left_out: list[str],
+    version: str,
 ) -> None:
-    """Write the store.json of a directory that holds the whole train.npy and test.npy."""
+    """Write the store.json of a directory that holds the whole train.npy and test.npy.
+
+    `version` is that of the `Splits` of which they were made.
+    """
     digests, fingerprint = _digests(directory, shapes)
     record: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -203,7 +218,50 @@ def write_record(
             for split in SPLITS
         },
     }
+    if source.path is not None:
+        stamp = _stamp(source.path)
+        record["source"] = {"path": str(source.path), "stamp": stamp, "version": version}
     write_sealed_json(directory / "store.json", record)
+
+
+def check_source(directory: Path, source: Source) -> None:
+    """Raise DataError unless a store was made from what `source.path` holds.
+
+    The same files elsewhere are the same source, and so is a path from which it was made and that
+    is no longer there. A store of before sources were recorded is taken, with a warning.
+    """
+    path, name = source.path, directory / "store.json"
+    if path is None:
+        return
+    record = read_sealed_json(name).get("source")
+    if record is None:
+        log.warning("%s does not say what it was made from: %s is not looked at", directory, path)
+        return
+    wanted = ("path", "stamp", "version")
+    if not isinstance(record, dict) or not all(isinstance(record.get(key), str) for key in wanted):
+        raise CorruptFile(name, f"its source is {record!r}; {', '.join(wanted)} are right")
+    is_its_own = record["path"] == str(path)
+    if not path.exists():
+        if not is_its_own:
+            raise DataError(f"{path}: no such folder or file")
+    elif record["stamp"] != _stamp(path) and record["version"] != source.build().version:
+        before = "as it was before" if is_its_own else f"not from {path}"
+        raise DataError(
+            f"dataset={source.name}: {directory} was made from {record['path']}, {before}; leave "
+            "the path out to take it so, or give another data root, or remove that store"
+        )
+
+
+def _stamp(path: Path) -> str:
+    """Return a SHA-256 of the names, sizes and times of change of a file, or of all in a folder."""
+    files = [path] if not path.is_dir() else sorted(p for p in path.rglob("*") if p.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        if file.name != "lock.mdb":  # readers write to it
+            status = file.stat()
+            name = str(file.relative_to(path)).encode("utf-8", "surrogateescape")
+            digest.update(b"%b\0%d\0%d\n" % (name, status.st_size, status.st_mtime_ns))
+    return digest.hexdigest()
 
 
 def open_store(directory: Path) -> Dataset:

@@ -1,9 +1,12 @@
 """Files that are whole or absent."""
 
 import contextlib
+import errno
 import hashlib
 import json
+import os
 import pickle
+import stat
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -167,3 +170,23 @@ def test_temporaries_are_removed_when_old_enough(tmp_path):
     assert len(list(tmp_path.iterdir())) == 4
     remove_temporaries(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".kept", "kept.tmp"]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO])
+def test_a_disk_that_cannot_sync_folders_is_written_to(tmp_path, monkeypatch, number):
+    real = os.fsync
+
+    def fsync(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    expected = (
+        pytest.raises(OSError, match=os.strerror(number))
+        if number == errno.EIO
+        else contextlib.nullcontext()
+    )
+    with expected:
+        write_json(tmp_path / "x.json", [1])
+    assert read_json(tmp_path / "x.json") == [1]

@@ -1,9 +1,14 @@
+import errno
+import os
+
 import pytest
 
+from ablations import grids
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.resolution import resolve
 from ablations.settings import BUDGETS, apply_overrides
 from ablations.variants import NCSNV2, PAPER_VARIANTS
+from scorekit.data import prepare
 from scorekit.techniques import ladder_ratio, langevin_step_size
 
 
@@ -161,3 +166,15 @@ def test_another_objective_is_another_training_and_the_same_variant(digits):
     cells = build_cells(GRIDS["objectives"], settings, [digits], seeds=1)
     # Only finite differences have an epsilon: the other trainings stay what they were.
     assert [cell.train.fd_epsilon for cell in cells] == [None, None, 0.1]
+
+
+def test_a_read_only_data_root_is_used_as_it_is(tmp_path, monkeypatch, caplog):
+    prepare("digits", tmp_path)
+
+    def refused(*arguments):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(grids, "write_sealed_json", refused)
+    facts = data_facts("digits", tmp_path, image_size=None, inception_weights=None)
+    assert facts.max_distance > 0 and "is read-only" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["digits-v1"]

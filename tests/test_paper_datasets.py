@@ -13,6 +13,7 @@ from PIL import Image
 
 from ablations.grids import data_facts
 from scorekit.data import DataError, check, prepare
+from scorekit.files import read_sealed_json, write_sealed_json
 from scorekit.store import Dataset
 
 CIFAR = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"
@@ -261,6 +262,50 @@ def test_cifar10_jpeg_must_be_of_its_size_and_split(tmp_path):
         prepare(f"cifar10-jpeg:{tmp_path / 'in'}", tmp_path / "out")
     with pytest.raises(DataError, match="has no images in both train/ and test/"):
         prepare(f"cifar10-jpeg:{tmp_path / 'in' / 'train'}", tmp_path / "out")
+
+
+def jpegs(folder: Path, first: int) -> Path:
+    for i in range(6):
+        path = folder / ("train" if i < 4 else "test") / "cat" / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(picture(first + i, 32, 32), "JPEG"))
+    return folder
+
+
+def test_a_store_is_only_taken_for_what_it_was_made_from(tmp_path, caplog):
+    a, b = jpegs(tmp_path / "a", 0), jpegs(tmp_path / "b", 50)
+    made = prepare(f"cifar10-jpeg:{a}", tmp_path / "out")
+
+    def open_from(path: Path | str) -> str:
+        return prepare(f"cifar10-jpeg{path and f':{path}'}", tmp_path / "out").fingerprint
+
+    for other in (b, tmp_path / "none"):
+        with pytest.raises(DataError, match=r"made from|no such folder") as caught:
+            open_from(other)
+        assert str(other) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(DataError, match=f"was made from {a}, not from {b}; leave the path out"):
+        open_from(b)
+    moved = a.rename(tmp_path / "moved")
+    assert {open_from(path) for path in (a, moved, "")} == {made.fingerprint}
+    (moved / "notes.txt").touch()  # looked at more closely: the same images
+    assert open_from(moved) == made.fingerprint
+    jpegs(a, 50)  # the same path, but other images
+    with pytest.raises(DataError, match=f"was made from {a}, as it was before"):
+        open_from(a)
+    assert "does not say" not in caplog.text
+
+
+def test_a_store_of_before_sources_were_recorded_is_taken_and_said(tmp_path, caplog):
+    a = jpegs(tmp_path / "a", 0)
+    made = prepare(f"cifar10-jpeg:{a}", tmp_path / "out")
+    path = made.directory / "store.json"
+    record = read_sealed_json(path)
+    write_sealed_json(path, {k: v for k, v in record.items() if k != "source"})
+    assert prepare(f"cifar10-jpeg:{a}", tmp_path / "out").fingerprint == made.fingerprint
+    assert "does not say what it was made from" in caplog.text
+    write_sealed_json(path, record | {"source": {"path": 1}})
+    assert prepare(f"cifar10-jpeg:{a}", tmp_path / "out").fingerprint == made.fingerprint
+    assert "data store damaged" in caplog.text and "its source is {'path': 1}" in caplog.text
 
 
 @pytest.mark.slow

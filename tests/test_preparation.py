@@ -1,5 +1,7 @@
 """Preparation: the same bytes from any number of threads, after any kill, in bounded memory."""
 
+import errno
+import fcntl
 import io
 import json
 import logging
@@ -233,6 +235,15 @@ def test_a_full_disk_is_told_before_work_starts(tmp_path, monkeypatch):
     with pytest.raises(DataError, match=r"needs 0 MB in .*, where 0 MB are free"):
         prepare(name, tmp_path / "out", image_size=8)
     assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_disk_without_locks_takes_a_store(tmp_path, monkeypatch, number):
+    def flock(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    check(prepare("digits", tmp_path).directory)
 
 
 def test_no_more_threads_decode_than_asked_for(tmp_path, monkeypatch):

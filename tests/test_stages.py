@@ -1,13 +1,19 @@
+import builtins
+import errno
+import fcntl
 import hashlib
 import json
 import logging
 import multiprocessing
+import os
 import shutil
 import time
 
 import pytest
 
 from ablations.stages import RESULTS_VERSION, Stage, StageStore
+from scorekit import locks
+from scorekit.files import CorruptFile, read_sealed_json, write_sealed_json
 
 STAGE = Stage("train", {"width": 2, "name": "x"})
 
@@ -139,3 +145,72 @@ def test_a_result_names_the_code_of_all_that_it_was_made_from(tmp_path, monkeypa
     store = StageStore(tmp_path)
     assert store.result(last) is not None
     assert store.codes == {"one", "two"}
+
+
+@pytest.mark.parametrize("entry", ["files", "result", "code"])
+@pytest.mark.parametrize("value", [None, [1], 3])
+def test_a_sealed_result_of_other_content_is_damaged(tmp_path, caplog, entry, value):
+    StageStore(tmp_path).run(STAGE, execute)
+    path = StageStore(tmp_path).directory(STAGE) / "result.json"
+    record = read_sealed_json(path)
+    write_sealed_json(path, {**record, entry: value})
+    if entry == "files":
+        with pytest.raises(CorruptFile, match=r"no checksum of data\.bin"):
+            StageStore(tmp_path).checksum(STAGE, "data.bin")
+    assert StageStore(tmp_path).result(STAGE) is None
+    assert f"its entry '{entry}' is no" in caplog.text
+    assert StageStore(tmp_path).run(STAGE, execute) == {"value": 7}
+
+
+def read_only(monkeypatch, folder):
+    """Let nothing be written below a folder, whoever asks: root may write where modes forbid it."""
+    access, real = os.access, builtins.open
+    below = f"{folder}/"
+
+    def refusing(path, mode="r", *rest, **options):
+        if f"{path}/".startswith(below) and set(mode) & set("wax+"):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        return real(path, mode, *rest, **options)
+
+    def no_access(path, mode):
+        return not (f"{path}/".startswith(below) and mode == os.W_OK) and access(path, mode)
+
+    monkeypatch.setattr(os, "access", no_access)
+    monkeypatch.setattr(builtins, "open", refusing)
+
+
+def test_what_a_read_only_root_has_is_used_and_what_it_lacks_is_made_elsewhere(
+    tmp_path, monkeypatch
+):
+    other = Stage("train", {"width": 3})
+    (tmp_path / "shared").mkdir()
+
+    def store():
+        return StageStore(tmp_path / "own", {"train": tmp_path / "shared"})
+
+    store().run(STAGE, execute)
+    before = sorted((tmp_path / "shared").rglob("*"))
+    read_only(monkeypatch, tmp_path / "shared")
+    assert store().run(STAGE, forbidden) == {"value": 7}
+    assert store().result(other) is None
+    assert store().run(other, execute) == {"value": 7}
+    assert store().directory(other).is_relative_to(tmp_path / "own")
+    assert sorted((tmp_path / "shared").rglob("*")) == before
+    monkeypatch.undo()  # by another machine, that may write there
+    assert store().run(other, forbidden) == {"value": 7}
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK])
+def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog, number):
+    def flock(*arguments):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    locks._said.clear()
+    directory = StageStore(tmp_path).directory(STAGE)
+    directory.mkdir(parents=True)
+    (directory / ".of-another.tmp").touch()  # without a lock it may be at work
+    assert StageStore(tmp_path).run(STAGE, execute) == {"value": 7}
+    assert StageStore(tmp_path).run(Stage("train", {}), execute) == {"value": 7}
+    assert (directory / ".of-another.tmp").exists()
+    assert caplog.text.count("cannot be locked") == 1
