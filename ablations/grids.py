@@ -16,7 +16,7 @@ from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, pa
 from ablations.without_effect import without_effect
 from scorekit.data import prepare
 from scorekit.files import CorruptFile, read_sealed_json, set_aside, write_sealed_json
-from scorekit.metrics import FEATURE_LAYERS, default_extractor, extractor_digest
+from scorekit.metrics import FEATURE_LAYERS, INCEPTION, default_extractor, extractor_digest
 from scorekit.techniques import initial_noise_scale
 
 _log = logging.getLogger("scorekit")
@@ -188,6 +188,10 @@ def data_facts(
     """
     dataset = prepare(spec, data_root, image_size=image_size)
     assert dataset.directory is not None
+    if inception_weights is not None and extractor not in (None, INCEPTION):
+        raise ValueError(
+            f"--inception-weights: --extractor {extractor} has no use for them; leave one out"
+        )
     if extractor is None:
         extractor = default_extractor(dataset.name, dataset.channels, inception_weights)
     elif extractor not in FEATURE_LAYERS:
