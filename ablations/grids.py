@@ -115,7 +115,9 @@ def load_grid(name: str) -> Grid:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"grid file {name} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ValueError(f"grid file {name} is nested too deeply to be read") from error
+    except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
         raise ValueError(f"grid file {name} is not TOML: {error}") from error
     if unknown := sorted(set(content) - _TOML_KEYS):
         known = ", ".join(sorted(_TOML_KEYS))
