@@ -1,17 +1,19 @@
 """The launcher's command line: parsed, resolved and checked, before any work."""
 
 import argparse
-import fnmatch
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ablations.cells import Cell
+from ablations.early_checks import check_out, check_text, check_texts
 from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.jobs import Context, Job, plan_jobs
 from ablations.manifest import Manifest, load_manifest
+from ablations.naming import file_name
+from ablations.selection import select_cells, split_datasets
 from ablations.settings import (
     BUDGETS,
     EXECUTION_SETTINGS,
@@ -24,6 +26,9 @@ from ablations.slurm_settings import SlurmSettings, slurm_settings
 from ablations.without_effect import describe_without_effect
 from scorekit.machine import usable_cores
 from scorekit.training import check_accumulation
+
+#: Far above any use; more would fill the memory before anything is run.
+MAX_COUNT = 10_000
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -109,6 +114,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     """Resolve the command line; raises ValueError or OSError, in one line, for bad input."""
     import torch
 
+    check_texts(args)
     if args.parts is not None:
         raise ValueError(f"--parts {args.parts}: only --grid {FINITE_DIFFERENCE} has parts")
     grid = load_grid(args.grid)
@@ -116,7 +122,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
     slurm = slurm_settings(grid.slurm, args.slurm)
     device = _device(args, slurm)
-    out = (args.out or Path("runs") / load_grid(args.grid).name).resolve()
+    out = (args.out or Path("runs") / file_name(load_grid(args.grid).name)).resolve()
+    check_out(out)
     if (out / PLAN_FILE).exists():
         raise ValueError(
             f"--out {out} holds the report of --grid {FINITE_DIFFERENCE}; choose another"
@@ -137,8 +144,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         "--gpus": args.gpus,
     }
     for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name} {value}: must be at least 1")
+        if value is not None and not 1 <= value <= MAX_COUNT:
+            raise ValueError(f"{name} {value}: must be at least 1 and at most {MAX_COUNT}")
     weights = args.inception_weights
     if weights is not None and not weights.is_file():
         raise ValueError(
@@ -146,7 +153,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
             "weights-inception-2015-12-05-6726825d.pth is expected"
         )
     data_root = (args.data_root or out / "data").resolve()
-    specs = _split(args.datasets) or list(grid.datasets) or list(budget.datasets)
+    specs = split_datasets(args.datasets or "") or list(grid.datasets) or list(budget.datasets)
     facts = [
         data_facts(
             spec,
@@ -158,6 +165,8 @@ def make_plan(args: argparse.Namespace) -> Plan:
         for spec in dict.fromkeys(specs)
     ]
     names = [data.name for data in facts]
+    for called in names:
+        check_text("--datasets", called)
     for called in names:
         if names.count(called) > 1:
             raise ValueError(
@@ -179,11 +188,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
     manifest = manifest if existing is None else existing.merged(manifest, out)
     cells = [cell for cell in manifest.cells if cell.name in known]
     if args.only is not None:
-        patterns = _split(args.only)
-        cells = [c for c in cells if any(_matches(c, pattern) for pattern in patterns)]
-        if not cells:
-            there = ", ".join(sorted(known))
-            raise ValueError(f"--only {args.only} matches no cell; there are: {there}")
+        cells = select_cells(cells, args.only)
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
     places = n_gpus or usable_cores() // (args.threads or 1)
     gpus = args.gpus or slurm.gpus or 1
@@ -244,12 +249,3 @@ def _check_gpus(gpus: int, executor: str, there: int) -> None:
         )
     if executor == "local" and 0 < there < gpus:
         raise ValueError(f"--gpus {gpus}: this machine has {there} GPU(s)")
-
-
-def _matches(cell: Cell, pattern: str) -> bool:
-    names = (cell.name, cell.slug, cell.label, cell.variant.slug, cell.variant.name, cell.data.name)
-    return any(fnmatch.fnmatchcase(name, pattern.lower()) for name in map(str.lower, names))
-
-
-def _split(text: str | None) -> list[str]:
-    return [part.strip() for part in (text or "").split(",") if part.strip()]

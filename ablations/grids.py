@@ -22,7 +22,7 @@ from scorekit.files import (
     set_aside,
     write_sealed_json,
 )
-from scorekit.metrics import FEATURE_LAYERS, default_extractor, extractor_digest
+from scorekit.metrics import FEATURE_LAYERS, INCEPTION, default_extractor, extractor_digest
 from scorekit.techniques import initial_noise_scale
 
 _log = logging.getLogger("scorekit")
@@ -121,7 +121,9 @@ def load_grid(name: str) -> Grid:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(f"grid file {name} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError as error:
+        raise ValueError(f"grid file {name} is nested too deeply to be read") from error
+    except ValueError as error:  # of TOML, of UTF-8, of a number with thousands of digits
         raise ValueError(f"grid file {name} is not TOML: {error}") from error
     if unknown := sorted(set(content) - _TOML_KEYS):
         known = ", ".join(sorted(_TOML_KEYS))
@@ -196,6 +198,10 @@ def data_facts(
     """
     dataset = prepare(spec, data_root, image_size=image_size)
     assert dataset.directory is not None
+    if inception_weights is not None and extractor not in (None, INCEPTION):
+        raise ValueError(
+            f"--inception-weights: --extractor {extractor} has no use for them; leave one out"
+        )
     if extractor is None:
         extractor = default_extractor(dataset.name, dataset.channels, inception_weights)
     elif extractor not in FEATURE_LAYERS:

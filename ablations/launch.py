@@ -9,6 +9,7 @@ from typing import Any
 from ablations.cells import Cell
 from ablations.code_snapshot import code_digest
 from ablations.command_line import Plan, make_plan, parse_arguments
+from ablations.early_checks import check_extractors, too_few_images
 from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
 from ablations.failures import clear_failure, read_failure
 from ablations.finite_difference_plan import FINITE_DIFFERENCE
@@ -42,6 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             return launch_parts(args)
         plan = make_plan(args)
+        if not (args.status or args.cancel):
+            pending = [job for job in plan.jobs if not job_is_done(job, plan.context, dumps=False)]
+            check_extractors(pending, plan.context)
+            for line in too_few_images(pending):
+                if not args.dry_run:
+                    raise ValueError(line)
+                print(f"warning: {line}")
         if args.dry_run:
             overrides = plan.manifest.overrides
             print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget, overrides))

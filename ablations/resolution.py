@@ -13,6 +13,7 @@ from scorekit.consistent import check_consistent_step_size
 from scorekit.networks import architecture_for, check_image_size
 from scorekit.presets import TABLE_4, Published, default_reference, published
 from scorekit.techniques import (
+    check_n_steps_each,
     check_step_size,
     geometric_sigmas,
     ladder_ratio,
@@ -99,6 +100,7 @@ _NCSN_LADDER = _ladder_of(published("NCSN", "cifar10"))
 
 def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> _Ladder:
     """Return the ladder that samples descend; ValueError for one the sampler or network refuses."""
+    check_n_steps_each(trained.n_steps_each)
     ladder, levels = trained, settings.sampling_levels
     if levels is not None:
         if not variant.conditioning:

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeVar
 
 from scorekit.compilation import Precision
 from scorekit.score_matching import Objective
+from scorekit.train_settings import MAX_COUNT
 
 _S = TypeVar("_S")
 
@@ -82,11 +83,13 @@ class Settings:
     sampling_batch: int = 256
 
     def __post_init__(self) -> None:
-        for name in ("n_selection", "n_final", "n_loss", "sampling_batch"):
-            if getattr(self, name) < 2:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 2")
-        if self.accumulation < 1:
-            raise ValueError(f"accumulation = {self.accumulation} must be at least 1")
+        least = {"n_selection": 2, "n_final": 2, "n_loss": 2, "n_dump": 0, "sampling_batch": 2}
+        for name, value in (least | {"accumulation": 1}).items():
+            if not value <= getattr(self, name) <= MAX_COUNT:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} must be at least {value} and at most "
+                    f"{MAX_COUNT}"
+                )
         if self.n_final < self.n_selection:
             raise ValueError(
                 f"n_final = {self.n_final} must be at least n_selection = {self.n_selection}"
@@ -99,8 +102,6 @@ class Settings:
                 f"sampling_levels = {self.sampling_levels} must be a whole number from 2, or a "
                 "share between 0 and 1"
             )
-        if self.n_dump < 0:
-            raise ValueError(f"n_dump = {self.n_dump} must not be negative")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,10 @@ from kernels.max_pairwise_distance import max_pairwise_distance
 
 #: Probability of the three-sigma interval: coverage as gamma tends to 1 (Sec. 3.2).
 MAX_COVERAGE = float(ndtr(3.0) - ndtr(-3.0))
+#: Beyond these, neighbouring scales or squared ones are one number, or none, in single precision.
+MIN_SIGMA, MAX_SIGMA, MAX_LEVELS = 1e-12, 1e12, 100_000
+#: The most Langevin steps at a noise scale, a thousand times any published number.
+MAX_STEPS_EACH = 100_000
 
 
 def initial_noise_scale(
@@ -97,8 +101,8 @@ def n_noise_scales(sigma_begin: float, sigma_end: float, gamma: float) -> int:
 def geometric_sigmas(sigma_begin: float, sigma_end: float, n_levels: int) -> Tensor:
     """Return the descending geometric ladder sigma_1 ... sigma_L, float32 (L,), index 0 largest."""
     _check_sigmas(sigma_begin, sigma_end)
-    if n_levels < 2:
-        raise ValueError(f"n_levels = {n_levels} must be at least 2")
+    if not 2 <= n_levels <= MAX_LEVELS:
+        raise ValueError(f"n_levels = {n_levels} must be at least 2 and at most {MAX_LEVELS}")
     return torch.from_numpy(_geomspace(sigma_begin, sigma_end, n_levels)).to(torch.float32)
 
 
@@ -141,8 +145,7 @@ def langevin_step_size(
         raise ValueError(f"gamma = {gamma} must be greater than 1")
     if not sigma_end > 0:
         raise ValueError(f"sigma_end = {sigma_end} must be greater than 0")
-    if n_steps_each < 1:
-        raise ValueError(f"n_steps_each = {n_steps_each} must be at least 1")
+    check_n_steps_each(n_steps_each)
     low, high = math.log(1e-6 * sigma_end**2), math.log(2 * sigma_end**2)
     best = math.inf
     while True:
@@ -156,6 +159,14 @@ def langevin_step_size(
         low, high = math.log(best) - 2 * spacing, math.log(best) + 2 * spacing
 
 
+def check_n_steps_each(n_steps_each: int) -> None:
+    """Raise ValueError unless T lies in [1, ``MAX_STEPS_EACH``]."""
+    if not 1 <= n_steps_each <= MAX_STEPS_EACH:
+        raise ValueError(
+            f"n_steps_each = {n_steps_each} must be at least 1 and at most {MAX_STEPS_EACH}"
+        )
+
+
 def check_step_size(epsilon: float, sigma_end: float) -> None:
     """Raise ValueError unless 0 < epsilon < 2 sigma_L^2, where Eq. (4) converges."""
     if not 0 < epsilon < 2 * sigma_end**2:
@@ -166,8 +177,8 @@ def check_step_size(epsilon: float, sigma_end: float) -> None:
 
 
 def _check_sigmas(sigma_begin: float, sigma_end: float) -> None:
-    if not 0 < sigma_end < sigma_begin < math.inf:
+    if not MIN_SIGMA <= sigma_end < sigma_begin <= MAX_SIGMA:
         raise ValueError(
             f"sigma_begin = {sigma_begin:g} and sigma_end = {sigma_end:g}: "
-            "0 < sigma_end < sigma_begin < inf is needed"
+            f"{MIN_SIGMA:g} <= sigma_end < sigma_begin <= {MAX_SIGMA:g} is needed"
         )

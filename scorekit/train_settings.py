@@ -12,6 +12,9 @@ from scorekit.projections import ProjectionKind, check_projection_kind
 from scorekit.score_matching import Objective, ways
 from scorekit.techniques import geometric_sigmas
 
+#: Far above any use, and below what would fill the memory or take for ever to count.
+MAX_WIDTH, MAX_COUNT, MAX_SNAPSHOTS = 2**14, 10**9, 100_000
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
@@ -44,13 +47,20 @@ class TrainSettings:
         geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
         check_momentum(self.ema_momentum)
         for name in ("iterations", "batch_size", "snapshot_interval", "test_interval"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)} must be at least 1")
+            if not 1 <= getattr(self, name) <= MAX_COUNT:
+                raise ValueError(
+                    f"{name} = {getattr(self, name)} must be at least 1 and at most {MAX_COUNT}"
+                )
+        if self.iterations > MAX_SNAPSHOTS * self.snapshot_interval:
+            raise ValueError(
+                f"snapshot_interval = {self.snapshot_interval} gives more than {MAX_SNAPSHOTS} "
+                f"snapshots in iterations = {self.iterations}; make it longer"
+            )
         for name in ("learning_rate", "adam_eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)} must be a positive number")
-        if self.width < 2:
-            raise ValueError(f"width = {self.width} must be at least 2")
+        if not 2 <= self.width <= MAX_WIDTH:
+            raise ValueError(f"width = {self.width} must be at least 2 and at most {MAX_WIDTH}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision = {self.precision!r}: one of {', '.join(PRECISIONS)}")
         if self.dequantisation not in ("none", "uniform"):

@@ -45,6 +45,8 @@ def test_a_users_grid(tmp_path):
     ("text", "message"),
     [
         ("variants = [", "is not TOML"),
+        ("x = " + "[" * 3000 + "]" * 3000, "is nested too deeply to be read"),
+        ("seeds = " + "9" * 5000, "is not TOML: Exceeds the limit"),
         ("", "must name at least one variant"),
         ('variants = "ncsn"', "must be a list of texts"),
         ('variants = ["ncsnx"]', "variant 'ncsnx' is unknown"),

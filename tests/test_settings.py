@@ -72,6 +72,8 @@ def test_toml_values_are_checked_like_texts():
         ({"n_dump": -1}, "n_dump = -1"),
         ({"sampling_batch": 0}, "sampling_batch = 0"),
         ({"accumulation": 0}, "accumulation = 0 must be at least 1"),
+        ({"n_final": 10**400}, "n_final = 10+ must be at least 2 and at most 10+"),
+        ({"sampling_batch": 10**12}, "sampling_batch = 10+ must be at least 2 and at most 10+"),
     ],
 )
 def test_values_out_of_range(override, message):
