@@ -1,0 +1,295 @@
+"""Which results a field changes: every field of every settings class, one at a time.
+
+A field that changes a result must change the digest of that result and of all that is made from it,
+or an old result is taken for a new one; any other field must change none, or work is done again.
+Each field's effect is declared here, and one without a declaration fails.
+"""
+
+import dataclasses
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ablations.cells import Cell, DataFacts
+from ablations.finite_difference_effort import Effort
+from ablations.finite_difference_plan import PARTS, build_trials
+from ablations.jobs import Context
+from ablations.resolution import resolve
+from ablations.settings import EXECUTION_SETTINGS, ROW_SETTINGS, Settings, apply_overrides
+from ablations.stages import Stage
+from ablations.variants import NCSNV2, Variant
+from scorekit.distributed import World
+from scorekit.train_settings import TrainSettings
+
+DATA = DataFacts(
+    name="cifar",
+    store="cifar",
+    fingerprint="f" * 64,
+    channels=3,
+    image_size=32,
+    n_train=50_000,
+    n_test=10_000,
+    flip=True,
+    max_distance=50.0,
+    extractor="patches-cnn",
+    extractor_fingerprint="e" * 64,
+)
+SETTINGS = Settings()
+CELL = resolve(SETTINGS, NCSNV2, DATA, seed=0)
+#: Only these objectives have an fd_epsilon.
+DIFFERENCES = {"fd_epsilon": Settings(objective="fd_ssm_vr")}
+
+NOTHING: set[str] = set()
+FINAL = {"final distance", "quality", "neighbours"}
+MEASURED = {"distance", "features"} | FINAL
+DRAWN = {"sample", "further samples", "interpolation"} | MEASURED
+TRAINED = {"train"} | DRAWN
+REAL = {"reference", "baseline"}
+
+#: By class and field: another value, and what is then another result.
+EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
+    TrainSettings: {
+        "architecture": ("96-128", TRAINED),
+        "width": (64, TRAINED),
+        "conditional": (True, TRAINED),
+        "sigma_begin": (60.0, TRAINED),
+        "sigma_end": (0.02, TRAINED),
+        "n_levels": (7, TRAINED),
+        "iterations": (7, TRAINED),
+        "batch_size": (7, TRAINED),
+        "learning_rate": (7e-4, TRAINED),
+        "adam_eps": (1e-3, TRAINED),
+        "amsgrad": (True, TRAINED),
+        "ema_momentum": (0.5, TRAINED),
+        "flip": (False, TRAINED),
+        "dequantisation": ("uniform", TRAINED),
+        "objective": ("ssm_vr", TRAINED),
+        "fd_epsilon": (0.1, TRAINED),
+        "projection": ("sphere", TRAINED),
+        "precision": ("tf32", TRAINED),
+        "snapshot_interval": (700, TRAINED),
+        "test_interval": (7, TRAINED),
+        "seed": (7, TRAINED),
+    },
+    DataFacts: {
+        "name": ("other", NOTHING),
+        "store": ("other", NOTHING),
+        "fingerprint": ("0" * 64, TRAINED | REAL),
+        # Networks and samples have the shape of the images, of which the fingerprint tells too.
+        "channels": (1, DRAWN),
+        "image_size": (64, DRAWN),
+        "n_train": (7, NOTHING),
+        "n_test": (7, NOTHING),
+        "flip": (False, {"neighbours"}),  # training has a setting of its own
+        "max_distance": (7.0, NOTHING),  # which becomes sigma_begin
+        "extractor": ("digits-cnn", MEASURED | REAL),
+        "extractor_fingerprint": ("0" * 64, MEASURED | REAL),
+    },
+    Variant: {
+        # What these two groups mean is in the settings of training and sampling.
+        "noise_scales": (False, NOTHING),
+        "conditioning": (False, NOTHING),
+        "ema": (False, DRAWN),
+    },
+    Cell: {
+        "seed": (7, DRAWN),
+        "sampler": ("consistent", DRAWN),
+        "sampling_levels": (7, DRAWN),
+        "n_steps_each": (7, DRAWN),
+        "step_size": (7e-6, DRAWN),
+        "reference": ("test", {"distance", "final distance", "quality"} | REAL),
+        "n_selection": (70, DRAWN - {"interpolation"}),
+        "n_final": (7000, {"further samples", "baseline"} | FINAL),
+        "n_dump": (7, NOTHING),  # dumps have manifests of their own
+        "row": ("7x7", NOTHING),
+    },
+    Settings: {
+        "preset": ("cifar10", TRAINED),
+        "sigma_begin": (30.0, TRAINED),
+        "sigma_end": (0.02, TRAINED),
+        "n_levels": (100, TRAINED),
+        "coverage": (0.6, TRAINED),
+        "n_steps_each": (3, DRAWN),
+        "step_size": (7e-6, DRAWN),
+        "sampler": ("consistent", DRAWN),
+        "sampling_levels": (50, DRAWN),
+        "architecture": ("96-128", TRAINED),
+        "width": (64, TRAINED),
+        "iterations": (7, TRAINED),
+        "batch_size": (7, TRAINED),
+        "learning_rate": (7e-4, TRAINED),
+        "adam_eps": (1e-3, TRAINED),
+        "amsgrad": (True, TRAINED),
+        "ema_momentum": (0.5, TRAINED),
+        "flip": (False, TRAINED),
+        "dequantisation": ("uniform", TRAINED),
+        "objective": ("ssm_vr", TRAINED),
+        "fd_epsilon": (0.1, TRAINED),
+        "precision": ("tf32", TRAINED),
+        "snapshot_interval": (700, TRAINED),
+        "test_interval": (7, TRAINED),
+        "n_selection": (70, DRAWN - {"interpolation"}),
+        "n_final": (7000, {"further samples", "baseline"} | FINAL),
+        "n_dump": (7, NOTHING),
+        "reference": ("test", {"distance", "final distance", "quality"} | REAL),
+        "image_size": (64, NOTHING),  # of the data, whose facts the cell is made from
+        "accumulation": (7, NOTHING),
+        "compile": (False, NOTHING),
+        "sampling_batch": (7, NOTHING),
+    },
+}
+#: The fields of a cell that are settings of their own.
+PARTS_OF_A_CELL = {"data": DataFacts, "variant": Variant, "train": TrainSettings}
+
+
+def digests(cell: Cell, iteration: int = 5000, *, denoise: bool = True) -> dict[str, Any]:
+    """The names of all that is made of a cell."""
+    first, further = cell.sample_stages(iteration, final=True)
+    assert cell.sample_stages(iteration, final=False) == [first]
+    distance = cell.distance_stage(iteration, denoise=denoise, final=False)
+    stages = {
+        "train": cell.train_stage(),
+        "sample": first,
+        "further samples": further,
+        "interpolation": cell.interpolation_stage(iteration),
+        "features": distance.needs[1],
+        "distance": distance,
+        "final distance": cell.distance_stage(iteration, denoise=denoise, final=True),
+        "quality": cell.quality_stage(iteration, denoise=denoise),
+        "neighbours": cell.neighbour_stage(iteration, denoise=denoise),
+        "reference": cell.reference_stage(),
+        "baseline": cell.baseline_stage(),
+    }
+    return {name: stage.digest for name, stage in stages.items()}
+
+
+def changed(one: dict[str, Any], other: dict[str, Any]) -> set[str]:
+    assert len(set(one.values())) == len(one)
+    return {name for name, digest in one.items() if other[name] != digest}
+
+
+def one_field(kind: type, field: str, value: Any) -> tuple[Cell, Cell]:
+    """A cell, and the same with one field of one of its classes replaced."""
+    settings = DIFFERENCES.get(field, SETTINGS)
+    cell = resolve(settings, NCSNV2, DATA, seed=0)
+    if kind is Settings:
+        return cell, resolve(apply_overrides(settings, {field: value}), NCSNV2, DATA, seed=0)
+    for part, of in PARTS_OF_A_CELL.items():
+        if kind is of:
+            return cell, replace(cell, **{part: replace(getattr(cell, part), **{field: value})})
+    return cell, replace(cell, **{field: value})
+
+
+@pytest.mark.parametrize("kind", EFFECTS, ids=lambda kind: kind.__name__)
+def test_every_field_has_a_declared_effect(kind):
+    declared = set(EFFECTS[kind]) | (set(PARTS_OF_A_CELL) if kind is Cell else set())
+    assert declared == {field.name for field in dataclasses.fields(kind)}
+
+
+@pytest.mark.parametrize(
+    ("kind", "field"),
+    [(kind, field) for kind, fields in EFFECTS.items() for field in fields],
+    ids=lambda value: value if isinstance(value, str) else value.__name__,
+)
+def test_a_field_changes_the_digests_of_what_it_changes_and_no_other(kind, field):
+    value, effect = EFFECTS[kind][field]
+    one, other = one_field(kind, field, value)
+    assert changed(digests(one), digests(other)) == effect
+
+
+def test_execution_settings_are_those_without_an_effect():
+    without = {name for name, (_, effect) in EFFECTS[Settings].items() if effect == NOTHING}
+    assert without == {*EXECUTION_SETTINGS, "n_dump", "image_size"}
+    for name in ROW_SETTINGS:
+        assert EFFECTS[Settings][name][1] >= DRAWN
+
+
+def test_a_snapshot_and_the_denoising_step_are_named_too():
+    assert changed(digests(CELL), digests(CELL, 10_000)) == DRAWN
+    assert changed(digests(CELL), digests(CELL, denoise=False)) == MEASURED
+
+
+def test_all_that_is_made_of_a_stage_follows_its_name():
+    """Two trainings of equal settings on different data share no name downstream."""
+    stage = Stage("a", {"x": 1})
+    for other in (Stage("b", {"x": 1}), Stage("a", {"x": 2}), Stage("a", {"x": 1}, (stage,))):
+        assert other.digest != stage.digest
+        for depth in range(3):
+            one, two = stage, other
+            for _ in range(depth + 1):
+                one, two = Stage("made", {}, (one,)), Stage("made", {}, (two,))
+            assert one.digest != two.digest
+
+
+#: Where and how: none of these may reach a name.
+EXECUTION = {
+    "out": Path("elsewhere"),
+    "data_root": Path("elsewhere"),
+    "device": "cuda",
+    "threads": 7,
+    "compile": False,
+    "sampling_batch": 7,
+    "inception_weights": Path("w.pth"),  # whose content is the extractor's fingerprint
+    "accumulation": 7,
+    "world": World(rank=0, size=7),
+}
+
+
+def test_where_and_how_a_job_runs_reaches_no_name():
+    assert set(EXECUTION) == {field.name for field in dataclasses.fields(Context)}
+    context = Context(
+        out=Path("o"), data_root=Path("d"), device="cpu", threads=1, compile=True, sampling_batch=2
+    )
+    for name, value in EXECUTION.items():
+        other = replace(context, **{name: value})
+        for stage in (CELL.train_stage(), CELL.reference_stage(), CELL.baseline_stage()):
+            assert other.store.directory(stage).name == stage.digest
+            assert context.store.directory(stage).name == stage.digest
+
+
+#: By prefix of a budget's fields: the trials of the finite-difference grid that they change.
+TRIALS = {
+    "toy": {"toy"},
+    "loss": {"loss"},
+    "distance": {"distance"},
+    "flow": {"flow"},
+    "implicit": {"implicit"},
+    "deep": {"deep"},
+    "gradient": {"gradient"},
+    "dkef": {"dkef"},
+    "wine": {"dkef"},
+    "cost": {"cost"},
+    "compile": {"cost"},
+}
+#: Fields that reach further than their prefix says, or less far.
+ELSEWHERE = {f"loss_{name}": {"loss", "deep"} for name in ("batch_size", "width", "blocks")}
+ELSEWHERE |= {f"loss_{name}": {"loss", "deep"} for name in ("learning_rate", "held_out")}
+ELSEWHERE["loss_sigma"] = {"loss", "deep", "gradient"}
+
+
+def trials(effort: Effort) -> dict[str, set[str]]:
+    made = build_trials(
+        effort,
+        PARTS,
+        seeds=None,
+        files={"parkinsons": "a" * 64, "redwine": "b" * 64},
+        images={"digits": "c" * 64},
+        place={"device": "cpu"},
+    )
+    found: dict[str, set[str]] = {}
+    for trial in made:
+        found.setdefault(trial.kind, set()).add(trial.stage.digest)
+    return found
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(Effort)])
+def test_a_budget_of_trials_changes_the_digests_of_its_part(field):
+    value = getattr(Effort(), field)
+    other = (not value) if isinstance(value, bool) else value * 0.75
+    if isinstance(value, int) and not isinstance(value, bool):
+        other = value + 1
+    before, after = trials(Effort()), trials(replace(Effort(), **{field: other}))
+    changed = {kind for kind, digests in before.items() if after[kind] != digests}
+    assert changed == ELSEWHERE.get(field, TRIALS[field.split("_")[0]])
