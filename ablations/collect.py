@@ -293,12 +293,14 @@ class _Collector:
                 "L": cell.sampling_levels,
                 "T": cell.n_steps_each,
                 "epsilon": cell.step_size,
+                "step_rule": cell.step_rule,
                 "batch_size": train.batch_size,
                 "iterations": train.iterations,
                 "learning_rate": train.learning_rate,
                 "ema_momentum": train.ema_momentum,
                 "note": f"width {train.width}; Technique 1 measures sigma_1 = "
-                f"{cell.data.max_distance:.4g} on {cell.data.n_train} training images",
+                f"{cell.data.max_distance:.4g} on {cell.data.n_train} training images; "
+                f"{cell.score_evaluations} score evaluations a sample",
             }
         yield from published_hyperparameters()
 

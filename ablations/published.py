@@ -27,6 +27,7 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
             "L": row.n_levels,
             "T": row.n_steps_each,
             "epsilon": row.epsilon,
+            "step_rule": "Table 4",
             "batch_size": row.batch_size,
             "iterations": row.iterations,
             "learning_rate": 1e-4 if row.model == "NCSNv2" else 1e-3,
@@ -47,6 +48,7 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
             "L": n_levels,
             "T": row.n_steps_each,
             "epsilon": langevin_step_size(gamma, row.sigma_end, row.n_steps_each),
+            "step_rule": "Technique 4",
             "note": f"with the published L, Technique 4 gives epsilon = {epsilon:.3g}; "
             "C = 0.5668 gives the published L",
         }

@@ -244,13 +244,13 @@ def test_two_artefacts_may_not_share_a_file(tmp_path: Path) -> None:
         save_artefacts([artefact, artefact], tmp_path)
 
 
-def test_tables_quote_all_nine_rows_of_table_4(tmp_path: Path) -> None:
+def test_tables_quote_every_row_of_table_4(tmp_path: Path) -> None:
     from ablations.reproduce import Run
 
     (table,) = tables([table_4(Run(out=tmp_path).results)])
     published = table.raw[table.raw["source"] == "paper (Table 4)"]
     assert list(published["epsilon"]) == [row.epsilon for row in TABLE_4]
-    assert len(published) == 9
+    assert len(published) == 10  # bedroom and tower share one of the print
     assert (table.raw["source"] == "computed, C=0.5").sum() == 5
     assert "none of its rows are ours" in table.caption
 
