@@ -385,9 +385,9 @@ def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, d
             return {"note": found["reason"]}
         return {column: found[key] for column, key in columns.items()}
 
-    inception = part("IS", value="mean", std="std", parts="parts")
+    inception = part("IS", value="mean", std="std", parts="parts", size="part_size")
     if "parts" in inception:
-        inception["note"] = f"{inception.pop('parts')} splits"
+        inception["note"] = f"{inception.pop('parts')} splits of {inception.pop('size')}"
     yield "IS", metric_label("IS", space), inception
     kernel = part("KID", value="mean", std="std", parts="parts", size="part_size")
     if "parts" in kernel:

@@ -12,6 +12,9 @@ from scorekit.techniques import (
     noise_scale_ratio,
 )
 
+#: Table 4 itself has neither.
+_CITED = "learning rate: App. B.1; EMA: Sec. 5"
+
 
 def published_hyperparameters() -> Iterator[dict[str, Any]]:
     """Yield Table 4 as published and, for NCSNv2, what Techniques 2 and 4 give from its sigma_1.
@@ -32,7 +35,7 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
             "iterations": row.iterations,
             "learning_rate": 1e-4 if row.model == "NCSNv2" else 1e-3,
             "ema_momentum": 0.999 if row.model == "NCSNv2" else float("nan"),
-            "note": row.note,
+            "note": "; ".join(filter(None, (_CITED, row.note))),
         }
         if row.model == "NCSN":
             continue

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,7 +145,8 @@ def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> 
 
 def _with_rule(ladder: _Ladder, sampler: str) -> _Ladder:
     """Return the ladder with the step size that the rule made for its sampling gives."""
-    rule, compute = "Technique 4", langevin_step_size
+    compute: Callable[[float, float, int], float] = langevin_step_size
+    rule = "Technique 4"
     if sampler == "consistent":
         rule, compute = "consistent", consistent_step_size
     elif ladder.n_steps_each == 1:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from ablations import quoted
@@ -27,10 +29,10 @@ def step_size_table(results: Results) -> Table | None:
     """
     if not any(quoted.family(name) == "CIFAR-10" for name in dataset_order(results)):
         return None
-    records = []
+    records: list[dict[str, Any]] = []
     for (sampler, n, adversarial), points in quoted.STEP_SIZE_CURVES.items():
         key = {"sampler": sampler, "n_steps_each": n, "adversarial": adversarial}
-        rows = [
+        rows: list[dict[str, Any]] = [
             key
             | {"epsilon": epsilon, "fid": without, "fid_denoised": denoised}
             | {"source": quoted.STEP_SIZE_SOURCE, "kind": "paper"}
