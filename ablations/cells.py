@@ -53,6 +53,7 @@ class Cell:
     sampling_levels: int  # L when sampling; the training's, unless the row sets another
     n_steps_each: int
     step_size: float
+    step_rule: str  # what gave it: "Technique 4", "steady state", "consistent", "Table 4", "given"
     reference: str
     n_selection: int
     n_final: int

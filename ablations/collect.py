@@ -314,12 +314,14 @@ class _Collector:
                 "L": cell.sampling_levels,
                 "T": cell.n_steps_each,
                 "epsilon": cell.step_size,
+                "step_rule": cell.step_rule,
                 "batch_size": train.batch_size,
                 "iterations": train.iterations,
                 "learning_rate": train.learning_rate,
                 "ema_momentum": train.ema_momentum,
                 "note": f"width {train.width}; Technique 1 measures sigma_1 = "
-                f"{cell.data.max_distance:.4g} on {cell.data.n_train} training images",
+                f"{cell.data.max_distance:.4g} on {cell.data.n_train} training images; "
+                f"{cell.score_evaluations} score evaluations a sample",
             }
         yield from published_hyperparameters()
 
@@ -399,9 +401,9 @@ def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, d
             return {"note": found["reason"]}
         return {column: found[key] for column, key in columns.items()}
 
-    inception = part("IS", value="mean", std="std", parts="parts")
+    inception = part("IS", value="mean", std="std", parts="parts", size="part_size")
     if "parts" in inception:
-        inception["note"] = f"{inception.pop('parts')} splits"
+        inception["note"] = f"{inception.pop('parts')} splits of {inception.pop('size')}"
     yield "IS", metric_label("IS", space), inception
     kernel = part("KID", value="mean", std="std", parts="parts", size="part_size")
     if "parts" in kernel:

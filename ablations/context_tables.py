@@ -11,6 +11,7 @@ from ablations.presentation import (
     duration,
     memory,
     number,
+    step_rules,
     text_or_empty,
     yes_no,
 )
@@ -33,6 +34,7 @@ def hyperparameter_table(results: Results) -> Table:
             "L": [number(value) for value in raw["L"]],
             "T": [number(value) for value in raw["T"]],
             "ε": [number(value) for value in raw["epsilon"]],
+            "Rule of ε": [text_or_empty(value) or "—" for value in raw["step_rule"]],
             "Batch": [number(value) for value in raw["batch_size"]],
             "Iterations": [number(value) for value in raw["iterations"]],
             "Learning rate": [number(value) for value in raw["learning_rate"]],
@@ -45,13 +47,14 @@ def hyperparameter_table(results: Results) -> Table:
         name="hyperparameters",
         title="Hyperparameters",
         caption=(
-            "σ₁ and L set the noise levels, T and ε the annealed Langevin dynamics. Rows marked "
-            f"“paper” are quoted from Song & Ermon 2020. {conditions(results)}"
+            "σ₁ and L set the noise levels, T and ε the annealed Langevin dynamics. "
+            f"{step_rules(raw['step_rule'])}Rows marked “paper” are quoted from Song & Ermon "
+            f"2020. {conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
         display=display,
         kinds=_source_kinds(raw),
-        numeric=tuple(display.columns[3:-1]),
+        numeric=tuple(name for name in display.columns[3:-1] if name != "Rule of ε"),
     )
 
 

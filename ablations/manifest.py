@@ -10,7 +10,7 @@ from ablations.stages import RESULTS_VERSION
 from scorekit.files import CorruptFile, read_sealed_json, write_sealed_json
 
 _T = TypeVar("_T")
-_FORMAT = 1
+_FORMAT = 2
 _AND = " + "  # between the names of grids that share a folder
 
 

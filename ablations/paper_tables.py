@@ -106,6 +106,9 @@ def _inception(results: Results, cell: dict[str, Any]) -> dict[str, Any]:
     spread = scores["value"].std(ddof=1) if len(scores) > 1 else scores["std"].iloc[0]
     label = joined(scores["label"].unique())
     seen = f"{label} {value:.2f}" + ("" if pd.isna(spread) else f" ± {spread:.2f}")
+    if splits := joined(scores["note"].dropna()):
+        # The score of few images a split is lower than that of many.
+        seen += f" ({splits})"
     return {
         "inception_label": label,
         "inception_score": value,

@@ -13,6 +13,7 @@ import pandas as pd
 from ablations.results import Results
 from scorekit.files import atomic_write
 from scorekit.presets import TABLE_4
+from scorekit.techniques import CONSISTENT_FACTOR
 
 # The path of the paper's Section 6, with the other subsets of its three groups beside it.
 _VARIANTS = {
@@ -201,6 +202,24 @@ def without_folders(text: str, known: Iterable[Path] = ()) -> str:
         if folder != "/":
             text = text.replace(f"{folder}/", "…/").replace(folder, "…")
     return _FOLDERS.sub("…/", text)
+
+
+_STEP_RULES = {
+    "Table 4": "as published",
+    "Technique 4": "Eq. (4) as near to 1 as can be",
+    "steady state": "the variance that the whole ladder leads to is as near to the right one as "
+    "can be (not the paper's; for T = 1, where Technique 4's ε leads to twice the right one)",
+    "consistent": f"{CONSISTENT_FACTOR} (1 − 1/γ) σ_L², γ the ratio of noise scales one step apart "
+    "(not the paper's; the factor is read off published curves of other networks)",
+    "given": "set by the user",
+}
+
+
+def step_rules(rules: Iterable[object]) -> str:
+    """The sentence, with a space behind it, that says what each rule of ε in a table is."""
+    seen = {text_or_empty(rule) for rule in rules}
+    said = [f"{rule}: {what}" for rule, what in _STEP_RULES.items() if rule in seen]
+    return f"Rule of ε — {'; '.join(said)}. " if said else ""
 
 
 def file_slug(text: str) -> str:

@@ -12,6 +12,9 @@ from scorekit.techniques import (
     noise_scale_ratio,
 )
 
+#: Table 4 itself has neither.
+_CITED = "learning rate: App. B.1; EMA: Sec. 5"
+
 
 def published_hyperparameters() -> Iterator[dict[str, Any]]:
     """Yield Table 4 as published and, for NCSNv2, what Techniques 2 and 4 give from its sigma_1.
@@ -27,11 +30,12 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
             "L": row.n_levels,
             "T": row.n_steps_each,
             "epsilon": row.epsilon,
+            "step_rule": "Table 4",
             "batch_size": row.batch_size,
             "iterations": row.iterations,
             "learning_rate": 1e-4 if row.model == "NCSNv2" else 1e-3,
             "ema_momentum": 0.999 if row.model == "NCSNv2" else float("nan"),
-            "note": row.note,
+            "note": "; ".join(filter(None, (_CITED, row.note))),
         }
         if row.model == "NCSN":
             continue
@@ -47,6 +51,7 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
             "L": n_levels,
             "T": row.n_steps_each,
             "epsilon": langevin_step_size(gamma, row.sigma_end, row.n_steps_each),
+            "step_rule": "Technique 4",
             "note": f"with the published L, Technique 4 gives epsilon = {epsilon:.3g}; "
             "C = 0.5668 gives the published L",
         }

@@ -14,6 +14,7 @@ from ablations.presentation import (
     distance_text,
     joined,
     number,
+    step_rules,
     text_or_empty,
     variant_order,
     yes_no,
@@ -106,8 +107,12 @@ def steps_table(results: Results) -> Table | None:
         )
     )
     sampled = results.hyperparameters.dropna(subset=["L", "T"])
-    ladders = {
-        (row["dataset"], row["variant"]): f"{row['L']}×{row['T']}"
+    samplers = {
+        (row["dataset"], row["variant"]): {
+            "ladder": f"{row['L']}×{row['T']}",
+            "epsilon": row["epsilon"],
+            "step_rule": row["step_rule"],
+        }
         for row in sampled.to_dict("records")
     }
     records: list[dict[str, Any]] = []
@@ -117,9 +122,9 @@ def steps_table(results: Results) -> Table | None:
         record = dict(zip(_KEYS, key, strict=True)) | {"kind": "ours", "source": "this run"}
         records.append(
             record
+            | samplers.get((key[0], key[1]), {"ladder": ""})
             | {
                 "score_evaluations": evaluations.get((key[0], key[1])),
-                "ladder": ladders.get((key[0], key[1]), ""),
                 "training": trainings[key[0], key[1]],
                 "label": joined(rows["label"].dropna()),
                 "distance_mean": values.mean(),
@@ -130,7 +135,7 @@ def steps_table(results: Results) -> Table | None:
     for dataset in dataset_order(results):
         for row in quoted.step_rows(dataset):
             records.append({"kind": "paper", "dataset": dataset} | row)
-    columns = [*_KEYS, "training", "ladder", "score_evaluations"]
+    columns = [*_KEYS, "training", "ladder", "epsilon", "step_rule", "score_evaluations"]
     columns += ["label", "distance_mean", "distance_std", "n", "source"]
     raw = pd.DataFrame(records, columns=[*columns, "kind"])
     display = pd.DataFrame(
@@ -140,6 +145,8 @@ def steps_table(results: Results) -> Table | None:
             "Training": [text_or_empty(value) or "—" for value in raw["training"]],
             "Denoised": [yes_no(value) for value in raw["denoise"]],
             "L×T": raw["ladder"],
+            "ε": [number(value) for value in raw["epsilon"]],
+            "Rule of ε": [text_or_empty(value) or "—" for value in raw["step_rule"]],
             "Score evaluations": [number(value) for value in raw["score_evaluations"]],
             "Distance ↓": [
                 f"{r['label']} {distance_text(r['distance_mean'], r['distance_std'])}"
@@ -156,13 +163,13 @@ def steps_table(results: Results) -> Table | None:
         title="Distance against score evaluations",
         caption=(
             f"{_whose(raw)} sampled with L noise scales of T steps each (L×T), or by consistent "
-            "annealed sampling. "
+            f"annealed sampling. {step_rules(raw['step_rule'])}"
             f"{published if 'paper' in set(raw['kind']) else ''}{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
         display=display,
         kinds=tuple(raw["kind"]),
-        numeric=("L×T", "Score evaluations", "n"),
+        numeric=("L×T", "ε", "Score evaluations", "n"),
     )
 
 

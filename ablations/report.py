@@ -25,6 +25,7 @@ from ablations.quality_tables import quality_table, steps_table
 from ablations.results import Results
 from ablations.sample_figures import grid_keys, sample_grid, sample_overview
 from ablations.settings import BUDGETS
+from ablations.step_size_table import step_size_table
 from ablations.table_files import markdown
 from ablations.tables import ablation_table
 
@@ -39,6 +40,7 @@ def sections(results: Results) -> list[Section]:
     both = (True, False)
     steps = steps_table(results)
     curve = None if steps is None else steps_curve(results, steps)
+    sizes = None if steps is None else step_size_table(results)
     results = results.ablation
     return [
         Section(
@@ -64,7 +66,7 @@ def sections(results: Results) -> list[Section]:
         Section(
             id="steps",
             title="Ways of sampling",
-            blocks=[block for block in (steps, curve) if block is not None],
+            blocks=[block for block in (steps, curve, sizes) if block is not None],
         ),
         Section(
             id="curves",

@@ -33,6 +33,7 @@ from ablations.published import published_hyperparameters
 from ablations.quality_figures import distance_against_n, steps_curve
 from ablations.quality_tables import quality_table, steps_table
 from ablations.results import HYPERPARAMETER_COLUMNS, Results, empty_results, make_frame
+from ablations.step_size_table import step_size_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,8 @@ def _steps(run: Run) -> list[Artefact]:
     if table is None:
         raise ValueError(f"{run.out}: no variant has been sampled in two ways yet")
     curve = steps_curve(run.results, table)
-    return [Artefact(shown=shown) for shown in (table, curve) if shown is not None]
+    sizes = step_size_table(run.results)
+    return [Artefact(shown=shown) for shown in (table, curve, sizes) if shown is not None]
 
 
 def _qualities(run: Run) -> list[Artefact]:

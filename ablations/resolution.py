@@ -1,25 +1,37 @@
 """From settings to a cell: what the techniques, Table 4 and the budget leave to be derived."""
 
 import dataclasses
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
+from ablations import quoted
 from ablations.cells import Cell, DataFacts
 from ablations.settings import LADDER_SETTINGS, Settings
 from ablations.variants import Variant
 from scorekit.consistent import check_consistent_step_size
 from scorekit.networks import architecture_for, check_image_size
-from scorekit.presets import TABLE_4, Published, default_reference, published
+from scorekit.presets import (
+    TABLE_4,
+    Published,
+    default_reference,
+    published,
+    published_evaluations,
+)
 from scorekit.techniques import (
+    affordable_steps,
     check_n_steps_each,
     check_step_size,
+    consistent_step_size,
     geometric_sigmas,
     ladder_ratio,
     langevin_step_size,
     n_noise_scales,
     noise_scale_ratio,
+    steady_state_step_size,
 )
 from scorekit.train_settings import TrainSettings
 
@@ -67,12 +79,18 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         sampling_levels=sampling.n_levels,
         n_steps_each=sampling.n_steps_each,
         step_size=sampling.step_size,
+        step_rule=sampling.step_rule,
         reference=settings.reference or default_reference(data.name),
         n_selection=settings.n_selection,
-        n_final=settings.n_final,
+        n_final=_first(settings.n_final, max(settings.n_selection, _full_n(data))),
         n_loss=settings.n_loss,
         n_dump=settings.n_dump,
     )
+
+
+def _full_n(data: DataFacts) -> int:
+    """The authors' sample count: App. B.2 states it for CelebA, they said CIFAR-10's elsewhere."""
+    return 50_000 if quoted.family(data.name) == "CIFAR-10" else 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +100,7 @@ class _Ladder:
     n_levels: int
     n_steps_each: int
     step_size: float
+    step_rule: str
 
 
 def _ladder_of(row: Published) -> _Ladder:
@@ -91,6 +110,7 @@ def _ladder_of(row: Published) -> _Ladder:
         n_levels=row.n_levels,
         n_steps_each=row.n_steps_each,
         step_size=row.epsilon,
+        step_rule="Table 4",
     )
 
 
@@ -110,10 +130,10 @@ def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> 
             )
         n_levels = max(2, round(levels * trained.n_levels)) if levels < 1 else int(levels)
         ladder = dataclasses.replace(trained, n_levels=n_levels)
-        if settings.step_size is None and n_levels != trained.n_levels:
-            gamma = ladder_ratio(_sigmas(ladder))
-            step_size = langevin_step_size(gamma, ladder.sigma_end, ladder.n_steps_each)
-            ladder = dataclasses.replace(ladder, step_size=step_size)
+    if ladder.step_rule != "given" and (
+        settings.sampler == "consistent" or ladder.n_levels != trained.n_levels
+    ):
+        ladder = _with_rule(ladder, settings.sampler)
     if settings.sampler == "consistent":
         if ladder.n_steps_each > 1 and not variant.conditioning:
             raise ValueError(
@@ -124,6 +144,21 @@ def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> 
     else:
         check_step_size(ladder.step_size, ladder.sigma_end)
     return ladder
+
+
+def _with_rule(ladder: _Ladder, sampler: str) -> _Ladder:
+    """Return the ladder with the step size that the rule made for its sampling gives."""
+    compute: Callable[[float, float, int], float] = langevin_step_size
+    rule = "Technique 4"
+    if sampler == "consistent":
+        rule, compute = "consistent", consistent_step_size
+    elif ladder.n_steps_each == 1:
+        # Technique 4 looks at one noise scale; with one step at each, samples end with twice the
+        # variance that they should have, on any ladder.
+        rule, compute = "steady state", steady_state_step_size
+    gamma = ladder_ratio(_sigmas(ladder))
+    step_size = compute(gamma, ladder.sigma_end, ladder.n_steps_each)
+    return dataclasses.replace(ladder, step_size=step_size, step_rule=rule)
 
 
 def _sigmas(ladder: _Ladder) -> Tensor:
@@ -147,23 +182,26 @@ def _computed_ladder(settings: Settings, data: DataFacts, row: Published | None)
         return _ladder_of(row)
     sigma_end = _first(settings.sigma_end, row and row.sigma_end, 0.01)
     sigma_begin = _first(settings.sigma_begin, row and row.sigma_begin, data.max_distance)
-    n_steps_each = _first(settings.n_steps_each, row and row.n_steps_each, 5)
     published_levels = row.n_levels if row is not None and settings.coverage is None else None
     n_levels = _first(settings.n_levels, published_levels, 0)
     if n_levels == 0:
         gamma = noise_scale_ratio(data.dim, _first(settings.coverage, 0.5))
         n_levels = n_noise_scales(sigma_begin, sigma_end, gamma)
-    step_size = settings.step_size
-    if step_size is None:
-        sigmas = geometric_sigmas(sigma_begin, sigma_end, n_levels)
-        step_size = langevin_step_size(ladder_ratio(sigmas), sigma_end, n_steps_each)
-    return _Ladder(
+    evaluations = _first(settings.score_evaluations, published_evaluations(data.image_size))
+    n_steps_each = _first(
+        settings.n_steps_each,
+        row and row.n_steps_each,
+        affordable_steps(evaluations, n_levels),
+    )
+    ladder = _Ladder(
         sigma_begin=sigma_begin,
         sigma_end=sigma_end,
         n_levels=n_levels,
         n_steps_each=n_steps_each,
-        step_size=step_size,
+        step_size=_first(settings.step_size, math.nan),
+        step_rule="given",
     )
+    return ladder if settings.step_size is not None else _with_rule(ladder, "annealed")
 
 
 def _first(*values: Any) -> Any:

@@ -119,6 +119,7 @@ HYPERPARAMETER_COLUMNS: dict[str, str] = {
     "L": "Int64",
     "T": "Int64",
     "epsilon": "float64",
+    "step_rule": "string",
     "batch_size": "Int64",
     "iterations": "Int64",
     "learning_rate": "float64",

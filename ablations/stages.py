@@ -105,7 +105,7 @@ class StageStore:
             record = read_sealed_json(path)
             if record.get("digest") != stage.digest:
                 raise CorruptFile(path, "it does not carry its stage's digest")
-            for key, kind in (("files", dict), ("result", dict), ("code", str)):
+            for key, kind in (("files", dict), ("result", dict), ("code", str), ("codes", list)):
                 if not isinstance(record.get(key), kind):
                     raise CorruptFile(path, f"its entry {key!r} is no {kind.__name__}")
             for name, checksum in record["files"].items():

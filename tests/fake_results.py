@@ -237,7 +237,7 @@ def _qualities(measured: dict[str, Any], level: float) -> list[dict[str, Any]]:
     base = measured | {"iteration": 5000, "n": 1000, "n_reference": 1437, "reference": "train"}
     base |= {"feature_space": space}
     values = {
-        "IS": {"value": 9 - level / 10, "std": 0.2, "note": "10 splits"},
+        "IS": {"value": 9 - level / 10, "std": 0.2, "note": "10 splits of 100"},
         "KID": {"value": level / 1000, "std": 0.001, "note": "100 subsets of 1000"},
         "precision": {"value": 0.75},
         "recall": {"value": 0.5},

@@ -56,6 +56,26 @@ def test_ncsnv2_follows_techniques_1_to_5_from_the_data():
     assert cell("ncsnv2", coverage=0.5668).train.n_levels == 232
 
 
+def test_t_follows_from_the_evaluations_that_a_sample_may_take():
+    for side, sigma_1, n_steps in ((32, 50, 5), (64, 90, 5), (96, 140, 4), (128, 190, 3)):
+        found = cell(data=facts(image_size=side, max_distance=float(sigma_1)))
+        assert found.n_steps_each == n_steps  # Table 4's
+    assert cell(score_evaluations=2 * 219).n_steps_each == 2
+    few = cell(score_evaluations=10)
+    assert (few.n_steps_each, few.step_rule) == (1, "steady state")
+    assert cell(score_evaluations=2 * 219, n_steps_each=7).n_steps_each == 7
+    assert cell(score_evaluations=2 * 219, preset="cifar10").n_steps_each == 5
+    with pytest.raises(ValueError, match="score_evaluations = 0 must be at least 1"):
+        cell(score_evaluations=0)
+
+
+def test_the_full_number_of_samples_is_the_authors_unless_set():
+    assert cell(data=facts(name="cifar10-jpeg")).n_final == 50_000
+    assert cell(data=facts(name="celeba")).n_final == 10_000
+    assert cell(data=facts(name="cifar10"), n_final=1000).n_final == 1000
+    assert cell(n_selection=20_000).n_final == 20_000
+
+
 def test_published_hyperparameters_by_name():
     v2 = cell("ncsnv2", preset="cifar10")
     assert (v2.train.sigma_begin, v2.train.n_levels, v2.n_steps_each) == (50, 232, 5)

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ablations.collect import collect
+from ablations.collect import _qualities, collect
 from ablations.report import main
 
 
@@ -93,3 +93,11 @@ def test_a_folder_without_a_grid_is_one_clear_line(tmp_path, capsys):
         collect(tmp_path)
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
+
+
+def test_an_inception_score_says_the_size_of_its_splits():
+    score = {"mean": 3.0, "std": 0.5, "parts": 10, "part_size": 14}
+    result = {"IS": score, "KID": score, "n_precision": 7}
+    found = {metric: columns for metric, _, columns in _qualities(result, "digits-cnn")}
+    assert found["IS"] == {"value": 3.0, "std": 0.5, "note": "10 splits of 14"}
+    assert found["KID"]["note"] == "10 subsets of 14"

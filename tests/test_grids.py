@@ -9,7 +9,12 @@ from ablations.resolution import resolve
 from ablations.settings import BUDGETS, apply_overrides
 from ablations.variants import NCSNV2, PAPER_VARIANTS
 from scorekit.data import prepare
-from scorekit.techniques import ladder_ratio, langevin_step_size
+from scorekit.techniques import (
+    consistent_step_size,
+    ladder_ratio,
+    langevin_step_size,
+    steady_state_step_size,
+)
 
 
 def write(tmp_path, text):
@@ -113,9 +118,36 @@ def test_rows_that_differ_in_sampling_only_share_one_training(digits):
 
 def test_step_sizes_follow_the_ladder_that_is_sampled(digits):
     cells = build_cells(GRIDS["steps"], BUDGETS["quick"].settings, [digits], seeds=1)
+    rules = {
+        "Technique 4": langevin_step_size,
+        "steady state": steady_state_step_size,
+        "consistent": consistent_step_size,
+    }
+    expected = ["steady state"] * 3 + ["Technique 4"] * 2 + ["consistent"] * 3
+    assert [cell.step_rule for cell in cells] == expected
     for cell in cells:
         gamma = ladder_ratio(cell.sampling_sigmas)
-        assert cell.step_size == langevin_step_size(gamma, 0.01, cell.n_steps_each)
+        assert cell.step_size == rules[cell.step_rule](gamma, 0.01, cell.n_steps_each)
+
+
+def test_a_rows_own_step_size_is_given_and_a_presets_published(digits, tmp_path):
+    settings = apply_overrides(BUDGETS["quick"].settings, {"preset": "cifar10"})
+    text = (
+        'variants = ["ncsn", "ncsnv2"]\n[[rows]]\nvariant = "ncsnv2"\nstep_size = 1e-5\n'
+        '[[rows]]\nvariant = "ncsnv2"\nsampler = "consistent"\nn_steps_each = 1\n'
+        "step_size = 5e-6\n"
+        '[[rows]]\nvariant = "ncsnv2"\nsampler = "consistent"\n'
+        '[[rows]]\nvariant = "ncsnv2"\nsampling_levels = 20\nstep_size = 1e-5\n'
+    )
+    cells = build_cells(load_grid(write(tmp_path, text)), settings, [digits], seeds=1)
+    assert [(cell.step_rule, cell.step_size) for cell in cells] == [
+        ("Table 4", 2e-5),
+        ("Table 4", 6.2e-6),
+        ("given", 1e-5),
+        ("given", 5e-6),
+        ("consistent", pytest.approx(1.028e-6, rel=1e-3)),
+        ("given", 1e-5),
+    ]
 
 
 def test_consistent_sampling_is_a_row_beside_the_variants_own(digits, tmp_path):

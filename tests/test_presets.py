@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from scorekit.presets import TABLE_4, published
+from scorekit.presets import TABLE_4, published, published_evaluations
 
 # model, data set, side, sigma_1, L, T, epsilon, batch size, training iterations
 PRINTED = [
@@ -17,6 +17,7 @@ PRINTED = [
     ("NCSNv2", "celeba", 64, 90, 500, 5, 3.3e-6, 128, 210_000),
     ("NCSNv2", "church_outdoor", 96, 140, 788, 4, 4.9e-6, 128, 200_000),
     ("NCSNv2", "bedroom", 128, 190, 1086, 3, 1.8e-6, 128, 150_000),
+    ("NCSNv2", "tower", 128, 190, 1086, 3, 1.8e-6, 128, 150_000),
     ("NCSNv2", "ffhq", 256, 348, 2311, 3, 0.9e-7, 32, 80_000),
 ]
 MISPRINT = ("NCSNv2", "ffhq")  # 0.9e-7 stands for 0.9e-6
@@ -65,3 +66,11 @@ def test_unknown_rows_are_refused_with_the_known_ones(model, dataset):
     message = rf"preset = '{dataset}' .* {model}; known: bedroom, celeba"
     with pytest.raises(ValueError, match=message):
         published(model, dataset)
+
+
+@pytest.mark.parametrize(
+    ("size", "evaluations"),
+    [(8, 1160), (32, 1160), (64, 2500), (96, 3152), (128, 3258), (256, 6933), (1024, 6933)],
+)
+def test_what_the_paper_spends_on_a_sample_of_the_nearest_size(size, evaluations):
+    assert published_evaluations(size) == evaluations

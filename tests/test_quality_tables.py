@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from ablations.quality_tables import quality_table, steps_table
+from ablations.results import HYPERPARAMETER_COLUMNS, make_frame
 
 
 def test_every_metric_stands_with_its_feature_space_and_spread(tmp_path):
@@ -94,3 +95,20 @@ def test_published_figures_stand_beside_on_their_own_data_set_only(tmp_path):
 
 def test_a_grid_that_samples_in_one_way_has_no_such_table(tmp_path):
     assert steps_table(fake_results.complete(tmp_path)) is None
+
+
+def test_each_row_says_its_step_size_and_the_rule_that_gave_it(tmp_path):
+    results = replace(fake_results.complete(tmp_path), **fake_results.stepped("digits"))
+    given = {"NCSNv2": "Technique 4", "NCSNv2, 25×1": "steady state", "NCSNv2, 100×1": "given"}
+    rows = [
+        {"dataset": "digits", "variant": variant, "source": "this run", "L": 25, "T": 1}
+        | {"epsilon": 1e-6 * (i + 1), "step_rule": rule}
+        for i, (variant, rule) in enumerate(given.items())
+    ]
+    settings = make_frame(HYPERPARAMETER_COLUMNS, rows)
+    table = steps_table(replace(results, hyperparameters=settings))
+    assert table.display["Rule of ε"].tolist() == list(given.values())
+    assert table.display["ε"].tolist() == ["1e-6", "2e-6", "3e-6"]
+    assert "steady state: the variance that the whole ladder" in table.caption
+    assert "given: set by the user" in table.caption
+    assert "consistent:" not in table.caption  # no such row

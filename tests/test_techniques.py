@@ -10,10 +10,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
+from scorekit.consistent import check_consistent_step_size
 from scorekit.presets import published
 from scorekit.techniques import (
     MAX_COVERAGE,
+    affordable_steps,
     check_step_size,
+    consistent_step_size,
     coverage,
     geometric_sigmas,
     initial_noise_scale,
@@ -22,6 +25,8 @@ from scorekit.techniques import (
     langevin_variance_ratio,
     n_noise_scales,
     noise_scale_ratio,
+    steady_state_step_size,
+    steady_variance_ratio,
 )
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -348,3 +353,104 @@ def test_a_step_size_that_diverges_is_refused(epsilon):
     with pytest.raises(ValueError, match=r"step_size = .* diverge"):
         check_step_size(epsilon, 0.01)
     check_step_size(1.99e-4, 0.01)
+
+
+# Step sizes of whole ladders
+
+GAMMA = (50 / 0.01) ** (1 / 231)  # of CIFAR-10's ladder
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "technique_4", "v_there", "steady", "v_least", "eq_4"),
+    [
+        (1, 7.11e-6, 2.000, 2.67e-5, 1.267, 1.112),
+        (3, 6.62e-6, 1.218, 1.51e-5, 1.134, 1.080),
+        (5, 6.18e-6, 1.129, 1.15e-5, 1.096, 1.066),
+    ],
+)
+def test_step_sizes_of_a_whole_ladder(n_steps, technique_4, v_there, steady, v_least, eq_4):
+    one_level = langevin_step_size(GAMMA, 0.01, n_steps)
+    assert one_level == pytest.approx(technique_4, rel=2e-3)
+    assert steady_variance_ratio(one_level, GAMMA, 0.01, n_steps) == pytest.approx(
+        v_there, abs=1e-3
+    )
+    best = steady_state_step_size(GAMMA, 0.01, n_steps)
+    assert best == pytest.approx(steady, rel=2e-3)
+    assert steady_variance_ratio(best, GAMMA, 0.01, n_steps) == pytest.approx(v_least, abs=1e-3)
+    assert langevin_variance_ratio(best, GAMMA, 0.01, n_steps) == pytest.approx(eq_4, abs=1e-3)
+
+
+@pytest.mark.parametrize("gamma", [1.001, 1.04, 1.4, 3.0])
+def test_one_step_of_technique_4_doubles_the_variance_on_any_ladder(gamma):
+    exact = (1 - 1 / gamma**2) * 0.01**2  # (1 - r) gamma^2 = 1: its minimiser at T = 1
+    assert langevin_step_size(gamma, 0.01, 1) == pytest.approx(exact, rel=2e-3)
+    assert steady_variance_ratio(exact, gamma, 0.01, 1) == pytest.approx(2, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("epsilon", "gamma", "n_steps"), [(2e-5, 1.1, 1), (1e-5, 1.04, 2), (4e-5, 1.5, 3)]
+)
+def test_the_steady_variance_is_that_of_simulated_annealing(epsilon, gamma, n_steps):
+    rng = np.random.Generator(np.random.Philox(5))
+    n = 40_000
+    sigmas = 0.01 * gamma ** np.arange(80, -1, -1)
+    x = rng.normal(0, sigmas[0], n)
+    for sigma in sigmas:
+        alpha = epsilon * sigma**2 / 0.01**2
+        for _ in range(n_steps):
+            x += -alpha * x / sigma**2 + math.sqrt(2 * alpha) * rng.normal(size=n)
+    expected = steady_variance_ratio(epsilon, gamma, 0.01, n_steps)
+    assert np.mean(x**2) / 0.01**2 == pytest.approx(expected, rel=4 * math.sqrt(2 / n))
+
+
+def test_too_small_steps_have_no_steady_variance():
+    limit = (1 - 1 / 1.04) * 0.01**2
+    assert steady_variance_ratio(0.999 * limit, 1.04, 0.01, 1) == math.inf
+    assert steady_variance_ratio(1.001 * limit, 1.04, 0.01, 1) < math.inf
+
+
+@given(gamma=st.floats(1.0005, 6), sigma_end=st.floats(1e-3, 1), n_steps=st.integers(1, 100))
+@settings(max_examples=100, deadline=None)
+def test_the_steady_state_rule_is_a_minimiser(gamma, sigma_end, n_steps):
+    best = steady_state_step_size(gamma, sigma_end, n_steps)
+    assert 0 < best <= sigma_end**2
+    least = steady_variance_ratio(best, gamma, sigma_end, n_steps)
+    for rate in np.geomspace(1e-6, 1.999, 300):
+        assert least <= steady_variance_ratio(rate * sigma_end**2, gamma, sigma_end, n_steps) + 1e-7
+
+
+@pytest.mark.parametrize(
+    ("n_steps", "shrinkage"),
+    [(1, 3.62e-6), (5, 7.35e-7), (15, 2.455e-7)],
+)
+def test_the_consistent_rule_is_1_4_times_what_denoises_one_scale(n_steps, shrinkage):
+    assert (1 - GAMMA ** (-1 / n_steps)) * 1e-4 == pytest.approx(shrinkage, rel=1e-3)
+    expected = 1.4 * (1 - GAMMA ** (-1 / n_steps)) * 1e-4
+    assert consistent_step_size(GAMMA, 0.01, n_steps) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("n_levels", [2, 3, 10, 200])
+@pytest.mark.parametrize("n_steps", [1, 4])
+def test_the_consistent_rule_suits_its_sampler_on_any_ladder(n_levels, n_steps):
+    sigmas = geometric_sigmas(50, 0.01, n_levels)
+    epsilon = consistent_step_size(ladder_ratio(sigmas), 0.01, n_steps)
+    check_consistent_step_size(epsilon, sigmas, n_steps)
+    assert epsilon <= 1e-4
+
+
+@pytest.mark.parametrize("rule", [steady_state_step_size, consistent_step_size])
+def test_the_rules_refuse_what_is_no_ladder(rule):
+    for arguments, message in (
+        ((1.0, 0.01, 1), "gamma = 1.0 must be greater than 1"),
+        ((1.1, 0.0, 1), "sigma_end = 0.0"),
+        ((1.1, 0.01, 0), "n_steps_each = 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            rule(*arguments)
+
+
+def test_t_is_what_a_budget_of_evaluations_allows():
+    assert [affordable_steps(1160, n) for n in (219, 232, 233, 1160, 5000)] == [5, 5, 4, 1, 1]
+    for bad in ((0, 10), (10, 0)):
+        with pytest.raises(ValueError, match="must be at least 1"):
+            affordable_steps(*bad)
