@@ -106,8 +106,8 @@ def snapshot_path(directory: str | Path, iteration: int) -> Path:
     return Path(directory) / f"snapshot-{iteration:07d}.pt"
 
 
-def load_weights(network: ScoreNetwork, path: str | Path, weights: Literal["raw", "ema"]) -> None:
-    """Give a network a snapshot's weights; raises CorruptFile for a file that is none of its."""
+def load_weights(network: ScoreNetwork, path: str | Path, weights: str) -> None:
+    """Give a network a snapshot's "raw" or "ema" weights; CorruptFile where they are not its."""
     state = load_tensors(path, keys=(weights,))[weights]
     try:
         network.load_state_dict(state)
