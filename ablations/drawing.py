@@ -11,7 +11,7 @@ import torch
 from ablations.cells import Cell
 from ablations.jobs import Context, Job, sample_file
 from ablations.stages import FOLLOWED, Stage
-from scorekit.checkpoints import find_tensors, load_tensors, save_tensors
+from scorekit.checkpoints import find_tensors, save_tensors
 from scorekit.compilation import autocast, compile_seconds, precision_context
 from scorekit.data import to_uint8
 from scorekit.files import save_array
@@ -19,9 +19,11 @@ from scorekit.machine import PeakMemory, conditions
 from scorekit.memory import ShrinkingBatch
 from scorekit.networks import ScoreNetwork
 from scorekit.samplers import AnnealedLangevin, interpolation_angles
-from scorekit.training import Stopped, build_network, never, snapshot_path
+from scorekit.training import Stopped, build_network, load_weights, never, snapshot_path
 
 Report = Callable[[float, str], None]
+
+_BATCH = ("last", "denoised", "seconds", "compile_s")  # what a chunk holds
 
 
 class Drawing:
@@ -107,7 +109,9 @@ class Drawing:
             path = snapshot_path(trained, stage.settings["iteration"])
             # A snapshot is whole once it is there, while its training may go on for days. One rank
             # looks, since several would set a damaged one aside at once.
-            if self.world.broadcast(self.world.is_main and find_tensors(path) is None):
+            if self.world.broadcast(
+                self.world.is_main and find_tensors(path, keys=("raw", "ema")) is None
+            ):
                 self.train(cell)
             return execute(directory)
 
@@ -144,7 +148,7 @@ class Drawing:
 
         def missing() -> list[tuple[int, int]]:
             for place in bounds:
-                if place not in found and (batch := find_tensors(chunk(*place))) is not None:
+                if place not in found and (batch := find_tensors(chunk(*place), keys=_BATCH)):
                     found[place] = batch
             return [place for place in bounds if place not in found]
 
@@ -261,6 +265,6 @@ class Drawing:
             )
             self._loaded = None
         if self._loaded != snapshot:
-            self._network.load_state_dict(load_tensors(snapshot)[cell.variant.weights])
+            load_weights(self._network, snapshot, cell.variant.weights)
             self._loaded = snapshot
         return self._sampler

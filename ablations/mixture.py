@@ -227,7 +227,7 @@ def _sample(
     )
     index = torch.arange(N_SAMPLES, device=device)
     checkpoint = directory / "trajectory.pt"
-    began_at = find_tensors(checkpoint)
+    began_at = find_tensors(checkpoint, keys=("x", "step", "seconds"))
     x = sampler.initial(index, tuple(components.shape[1:]))
     state = sampler.start(x if began_at is None else began_at["x"].to(device), index)
     first = 0 if began_at is None else int(began_at["step"])

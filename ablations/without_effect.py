@@ -16,6 +16,13 @@ def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
         share = key == "sampling_levels" and value is not None and value < 1
         if value is None or share or (key, value) == ("n_levels", 0):
             continue  # what the cell has is derived from it
+        if key == "score_evaluations":
+            # What a cell takes is its own number; this one chose T, unless something else did.
+            if not cell.variant.noise_scales:
+                found[key] = "without group (1,2,4) T is NCSN's own"
+            elif given := [k for k in ("n_steps_each", "preset") if overrides.get(k) is not None]:
+                found[key] = f"where {given[0]} gives T"
+            continue
         owner = next((part for part in (cell, cell.train) if hasattr(part, key)), None)
         if key == "coverage" and not cell.variant.noise_scales:
             found[key] = "without group (1,2,4) the noise scales are NCSN's own"

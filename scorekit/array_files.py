@@ -28,13 +28,14 @@ MAX_BATCH_BYTES = 2**28
 IDX_UINT8_3D = 0x00000803  # MNIST's magic number: uint8, three axes
 
 
-def read_cifar10(path: Path) -> dict[str, np.ndarray]:
+def read_cifar10(path: str | Path) -> dict[str, np.ndarray]:
     """Return uint8 (N, 3, 32, 32) "train" and "test" images of CIFAR-10's python version.
 
     `path` is cifar-10-python.tar.gz, the folder cifar-10-batches-py or a folder that holds one of
     them. The pickles may hold arrays, bytes, texts, numbers, lists and dicts; anything else is
     refused and never run. Raises DataError naming the file.
     """
+    path = Path(path)
     for inner in (CIFAR10_FOLDER, CIFAR10_ARCHIVE):
         if (path / inner).exists():
             path = path / inner
@@ -115,11 +116,12 @@ def _cifar10_images(data: bytes, shown: str) -> np.ndarray:
     return images.reshape(-1, 3, 32, 32)
 
 
-def read_mnist(path: Path) -> dict[str, np.ndarray]:
+def read_mnist(path: str | Path) -> dict[str, np.ndarray]:
     """Return uint8 (N, 1, 28, 28) "train" and "test" images of MNIST's idx files, plain or .gz.
 
     `path` is the folder that holds them, or one above MNIST/raw. Raises DataError naming the file.
     """
+    path = Path(path)
     folders = (path, path / "MNIST" / "raw", path / "raw")
     return {split: _read_idx(_idx_file(folders, MNIST_FILES[split])) for split in SPLITS}
 

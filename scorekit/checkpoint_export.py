@@ -25,6 +25,7 @@ import torch
 
 from scorekit.checkpoints import CheckpointStore, load_tensors, numbered_files, save_tensors
 from scorekit.files import CorruptFile, read_json, write_bytes, write_json
+from scorekit.train_settings import check_settings, trajectory_digest
 from scorekit.training import snapshot_path
 
 log = logging.getLogger("scorekit")
@@ -78,7 +79,7 @@ def export_checkpoint(
         raise ValueError(f"dtype={dtype}: {' or '.join(DTYPES)} is right")
     if shard_bytes < MIN_SHARD_BYTES:
         raise ValueError(f"shard_bytes={shard_bytes}: at least {MIN_SHARD_BYTES} is right")
-    state = CheckpointStore(directory).load_last()
+    state = CheckpointStore(directory).load_last(keys=("iteration",))
     if state is None:
         raise ValueError(f"{directory}: holds no intact checkpoint-<iteration>.pt to export")
     iteration = state["iteration"]
@@ -114,8 +115,9 @@ def import_checkpoint(source: str | Path, directory: str | Path) -> int:
 
     Training there continues from it; snapshots that are there already are kept, and their shards
     not looked at. Raises CorruptFile naming the shard or index that is absent, truncated or
-    altered, and ValueError where the directory has a checkpoint as new or lacks a snapshot that the
-    export leaves out; then nothing is written.
+    altered, and ValueError where the directory has a checkpoint as new, is for other settings (its
+    settings.json; training there refuses it, too) or lacks a snapshot that the export leaves out;
+    then nothing is written.
     """
     source, directory = Path(source), Path(directory)
     reader = _Reader(source)
@@ -137,8 +139,11 @@ def import_checkpoint(source: str | Path, directory: str | Path) -> int:
     # All of it once, to know that it is whole, and again to write: it need not fit into memory.
     for _, content in wanted:
         reader.decode(content)
-    if reader.decode(reader.checkpoint).get("iteration") != iteration:
+    state = reader.decode(reader.checkpoint)
+    if state.get("iteration") != iteration:
         raise CorruptFile(reader.path, f"its checkpoint is not of iteration {iteration}")
+    if (wanted_digest := _digest_of(directory)) is not None:
+        check_settings(state, wanted_digest, source)
     if directory.resolve().name != reader.training:
         log.warning(
             "%s: the export is of a training directory named %r; in a grid's output another name "
@@ -151,6 +156,17 @@ def import_checkpoint(source: str | Path, directory: str | Path) -> int:
         save_tensors(snapshot_path(directory, i), reader.decode(content))
     CheckpointStore(directory).save(iteration, reader.decode(reader.checkpoint))
     return iteration
+
+
+def _digest_of(directory: Path) -> str | None:
+    """Return the digest of the settings that a grid's training directory is for, if it says so."""
+    try:
+        record = read_json(directory / "settings.json")
+    except FileNotFoundError:
+        return None
+    if not isinstance(record, dict):
+        raise CorruptFile(directory / "settings.json", "is no JSON object")
+    return trajectory_digest({key: value for key, value in record.items() if key != "kind"})
 
 
 def _intact(path: Path) -> bool:

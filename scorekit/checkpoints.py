@@ -20,7 +20,7 @@ _log = logging.getLogger("scorekit")
 _DIGEST_BYTES = 32
 
 
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
+def save_tensors(path: str | Path, content: dict[str, Any]) -> None:
     """Write tensors and plain values atomically: torch.save's format, then its SHA-256 (32 bytes).
 
     torch.load reads such a file as it is: the zip format ignores what follows its end record.
@@ -37,11 +37,15 @@ def save_tensors(path: Path, content: dict[str, Any]) -> None:
     atomic_write(path, write)
 
 
-def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
+def load_tensors(
+    path: str | Path, map_location: str = "cpu", *, keys: tuple[str, ...] = ()
+) -> dict[str, Any]:
     """Read what :func:`save_tensors` wrote; raises CorruptFile where a single bit differs.
 
-    So it does for a file with a right checksum that holds code, which is not run.
+    So it does for a file with a right checksum that is no dict with these ``keys``, or holds code,
+    which is not run.
     """
+    path = Path(path)
     try:
         data = path.read_bytes()
     except IsADirectoryError as error:
@@ -50,19 +54,31 @@ def load_tensors(path: Path, map_location: str = "cpu") -> dict[str, Any]:
     if hashlib.sha256(body).digest() != digest:
         raise CorruptFile(path, "its checksum does not agree with its content")
     try:
-        return torch.load(io.BytesIO(body), map_location=map_location, weights_only=True)
+        content = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         reason = "weights_only refuses it: it holds more than tensors and plain values"
         raise CorruptFile(path, reason) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # torch raises nearly anything on bytes of another kind
+        raise CorruptFile(path, f"holds no tensors ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict):
+        raise CorruptFile(path, f"holds a {type(content).__name__}, no dict")
+    if missing := [key for key in keys if key not in content]:
+        raise CorruptFile(path, f"has no {missing[0]!r}; it holds {', '.join(map(str, content))}")
+    if torch.device(map_location).type == "cpu":
+        return content
+    # Not before, since what a device may raise is no damage of the file.
+    return torch.load(io.BytesIO(body), map_location=map_location, weights_only=True)
 
 
-def find_tensors(path: Path) -> dict[str, Any] | None:
+def find_tensors(path: str | Path, *, keys: tuple[str, ...] = ()) -> dict[str, Any] | None:
     """Return what :func:`load_tensors` does, or None where there is no file or it is damaged.
 
     A damaged one is named in the log and set aside.
     """
     try:
-        return load_tensors(path)
+        return load_tensors(path, keys=keys)
     except FileNotFoundError:
         return None
     except CorruptFile as error:
@@ -70,10 +86,10 @@ def find_tensors(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def numbered_files(directory: Path, prefix: str) -> list[tuple[int, Path]]:
+def numbered_files(directory: str | Path, prefix: str) -> list[tuple[int, Path]]:
     """Return (iteration, path) of each ``<prefix>-<iteration>.pt`` in a directory, in order."""
     found = []
-    for path in directory.glob(f"{prefix}-*.pt"):
+    for path in Path(directory).glob(f"{prefix}-*.pt"):
         if match := re.fullmatch(prefix + r"-(\d+)\.pt", path.name):
             found.append((int(match[1]), path))
     return sorted(found)
@@ -88,8 +104,8 @@ class CheckpointStore:
     what it writes: files of iterations beyond it stay until it has come to them.
     """
 
-    def __init__(self, directory: Path, *, keep: int = 2) -> None:
-        self.directory, self.keep = directory, keep
+    def __init__(self, directory: str | Path, *, keep: int = 2) -> None:
+        self.directory, self.keep = Path(directory), keep
 
     def last_iteration(self) -> int:
         """Return the iteration of the newest checkpoint, 0 where there is none."""
@@ -123,11 +139,15 @@ class CheckpointStore:
         return numbered_files(self.directory, prefix)
 
     def load_last(
-        self, map_location: str = "cpu", *, at_most: int | None = None
+        self,
+        map_location: str = "cpu",
+        *,
+        at_most: int | None = None,
+        keys: tuple[str, ...] = (),
     ) -> dict[str, Any] | None:
         """Return the newest intact checkpoint, not after iteration ``at_most``, or None.
 
-        Damaged ones are set aside.
+        Damaged ones, and those without one of the ``keys``, are set aside.
         """
         prefixes = ("checkpoint", "best", "interim")
         candidates = [file for prefix in prefixes for file in self._files(prefix)]
@@ -135,7 +155,7 @@ class CheckpointStore:
             if at_most is not None and iteration > at_most:
                 continue
             try:
-                return load_tensors(path, map_location)
+                return load_tensors(path, map_location, keys=keys)
             except CorruptFile as error:
                 _log.warning("%s; set aside as %s", error, set_aside(path).name)
         return None

@@ -77,14 +77,14 @@ def atomic_write(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
     fsync_directory(path.parent)
 
 
-def remove_temporaries(directory: Path, *, older_s: float = 0.0) -> None:
+def remove_temporaries(directory: str | Path, *, older_s: float = 0.0) -> None:
     """Remove what killed processes left of files and folders they had not finished.
 
     To be called where no other process writes into ``directory``, or with an age in seconds that no
     unfinished file of a living one has.
     """
     now = time.time()
-    for path in directory.glob(".*.tmp"):
+    for path in Path(directory).glob(".*.tmp"):
         try:
             if now - path.stat().st_mtime < older_s:
                 continue

@@ -90,7 +90,7 @@ class Square:
     sides: tuple[int, int] = (1, MAX_PIXELS)
 
 
-def list_images(path: Path) -> dict[str, int]:
+def list_images(path: str | Path) -> dict[str, int]:
     """Return the relative names ("a/b.png") of a folder's or archive's images, in sorted order.
 
     The values are the places of the images in an archive, for `read_images`. Files that are no
@@ -99,6 +99,7 @@ def list_images(path: Path) -> dict[str, int]:
     is one image, whatever names it has; an archive's links are not. Raises DataError where `path`
     is absent, unreadable or of another kind.
     """
+    path = Path(path)
     if not path.exists():
         raise DataError(f"{path}: no such folder or file")
     if path.is_dir():
@@ -134,11 +135,12 @@ def _members_of(path: Path) -> Iterator[tuple[str, int, bool]]:
         raise DataError(f"{path}: is neither a folder nor a .zip, {', '.join(TAR_SUFFIXES)} file")
 
 
-def listing_digest(path: Path) -> str:
+def listing_digest(path: str | Path) -> str:
     """Return a SHA-256 that changes when an image of the folder (or the archive) is changed.
 
     From names, sizes and modification times: nothing is read, and an archive is one file.
     """
+    path = Path(path)
     if path.is_dir():
         entries = [(name, (path / name).stat()) for name in sorted(_walk(path)[0])]
     elif path.exists():
@@ -153,13 +155,18 @@ def listing_digest(path: Path) -> str:
 
 
 def read_images(
-    path: Path, listed: Mapping[str, int], splits: dict[str, list[str]], square: Square, start: int
+    path: str | Path,
+    listed: Mapping[str, int],
+    splits: dict[str, list[str]],
+    square: Square,
+    start: int,
 ) -> Generator[tuple[str, int, Encoded]]:
     """Yield (split, index, image to decode) for each name of `splits`, in the archive's order.
 
     `listed` is what `list_images` gave; the first `start` images are passed over. A folder or zip
     is read when an image is decoded, a tar on the way; nothing is extracted to disk.
     """
+    path = Path(path)
     place = {name: (split, i) for split in SPLITS for i, name in enumerate(splits[split])}
 
     def encoded(name: str, shown: str, opener: Callable[[], IO[bytes]], held: int = 0) -> Encoded:

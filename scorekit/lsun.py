@@ -22,12 +22,13 @@ FOLDERS = {"train": "train", "test": "val"}
 SLAB = 4096  # images
 
 
-def lsun_splits(category: str, path: Path, square: Square) -> Splits:
+def lsun_splits(category: str, path: str | Path, square: Square) -> Splits:
     """Return the splits of a category: its train lmdb, and its val lmdb as "test".
 
     `path` holds CATEGORY_train_lmdb and CATEGORY_val_lmdb, or is one of them. Images are in the
     order of their keys, which is the lmdb's own, so no list of keys is kept. Raises DataError.
     """
+    path = Path(path)
     names = {split: f"{category}_{part}_lmdb" for split, part in FOLDERS.items()}
     base = path.parent if path.name in names.values() else path
     folders = {split: base / name for split, name in names.items()}

@@ -45,7 +45,7 @@ Chunk = list[tuple[str, int, np.ndarray | Encoded]]
 
 
 def make_store(
-    source: Source, store: Path, *, workers: int | None = None, skip_corrupt: bool = False
+    source: Source, store: str | Path, *, workers: int | None = None, skip_corrupt: bool = False
 ) -> None:
     """Make `store` from `source`, or go on where a killed preparation of it stopped.
 
@@ -54,6 +54,7 @@ def make_store(
     number. An image that cannot be decoded is a DataError; with `skip_corrupt` it is left out, its
     name is logged and recorded, and the last images of its split fill the gaps.
     """
+    store = Path(store)
     with _alone(store.with_name(f".{store.name}.lock")):
         if os.path.lexists(store):
             return  # another process was faster

@@ -192,7 +192,7 @@ def npy_header(shape: tuple[int, ...]) -> bytes:
 
 
 def write_record(
-    directory: Path,
+    directory: str | Path,
     source: Source,
     shapes: dict[str, tuple[int, ...]],
     left_out: list[str],
@@ -202,6 +202,7 @@ def write_record(
 
     `version` is that of the `Splits` of which they were made.
     """
+    directory = Path(directory)
     digests, fingerprint = _digests(directory, shapes)
     record: dict[str, Any] = {
         "format_version": FORMAT_VERSION,
@@ -224,13 +225,13 @@ def write_record(
     write_sealed_json(directory / "store.json", record)
 
 
-def check_source(directory: Path, source: Source) -> None:
+def check_source(directory: str | Path, source: Source) -> None:
     """Raise DataError unless a store was made from what `source.path` holds.
 
     The same files elsewhere are the same source, and so is a path from which it was made and that
     is no longer there. A store of before sources were recorded is taken, with a warning.
     """
-    path, name = source.path, directory / "store.json"
+    path, name = source.path, Path(directory) / "store.json"
     if path is None:
         return
     record = read_sealed_json(name).get("source")
@@ -264,8 +265,9 @@ def _stamp(path: Path) -> str:
     return digest.hexdigest()
 
 
-def open_store(directory: Path) -> Dataset:
+def open_store(directory: str | Path) -> Dataset:
     """Open a store without reading its pixels; CorruptFile where its parts do not fit."""
+    directory = Path(directory)
     path = directory / "store.json"
     try:
         record = read_sealed_json(path)

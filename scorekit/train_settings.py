@@ -1,7 +1,11 @@
 """What a training run's result depends on."""
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -91,3 +95,28 @@ class TrainSettings:
         """The iterations whose weights are kept: every ``snapshot_interval``, and the last."""
         regular = range(self.snapshot_interval, self.iterations + 1, self.snapshot_interval)
         return sorted({*regular, self.iterations})
+
+
+class OtherSettings(ValueError):
+    """A checkpoint of a training with other settings or data than those asked for."""
+
+
+def trajectory_digest(settings: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits over a training's settings and the fingerprint of its "data".
+
+    Without ``iterations``: a longer training goes through the states of a shorter one.
+    """
+    identity = {key: value for key, value in settings.items() if key != "iterations"}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check_settings(state: Mapping[str, Any], digest: str, directory: str | Path) -> None:
+    """Raise OtherSettings where a checkpoint's content is of another trajectory than ``digest``.
+
+    One of before checkpoints carried digests is taken.
+    """
+    if (found := state.get("settings", digest)) != digest:
+        raise OtherSettings(
+            f"{directory}: the checkpoint of iteration {state.get('iteration')} is of other "
+            f"settings or data (digest {found}, not {digest}); remove it, or import another"
+        )

@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,12 +27,18 @@ from scorekit.compilation import (
 from scorekit.data import Dataset
 from scorekit.distributed import World
 from scorekit.ema import ema_update
+from scorekit.files import CorruptFile
 from scorekit.gradients import GradientSum, micro_batches
 from scorekit.held_out_loss import WATCH_STEP, keyed_losses
 from scorekit.networks import ScoreNetwork, check_image_size
-from scorekit.train_settings import TrainSettings
+from scorekit.train_settings import TrainSettings, check_settings, trajectory_digest
 
 _log = logging.getLogger("scorekit")
+# What a checkpoint holds since its first version.
+_STATE = (
+    *("iteration", "elapsed_s", "compile_s", "best_test_loss", "raw", "ema", "optimizer"),
+    *("losses", "test_losses"),
+)
 
 
 class Stopped(RuntimeError):
@@ -82,17 +88,26 @@ def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
         )
 
 
-def snapshot_path(directory: Path, iteration: int) -> Path:
+def snapshot_path(directory: str | Path, iteration: int) -> Path:
     """Return the file that holds raw and EMA weights after ``iteration`` iterations."""
-    return directory / f"snapshot-{iteration:07d}.pt"
+    return Path(directory) / f"snapshot-{iteration:07d}.pt"
+
+
+def load_weights(network: ScoreNetwork, path: str | Path, weights: str) -> None:
+    """Give a network a snapshot's "raw" or "ema" weights; CorruptFile where they are not its."""
+    state = load_tensors(path, keys=(weights,))[weights]
+    try:
+        network.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise CorruptFile(path, f"does not fit the network ({error})") from error
 
 
 def load_snapshot(
-    path: Path, settings: TrainSettings, channels: int, weights: Literal["raw", "ema"]
+    path: str | Path, settings: TrainSettings, channels: int, weights: Literal["raw", "ema"]
 ) -> ScoreNetwork:
     """Return a snapshot's network in evaluation mode; raises CorruptFile for a damaged file."""
     network = build_network(settings, channels)
-    network.load_state_dict(load_tensors(path)[weights])
+    load_weights(network, path, weights)
     return network.eval().to(memory_format=torch.channels_last)
 
 
@@ -115,7 +130,7 @@ class Trainer:
         self,
         settings: TrainSettings,
         dataset: Dataset,
-        directory: Path,
+        directory: str | Path,
         *,
         device: str = "cpu",
         compile: bool = True,
@@ -125,9 +140,9 @@ class Trainer:
         check_image_size(settings.architecture, dataset.image_size)
         self.world = World() if world is None else world
         check_accumulation(accumulation, settings.batch_size, self.world.size)
-        self.settings, self.dataset, self.directory = settings, dataset, directory
+        self.settings, self.dataset, self.directory = settings, dataset, Path(directory)
         self.device = device
-        directory.mkdir(parents=True, exist_ok=True)
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.network = build_network(settings, dataset.channels)
         self.network.to(device).to(memory_format=torch.channels_last)
         self.ema_network = deepcopy(self.network).eval().requires_grad_(False)
@@ -155,6 +170,7 @@ class Trainer:
         compile = compile and settings.objective in ("dsm", "fd_ssm", "fd_ssm_vr")
         self._loss = compiled(self._batch_loss, enable=compile, device=device, cuda_graphs=True)
         self._checkpoints = CheckpointStore(directory)
+        self._digest = trajectory_digest(vars(settings) | {"data": dataset.fingerprint})
         self._permutation = lru_cache(maxsize=2)(self._epoch_order)
 
     def run(
@@ -333,6 +349,7 @@ class Trainer:
             self.iteration,
             {
                 "iteration": self.iteration,
+                "settings": self._digest,
                 "elapsed_s": self.elapsed_s,
                 "compile_s": self.compile_s,
                 "snapshot_s": torch.tensor(
@@ -354,8 +371,9 @@ class Trainer:
 
     def _first_missing_snapshot(self) -> int | None:
         """Return the first iteration whose snapshot is absent or damaged, which is set aside."""
+        path = partial(snapshot_path, self.directory)
         for iteration in self.settings.snapshot_iterations:
-            if find_tensors(snapshot_path(self.directory, iteration)) is None:
+            if find_tensors(path(iteration), keys=("raw", "ema")) is None:
                 return iteration
         return None
 
@@ -364,7 +382,9 @@ class Trainer:
         state = None
         if self.world.is_main:
             missing = self._first_missing_snapshot()
-            state = self._checkpoints.load_last(self.device, at_most=missing)
+            state = self._checkpoints.load_last(self.device, at_most=missing, keys=_STATE)
+            if state is not None:
+                check_settings(state, self._digest, self.directory)
             if state is not None and state["iteration"] == missing:
                 self._save_snapshot(state["iteration"], state["raw"], state["ema"])
         chosen = self.world.broadcast(None if state is None else int(state["iteration"]))
@@ -382,8 +402,19 @@ class Trainer:
         state = self._load_state()
         if state is None:
             return
-        self.network.load_state_dict(state["raw"])
-        self.ema_network.load_state_dict(state["ema"])
+        try:
+            self._restore(state)
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+            reason = f"its checkpoint is not of this training ({type(error).__name__}: {error})"
+            raise CorruptFile(self.directory, reason) from error
+        _log.info("training continues at iteration %d", self.iteration)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        for network, weights in ((self.network, "raw"), (self.ema_network, "ema")):
+            try:
+                network.load_state_dict(state[weights])
+            except RuntimeError as error:  # names or shapes
+                raise ValueError(str(error)) from error
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
         self.elapsed_s, self.compile_s = state["elapsed_s"], state["compile_s"]
@@ -392,4 +423,3 @@ class Trainer:
         self.best_test_loss = state["best_test_loss"]
         self.losses = state["losses"].tolist()
         self.test_losses = [(int(i), loss) for i, loss in state["test_losses"].tolist()]
-        _log.info("training continues at iteration %d", self.iteration)

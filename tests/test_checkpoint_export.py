@@ -17,7 +17,7 @@ from tiny_training import SETTINGS
 from scorekit.checkpoint_export import INDEX, export_checkpoint, import_checkpoint, main
 from scorekit.checkpoints import CheckpointStore, load_tensors
 from scorekit.data import prepare
-from scorekit.files import CorruptFile
+from scorekit.files import CorruptFile, write_json
 from scorekit.train_settings import TrainSettings
 from scorekit.training import Trainer, snapshot_path
 
@@ -316,6 +316,28 @@ def test_a_directory_of_another_name_is_remarked(exported, half, tmp_path, caplo
     assert not caplog.records
     import_checkpoint(exported, tmp_path / "other")
     assert f"the export is of a training directory named '{half.name}'" in caplog.text
+
+
+@pytest.mark.parametrize("stated", [{"learning_rate": 1e-5}, {"data": "0" * 64}, {}])
+def test_an_export_of_other_settings_is_refused_where_the_directory_says_its_own(
+    digits, exported, tmp_path, stated
+):
+    target = tmp_path / "moved"
+    target.mkdir()
+    settings = {"kind": "train", **vars(SETTINGS), "data": digits.fingerprint, **stated}
+    write_json(target / "settings.json", settings)
+    if stated:
+        with pytest.raises(ValueError, match="iteration 12 is of other settings or data"):
+            import_checkpoint(exported, target)
+        assert names(target) == ["settings.json"]
+    else:  # the same settings, with more iterations
+        assert import_checkpoint(exported, target) == 12
+
+
+def test_training_refuses_an_import_of_other_settings(digits, exported, tmp_path):
+    import_checkpoint(exported, tmp_path)
+    with pytest.raises(ValueError, match="of other settings or data"):
+        run(replace(SETTINGS, learning_rate=1e-5), digits, tmp_path)
 
 
 # The command line

@@ -1,17 +1,23 @@
 """Files that are whole or absent."""
 
 import contextlib
+import dataclasses
 import errno
 import hashlib
+import importlib
+import inspect
 import json
 import os
 import pickle
+import pkgutil
 import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import scorekit
 from scorekit.files import (
     CorruptFile,
     atomic_write,
@@ -190,3 +196,20 @@ def test_a_disk_that_cannot_sync_folders_is_written_to(tmp_path, monkeypatch, nu
     with expected:
         write_json(tmp_path / "x.json", [1])
     assert read_json(tmp_path / "x.json") == [1]
+
+
+def test_a_text_is_accepted_wherever_a_path_is():
+    """Of all public functions of the library; mypy sees to it that those who say so mean it."""
+    wrong = []
+    for module in pkgutil.iter_modules(scorekit.__path__, "scorekit."):
+        for name, value in vars(importlib.import_module(module.name)).items():
+            if name.startswith("_") or getattr(value, "__module__", "") != module.name:
+                continue
+            function = value.__init__ if inspect.isclass(value) else value
+            # A dataclass is a record of what functions have made paths of.
+            if not inspect.isfunction(function) or dataclasses.is_dataclass(value):
+                continue
+            for parameter in inspect.signature(function).parameters.values():
+                if parameter.annotation in (Path, "Path"):
+                    wrong.append(f"{module.name}.{name}({parameter.name})")
+    assert not wrong

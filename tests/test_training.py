@@ -26,6 +26,7 @@ from scorekit.files import CorruptFile
 from scorekit.objectives import augment
 from scorekit.projections import projections
 from scorekit.score_matching import annealed_score_matching_loss
+from scorekit.train_settings import OtherSettings
 from scorekit.training import Diverged, Stopped, Trainer, load_snapshot, snapshot_path
 
 
@@ -253,6 +254,48 @@ def test_where_every_checkpoint_is_corrupt_the_run_starts_again(
     for path in damaged:
         assert path.name in caplog.text
     assert_same(everything(resumed), everything(undisturbed))
+
+
+def test_a_checkpoint_of_other_settings_is_refused(digits, tmp_path):
+    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), 12)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    for other in ({"learning_rate": 2e-3}, {"seed": 1}, {"test_interval": 8}):
+        trainer = Trainer(replace(SETTINGS, **other), digits, tmp_path, compile=False)
+        with pytest.raises(OtherSettings, match="iteration 6 is of other settings"):
+            trainer.run()
+    other_data = replace(digits, fingerprint="0" * 64)
+    with pytest.raises(OtherSettings, match="or data"):
+        Trainer(SETTINGS, other_data, tmp_path, compile=False).run()
+    assert before == {path: path.read_bytes() for path in tmp_path.iterdir()}
+
+
+@pytest.mark.parametrize("content", [[1], {"iteration": 6}, {"raw": {}, "ema": {}}])
+def test_a_checkpoint_of_other_content_is_set_aside(digits, tmp_path, content, caplog):
+    save_tensors(tmp_path / "checkpoint-0000006.pt", content)
+    save_tensors(snapshot_path(tmp_path, 6), [content])
+    trainer = Trainer(SETTINGS, digits, tmp_path, compile=False)
+    run_until(trainer, 7)
+    assert {path.name for path in tmp_path.glob("*.corrupt-1")} == {
+        "checkpoint-0000006.pt.corrupt-1",
+        "snapshot-0000006.pt.corrupt-1",
+    }
+
+
+@pytest.mark.parametrize("entry", ["raw", "ema", "optimizer", "losses", "snapshot_s"])
+@pytest.mark.parametrize("value", [3, {}, {"x": torch.zeros(2)}])
+def test_a_checkpoint_of_other_parts_is_corrupt(digits, tmp_path, entry, value):
+    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), 7)
+    for path in [*tmp_path.glob("checkpoint-*"), *tmp_path.glob("best-*")]:
+        save_tensors(path, load_tensors(path) | {entry: value})
+    with pytest.raises(CorruptFile, match="its checkpoint is not of this training"):
+        Trainer(SETTINGS, digits, tmp_path, compile=False).run()
+
+
+@pytest.mark.parametrize("content", [[], {"raw": 1}, {"ema": 3}, {"ema": {}}])
+def test_a_snapshot_of_other_content_is_corrupt(tmp_path, content):
+    save_tensors(tmp_path / "snapshot-1.pt", content)
+    with pytest.raises(CorruptFile, match=r"snapshot-1\.pt: "):
+        load_snapshot(str(tmp_path / "snapshot-1.pt"), SETTINGS, 1, "ema")
 
 
 # What a run leaves behind

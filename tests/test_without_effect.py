@@ -48,6 +48,18 @@ def test_what_some_rows_do_not_take_is_named_and_what_no_row_takes_refused():
     assert without_effect(cell("ncsn"), {"sigma_end": 0.01, "n_levels": 10}) == {}
 
 
+@pytest.mark.parametrize(
+    ("variant", "more"),
+    [("ncsn", {}), ("ncsnv2", {"n_steps_each": 3}), ("ncsnv2", {"preset": "cifar10"})],
+)
+def test_a_budget_of_evaluations_gives_t_unless_t_is_given(variant, more):
+    overrides = {"score_evaluations": 1000} | more
+    assert list(without_effect(cell(variant, **overrides), overrides)) == ["score_evaluations"]
+    alone = {"score_evaluations": 1000}
+    assert without_effect(cell("ncsnv2", **alone), alone) == {}
+    assert cell("ncsnv2", **alone).n_steps_each != cell("ncsnv2").n_steps_each
+
+
 @pytest.mark.parametrize("name", ["n_steps_each", "step_size"])
 def test_a_row_is_not_called_by_what_it_does_not_take(name):
     row = Row(Variant(ema=True), ((name, OTHER[name]),))
