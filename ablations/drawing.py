@@ -107,6 +107,11 @@ class Drawing:
             # looks, since several would set a damaged one aside at once.
             if self.world.broadcast(self.world.is_main and find_tensors(path) is None):
                 self.train(cell)
+                if self.world.is_main and not path.exists():
+                    raise ValueError(
+                        f"{path} was removed by ablations.clean, and is needed again; to train "
+                        f"anew, remove {trained / 'result.json'}"
+                    )
             return execute(directory)
 
         self.store.run(stage, with_snapshot)
