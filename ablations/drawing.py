@@ -113,6 +113,11 @@ class Drawing:
                 self.world.is_main and find_tensors(path, keys=("raw", "ema")) is None
             ):
                 self.train(cell)
+                if self.world.is_main and not path.exists():
+                    raise ValueError(
+                        f"{path} was removed by ablations.clean, and is needed again; to train "
+                        f"anew, remove {trained / 'result.json'}"
+                    )
             return execute(directory)
 
         self.store.run(stage, with_snapshot)

@@ -10,7 +10,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -135,6 +135,19 @@ class StageStore:
             return set(read_sealed_json(self.directory(stage) / "result.json")["codes"])
         except (FileNotFoundError, CorruptFile):
             return set()
+
+    def release(self, stage: Stage, names: Collection[str]) -> None:
+        """Remove files of a finished stage, of which it is then whole without them."""
+        directory = self.directory(stage)
+        with _locked(directory / "lock"):
+            record = read_sealed_json(directory / "result.json")
+            removed = {*record.get("removed", ()), *names}
+            files = {name: sha for name, sha in record["files"].items() if name not in removed}
+            # The record first: a kill leaves a file too many, and no stage that lacks one.
+            changed = record | {"files": files, "removed": sorted(removed)}
+            write_sealed_json(directory / "result.json", changed)
+            for name in names:
+                (directory / name).unlink(missing_ok=True)
 
     def _check(self, path: str, checksum: str) -> None:
         try:
