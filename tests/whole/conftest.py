@@ -1,0 +1,82 @@
+"""The grid whose every number the oracles compute again."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+# Two variants that differ in every group, and two other ways to sample one of them.
+_GRID = """
+name = "whole"
+variants = ["ncsn", "ncsnv2"]
+rows = [
+    {variant = "ncsnv2", sampler = "consistent"},
+    {variant = "ncsnv2", sampling_levels = 5, n_steps_each = 3},
+]
+budget = "quick"
+[set]
+image_size = 8
+width = 2
+iterations = 12
+batch_size = 8
+learning_rate = 1e-2
+ema_momentum = 0.8
+snapshot_interval = 11
+test_interval = 4
+sigma_end = 0.4
+coverage = 0.001
+n_steps_each = 2
+n_selection = 12
+n_final = 20
+n_dump = 7
+sampling_batch = 12
+"""
+
+
+def _photographs(folder):
+    """Write RGB images of four squares, dark ones to train and bright ones to test."""
+    random = np.random.default_rng(0)
+    for split, count, low, high in (("train", 40, 0, 160), ("test", 30, 96, 256)):
+        (folder / split).mkdir(parents=True)
+        for i in range(count):
+            pixels = random.integers(low, high, (2, 2, 3)).repeat(4, 0).repeat(4, 1)
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / split / f"{i}.png")
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory):
+    """Two folders of finished grids: all rows in float32, and one of them in bfloat16.
+
+    Digits of one channel are trained with dequantisation, where there is no Technique 3, and
+    photographs of three with flips; ``--reference test``. Chosen cells have neighbours, and pairs
+    of samples that are interpolated.
+    """
+    from ablations import launch, resolution
+    from ablations.command_line import make_plan, parse_arguments
+
+    folder = tmp_path_factory.mktemp("whole")
+    _photographs(folder / "photos")
+    (folder / "grid.toml").write_text(_GRID)
+    cells = "digits/*,imagefolder:photos/ncsnv2/*,imagefolder:photos/ncsnv2-consistent/*"
+    arguments = ["--grid", str(folder / "grid.toml"), "--executor", "inline", "--device", "cpu"]
+    arguments += ["--threads", "1", "--data-root", str(folder / "data"), "--reference", "test"]
+    every = [*arguments, "--datasets", f"digits,imagefolder:{folder / 'photos'}", "--seeds", "2"]
+    every += ["--out", str(folder / "fp32"), "--only", cells]
+    half = [*arguments, "--datasets", "digits", "--only", "*/ncsnv2/*", "--set", "precision=bf16"]
+    half += ["--out", str(folder / "bf16")]
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        # NCSN's own hundred steps at each noise scale would take a minute.
+        few = dataclasses.replace(resolution._NCSN_LADDER, n_steps_each=3)
+        patch.setattr(resolution, "_NCSN_LADDER", few)
+        patch.setattr(launch, "refresh_report", lambda out: out)  # half of the time, and no number
+        for flags in (every, half):
+            assert launch.main(flags) == 0
+        plan = make_plan(parse_arguments(every))
+        for kind in ("interpolate", "neighbours"):
+            chosen = [c for c in plan.cells if c.seed == 1 and c.label == "NCSNv2"]
+            assert launch.run_more(plan, kind, chosen) == {}
+    torch.set_num_threads(threads)
+    return folder / "fp32", folder / "bf16"
