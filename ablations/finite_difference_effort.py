@@ -203,7 +203,8 @@ EFFORTS = {
 }
 #: What the budgets are, for readers. Only "quick" was measured so far.
 EFFORT_NOTES = {
-    "paper": "the source's sizes for the toy and for DKEF, large networks, five seeds",
+    "paper": "the source's sizes for DKEF; large networks of our own choice elsewhere, the toy "
+    "included; five seeds",
     "hour": "larger networks and more iterations than quick, DKEF cut off at 1,000 steps; how long "
     "it takes was not measured",
     "quick": "minutes on two CPU cores: small networks, few iterations and seeds, DKEF small and "

@@ -22,10 +22,11 @@ from ablations.stages import Stage, StageStore
 from kernels.mixture_score import mixture_score
 from scorekit.checkpoints import find_tensors, save_tensors
 from scorekit.files import save_array
-from scorekit.presets import published
+from scorekit.presets import published, published_evaluations
 from scorekit.samplers import AnnealedLangevin
 from scorekit.store import Dataset
 from scorekit.techniques import (
+    affordable_steps,
     geometric_sigmas,
     ladder_ratio,
     langevin_step_size,
@@ -67,18 +68,20 @@ def arms(facts: DataFacts) -> list[Arm]:
     if is_cifar10(facts):
         row = published("NCSNv2", "cifar10")
         sigma_1, n_levels, step_size = row.sigma_begin, row.n_levels, row.epsilon
+        n_steps_each = row.n_steps_each
     else:
         sigma_1 = facts.max_distance
         n_levels = n_noise_scales(sigma_1, 0.01, noise_scale_ratio(facts.dim))
         gamma = ladder_ratio(geometric_sigmas(sigma_1, 0.01, n_levels))
-        step_size = langevin_step_size(gamma, 0.01, 5)
+        n_steps_each = affordable_steps(published_evaluations(facts.image_size), n_levels)
+        step_size = langevin_step_size(gamma, 0.01, n_steps_each)
     ncsn = published("NCSN", "cifar10")
     techniques = Arm(
         letter="c",
         title="Techniques 1, 2, 4",
         sigma_1=sigma_1,
         n_levels=n_levels,
-        n_steps_each=5,
+        n_steps_each=n_steps_each,
         step_size=step_size,
     )
     return [
