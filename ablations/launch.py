@@ -7,7 +7,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from ablations.cells import Cell
-from ablations.command_line import Plan, make_plan, parse_arguments
+from ablations.command_line import (
+    Plan,
+    load_cells,
+    make_plan,
+    output_folder,
+    parse_arguments,
+)
 from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
 from ablations.failures import clear_failure, read_failure
 from ablations.finite_difference_plan import FINITE_DIFFERENCE
@@ -39,17 +45,20 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ablations.finite_difference import launch_parts
 
             return launch_parts(args)
-        plan = make_plan(args)
-        if args.dry_run:
-            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
-            return 0
         if args.status:
-            print(describe_status(_all_jobs(plan.cells), plan.context))
+            cells, context = load_cells(args)
+            print(describe_status(_all_jobs(cells), context))
             return 0
         if args.cancel:
             from ablations.slurm import cancel_all
 
-            print(f"cancelled {cancel_all(plan.context.out)} jobs in Slurm")
+            print(f"cancelled {cancel_all(output_folder(args))} jobs in Slurm")
+            return 0
+        plan = make_plan(args)
+        if args.dry_run:
+            for note in plan.notes:
+                print(note)
+            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget))
             return 0
         check_disk(plan.cells, plan.jobs, plan.context)
         plan.context.out.mkdir(parents=True, exist_ok=True)
@@ -89,7 +98,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         f"results in {os.path.relpath(context.out)}",
         flush=True,
     )
-    for line in describe_warnings(plan.cells):
+    for line in (*plan.notes, *describe_warnings(plan.cells)):
         print(line)
     for job in plan.jobs:
         if job.name in outcome.failed:
