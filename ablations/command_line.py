@@ -2,17 +2,20 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
-from ablations.cells import Cell
+from ablations.cells import Cell, DataFacts
 from ablations.early_checks import check_out, check_text, check_texts
 from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
 from ablations.grids import GRIDS, build_cells, data_facts, load_grid
 from ablations.jobs import Context, Job, plan_jobs
 from ablations.manifest import Manifest, load_manifest
 from ablations.naming import file_name
+from ablations.plan import describe_budgets
 from ablations.selection import select_cells, split_datasets
 from ablations.settings import (
     BUDGETS,
@@ -25,10 +28,12 @@ from ablations.settings import (
 from ablations.slurm_settings import SlurmSettings, slurm_settings
 from ablations.without_effect import describe_without_effect
 from scorekit.machine import usable_cores
+from scorekit.metrics import extractor_digest
 from scorekit.training import check_accumulation
 
 #: Far above any use; more would fill the memory before anything is run.
 MAX_COUNT = 10_000
+DEFAULT_GRID = "paper"
 
 
 def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -40,13 +45,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add = parser.add_argument
     known = ", ".join([*GRIDS, FINITE_DIFFERENCE])
-    add("--grid", default="paper", help=f"{known}, or a TOML file (default: paper)")
+    add(
+        "--grid",
+        help=f"{known}, or a TOML file (default: what --out holds already, else {DEFAULT_GRID})",
+    )
     add("--parts", metavar="PART,...", help=f"of {FINITE_DIFFERENCE}: {', '.join(PARTS)}")
     add("--rows", choices=GRIDS, help="run that grid's rows with the settings of --grid")
     add(
         "--budget",
         choices=["auto", *BUDGETS],
-        help="auto (default): paper on CUDA, quick otherwise",
+        help="auto (default): that of --out, where it holds a grid, else quick",
     )
     add("--datasets", help="comma-separated; `python -m scorekit.data list` names them")
     add("--data-root", type=Path, help="where prepared images are kept (default: OUT/data)")
@@ -107,7 +115,7 @@ class Plan:
     workers: int
     gpus: int  # of each job
     slurm: SlurmSettings
-    warnings: tuple[str, ...] = ()  # of settings that some rows do not take
+    notes: tuple[str, ...] = ()  # lines that a person is told before work starts
 
 
 def make_plan(args: argparse.Namespace) -> Plan:
@@ -117,22 +125,28 @@ def make_plan(args: argparse.Namespace) -> Plan:
     check_texts(args)
     if args.parts is not None:
         raise ValueError(f"--parts {args.parts}: only --grid {FINITE_DIFFERENCE} has parts")
-    grid = load_grid(args.grid)
-    if args.rows is not None:
-        grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
-    slurm = slurm_settings(grid.slurm, args.slurm)
-    device = _device(args, slurm)
-    out = (args.out or Path("runs") / file_name(load_grid(args.grid).name)).resolve()
+    out = output_folder(args)
     check_out(out)
     if (out / PLAN_FILE).exists():
         raise ValueError(
             f"--out {out} holds the report of --grid {FINITE_DIFFERENCE}; choose another"
         )
     existing = load_manifest(out)
+    asks_more = (args.grid, args.datasets, args.seeds) != (None, None, None)
+    begun = None if asks_more else existing
+    grid = load_grid(args.grid or DEFAULT_GRID)
+    if begun is not None:
+        grid = replace(grid, name=begun.grid)
+    if args.rows is not None:
+        grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
+    slurm = slurm_settings(grid.slurm, args.slurm)
+    device = _device(args, slurm)
     # A folder that was begun goes on as it was, wherever the command is given.
     wanted = args.budget or grid.budget or ("auto" if existing is None else existing.budget)
-    budget = BUDGETS[wanted if wanted != "auto" else ("paper" if device == "cuda" else "quick")]
-    overrides = grid.overrides | parse_overrides(args.set, Settings)
+    # The others cost days, and nobody has asked for them.
+    budget = BUDGETS[wanted if wanted != "auto" else "quick"]
+    given = parse_overrides(args.set, Settings)
+    overrides = (begun.overrides if begun else grid.overrides) | given
     if args.reference is not None:
         overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)
@@ -152,18 +166,23 @@ def make_plan(args: argparse.Namespace) -> Plan:
             f"--inception-weights {weights}: no such file; torch-fidelity's "
             "weights-inception-2015-12-05-6726825d.pth is expected"
         )
-    data_root = (args.data_root or out / "data").resolve()
-    specs = split_datasets(args.datasets or "") or list(grid.datasets) or list(budget.datasets)
-    facts = [
-        data_facts(
-            spec,
-            data_root,
-            image_size=settings.image_size,
-            inception_weights=weights,
-            extractor=args.extractor,
-        )
-        for spec in dict.fromkeys(specs)
-    ]
+    data_root = (args.data_root or out / (begun.data_root if begun else "data")).resolve()
+    if begun is not None:
+        facts = _known_facts(begun, data_root, args)
+        seeds = 1 + max(cell.seed for cell in begun.cells)
+    else:
+        specs = split_datasets(args.datasets or "") or list(grid.datasets) or list(budget.datasets)
+        with _planning_root(data_root, dry_run=args.dry_run) as root:
+            facts = [
+                data_facts(
+                    spec,
+                    root,
+                    image_size=settings.image_size,
+                    inception_weights=weights,
+                    extractor=args.extractor,
+                )
+                for spec in dict.fromkeys(specs)
+            ]
     names = [data.name for data in facts]
     for called in names:
         check_text("--datasets", called)
@@ -179,11 +198,15 @@ def make_plan(args: argparse.Namespace) -> Plan:
         # What changes no result may differ from one command to the next.
         overrides={k: v for k, v in overrides.items() if k not in EXECUTION_SETTINGS},
         data_root=os.path.relpath(data_root, out),
-        cells=build_cells(grid, settings, facts, seeds),
+        cells=begun.cells
+        if begun is not None and args.rows is None
+        else build_cells(grid, settings, facts, seeds),
     )
     # Other rows in a folder come with the settings of those that it was begun with.
-    required = () if args.rows is not None else parse_overrides(args.set, Settings)
-    warnings = describe_without_effect(manifest.cells, overrides, required)
+    required = () if args.rows is not None else given
+    notes = describe_without_effect(manifest.cells, overrides, required)
+    if wanted == "auto":
+        notes.append(describe_budgets(grid, overrides, facts, seeds, chosen=budget))
     known = {cell.name for cell in manifest.cells}
     manifest = manifest if existing is None else existing.merged(manifest, out)
     cells = [cell for cell in manifest.cells if cell.name in known]
@@ -221,8 +244,79 @@ def make_plan(args: argparse.Namespace) -> Plan:
         workers=workers,
         gpus=gpus,
         slurm=replace(slurm, gpus=gpus, array_parallelism=workers),
-        warnings=tuple(warnings),
+        notes=tuple(notes),
     )
+
+
+def output_folder(args: argparse.Namespace) -> Path:
+    """Return OUT, an absolute path; ValueError for a grid that is none."""
+    if args.out is not None:
+        return args.out.resolve()
+    return (Path("runs") / file_name(load_grid(args.grid or DEFAULT_GRID).name)).resolve()
+
+
+def load_cells(args: argparse.Namespace) -> tuple[list[Cell], Context]:
+    """Return what OUT holds, of it what ``--only`` chooses, and a context to read it by.
+
+    Reads ``OUT/grid.json`` and writes nothing. Raises ValueError where there is none.
+    """
+    out = output_folder(args)
+    manifest = load_manifest(out)
+    if manifest is None:
+        raise ValueError(f"--out {out} holds no grid (no grid.json); give the --out of one")
+    data_root = args.data_root or out / manifest.data_root
+    # Only paths matter for reading.
+    context = Context(
+        out=out,
+        data_root=data_root.resolve(),
+        device="cpu",
+        threads=1,
+        compile=False,
+        sampling_batch=1,
+    )
+    cells = manifest.cells if args.only is None else select_cells(manifest.cells, args.only)
+    return cells, context
+
+
+def _known_facts(begun: Manifest, data_root: Path, args: argparse.Namespace) -> list[DataFacts]:
+    """Return what a begun folder's data are; ValueError where a path must be given once more."""
+    facts = list(dict.fromkeys(cell.data for cell in begun.cells))
+    for data in facts:
+        if not (data_root / data.store).exists():
+            raise ValueError(
+                f"--data-root {data_root} has no {data.store}; prepare {data.name} again, by "
+                "--grid and --datasets as at first or by python -m scorekit.data prepare"
+            )
+        weights = args.inception_weights if data.extractor.startswith("inception") else None
+        if args.extractor not in (None, data.extractor):
+            raise ValueError(
+                f"--extractor {args.extractor}: --out was begun with {data.extractor}; choose "
+                "another --out"
+            )
+        if data.extractor.startswith("inception") and weights is None:
+            raise ValueError("--inception-weights must be given: --out was begun with them")
+        if extractor_digest(data.extractor, weights) != data.extractor_fingerprint:
+            raise ValueError(
+                f"--inception-weights {weights}: --out was begun with another {data.extractor}"
+            )
+    return facts
+
+
+@contextmanager
+def _planning_root(data_root: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Give the folder where data are prepared for planning: a dry run writes nothing there.
+
+    It sees what is prepared already, and prepares what is not in a temporary folder.
+    """
+    if not dry_run:
+        yield data_root
+        return
+    with TemporaryDirectory(prefix="scorekit-dry-run-") as folder:
+        root = Path(folder).resolve()
+        for path in data_root.iterdir() if data_root.is_dir() else ():
+            if not path.name.startswith(".") and path.suffix != ".partial":
+                (root / path.name).symlink_to(path)
+        yield root
 
 
 def _device(args: argparse.Namespace, slurm: SlurmSettings) -> str:

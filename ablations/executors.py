@@ -70,6 +70,9 @@ def submitted_world() -> World:
     submitit.helpers.TorchDistributedEnvironment().export(
         set_cuda_visible_devices=False, overwrite=True
     )
+    if job.num_nodes == 1:
+        # Its own name is not always one that this machine can resolve.
+        os.environ["MASTER_ADDR"] = "127.0.0.1"
     return current_world()
 
 

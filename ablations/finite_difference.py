@@ -130,11 +130,12 @@ def _resolve(args: argparse.Namespace) -> _Request:
         if value is not None and value < 1:
             raise ValueError(f"--{flag} {value}: must be at least 1")
     parts = _parts(args.parts)
-    budget = args.budget or "auto"
-    budget = budget if budget != "auto" else ("paper" if device == "cuda" else "quick")
+    out = (args.out or Path("runs") / FINITE_DIFFERENCE).resolve()
+    existing = load_plan(out)
+    budget = args.budget or ("auto" if existing is None else existing.budget)
+    budget = budget if budget != "auto" else "quick"
     overrides = parse_overrides(args.set, Effort)
     effort = dataclasses.replace(EFFORTS[budget], **overrides)
-    out = (args.out or Path("runs") / FINITE_DIFFERENCE).resolve()
     if (out / "grid.json").exists():
         raise ValueError(f"--out {out} holds the report of another grid; choose another")
     data_root = (args.data_root or out / "data").resolve()
@@ -155,7 +156,6 @@ def _resolve(args: argparse.Namespace) -> _Request:
         skipped=skipped,
     )
     known = {trial.name for trial in trials}
-    existing = load_plan(out)
     plan = plan if existing is None else existing.merged(plan, out)
     chosen = [trial for trial in plan.trials if trial.name in known]
     if args.only is not None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ablations.cells import Cell, DataFacts
+from ablations.finite_difference_plan import FINITE_DIFFERENCE
 from ablations.resolution import resolve
 from ablations.settings import BUDGETS, ROW_SETTINGS, Settings, apply_overrides, coerce
 from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
@@ -116,7 +117,8 @@ def load_grid(name: str) -> Grid:
         return GRIDS[name]
     path = Path(name)
     if path.suffix != ".toml":
-        raise ValueError(f"grid {name!r} is unknown; known: {', '.join(GRIDS)}, or a .toml file")
+        known = ", ".join([*GRIDS, FINITE_DIFFERENCE])
+        raise ValueError(f"grid {name!r} is unknown; known: {known}, or a .toml file")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

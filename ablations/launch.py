@@ -8,7 +8,13 @@ from typing import Any
 
 from ablations.cells import Cell
 from ablations.code_snapshot import code_digest
-from ablations.command_line import Plan, make_plan, parse_arguments
+from ablations.command_line import (
+    Plan,
+    load_cells,
+    make_plan,
+    output_folder,
+    parse_arguments,
+)
 from ablations.early_checks import check_extractors, too_few_images
 from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
 from ablations.failures import clear_failure, read_failure
@@ -42,28 +48,32 @@ def main(argv: Sequence[str] | None = None) -> int:
             from ablations.finite_difference import launch_parts
 
             return launch_parts(args)
-        plan = make_plan(args)
-        if not (args.status or args.cancel):
-            pending = [job for job in plan.jobs if not job_is_done(job, plan.context, dumps=False)]
-            check_extractors(pending, plan.context)
-            for line in too_few_images(pending):
-                if not args.dry_run:
-                    raise ValueError(line)
-                print(f"warning: {line}")
-        if args.dry_run:
-            overrides = plan.manifest.overrides
-            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget, overrides))
-            for line in plan.warnings:
-                print(line)
-            return 0
         if args.status:
-            print(describe_status(_all_jobs(plan.cells), plan.context))
+            cells, context = load_cells(args)
+            print(describe_status(_all_jobs(cells), context))
             return 0
         if args.cancel:
             from ablations.slurm import cancel_all
 
-            print(f"cancelled {cancel_all(plan.context.out)} jobs in Slurm")
+            print(f"cancelled {cancel_all(output_folder(args))} jobs in Slurm")
             return 0
+        plan = make_plan(args)
+        pending = [job for job in plan.jobs if not job_is_done(job, plan.context, dumps=False)]
+        few = too_few_images(pending)
+        if args.dry_run:
+            overrides = plan.manifest.overrides
+            for note in (*plan.notes, *(f"warning: {line}" for line in few)):
+                print(note)
+            print(describe_plan(plan.cells, plan.jobs, plan.context, plan.budget, overrides))
+            # What it prepared for a look is gone again.
+            root = plan.context.data_root
+            check_extractors(
+                [j for j in pending if (root / j.cell.data.store).exists()], plan.context
+            )
+            return 0
+        if few:
+            raise ValueError(few[0])
+        check_extractors(pending, plan.context)
         check_disk(plan.cells, plan.jobs, plan.context)
         plan.context.out.mkdir(parents=True, exist_ok=True)
         with launcher_lock(plan.context.out):
@@ -103,7 +113,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
         f"results in {os.path.relpath(context.out)}",
         flush=True,
     )
-    for line in (*plan.warnings, *describe_warnings(plan.cells)):
+    for line in (*plan.notes, *describe_warnings(plan.cells)):
         print(line)
     if others := sorted(context.store.codes - {code_digest()}):
         print(

@@ -4,9 +4,13 @@ import shutil
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from ablations.cells import Cell
-from ablations.jobs import Context, Job, cell_parameters, job_is_done
-from ablations.settings import Budget, budget_label
+import torch
+
+from ablations.cells import Cell, DataFacts
+from ablations.cost import estimate_hours
+from ablations.grids import Grid, build_cells
+from ablations.jobs import Context, Job, cell_parameters, job_is_done, plan_jobs
+from ablations.settings import BUDGETS, Budget, apply_overrides, budget_label
 from ablations.stages import Stage
 from scorekit.metrics import feature_dimension
 
@@ -70,9 +74,42 @@ def describe_plan(
         "counts three)",
         f"      {sum(job.flops for job in jobs):.3g} FLOPs in all, "
         f"{sum(job.flops for job in pending):.3g} of them to do",
+        *_hours(pending, context),
         f"disk: about {disk_bytes(cells, jobs) / 2**20:.0f} MiB in all",
     ]
     return "\n".join(lines)
+
+
+def _hours(pending: list[Job], context: Context) -> list[str]:
+    if not pending:
+        return []
+    if context.device != "cpu" and not torch.cuda.is_available():
+        return [f"time: not known here, where no {context.device} device is to time steps on"]
+    hours = estimate_hours(pending, context)
+    text = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    return [
+        f"time: about {text} of training and sampling to do, one job after another, from timed "
+        f"steps on this {context.device} with {context.threads} thread(s), not compiled"
+    ]
+
+
+def describe_budgets(
+    grid: Grid, overrides: dict[str, Any], facts: list[DataFacts], seeds: int, *, chosen: Budget
+) -> str:
+    """Return a line with the work of the budget that was chosen for want of one, and of others."""
+
+    def cost(budget: Budget) -> str:
+        try:
+            cells = build_cells(grid, apply_overrides(budget.settings, overrides), facts, seeds)
+        except ValueError:
+            return "(refused with these settings)"
+        return f"{sum(job.flops for job in plan_jobs(cells)):.1e}"
+
+    others = " and ".join(
+        f"{budget.name} {'would take ' * (first == 0)}{cost(budget)}"
+        for first, budget in enumerate(b for b in BUDGETS.values() if b is not chosen)
+    )
+    return f"no --budget given, so {chosen.name}: {cost(chosen)} FLOPs; {others} (--budget NAME)"
 
 
 def _shared(cells: list[Cell], pick: Callable[[Cell], Stage]) -> dict[Stage, list[Cell]]:

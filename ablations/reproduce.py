@@ -8,17 +8,13 @@ import sys
 import traceback
 from collections.abc import Sequence
 from itertools import takewhile
-from pathlib import Path
 
 import torch
 
 from ablations import launch
 from ablations.artefacts import save_artefacts
-from ablations.command_line import make_plan, parse_arguments
-from ablations.grids import load_grid
+from ablations.command_line import load_cells, make_plan, output_folder, parse_arguments
 from ablations.interruption import interrupt_on_sigterm
-from ablations.jobs import Context
-from ablations.manifest import load_manifest
 from ablations.presentation import write_file
 from ablations.reproductions import ITEMS, Item, Run
 from ablations.variants import NCSNV2
@@ -120,22 +116,14 @@ def _prepare(items: list[Item], args: argparse.Namespace, *, sample: bool) -> Ru
     """Check the command line and find what the items need; ValueError or OSError for bad input."""
     if args.threads is not None:
         torch.set_num_threads(max(1, args.threads))
-    out = (args.out or Path("runs") / load_grid(args.grid).name).resolve()
+    out = output_folder(args)
     if all(item.needs == "none" for item in items):
         return Run(out=out, sample=sample)
     if sample:
         plan = make_plan(args)
         cells, context = plan.cells, plan.context
     else:
-        manifest = load_manifest(out)
-        if manifest is None:
-            raise ValueError(f"--no-run: {out} holds no grid (no grid.json); give the --out of one")
-        cells = manifest.cells
-        data_root = (out / manifest.data_root).resolve()
-        # Only paths matter for reading.
-        context = Context(
-            out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=1
-        )
+        cells, context = load_cells(args)
     return Run(
         out=out,
         facts=tuple(dict.fromkeys(cell.data for cell in cells)),

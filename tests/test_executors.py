@@ -120,5 +120,7 @@ def test_ranks_meet_at_a_port_that_no_outgoing_connection_takes(monkeypatch, job
         world = submitted_world()
         assert (world.rank, world.size) == (1, 2)
         ports.add(int(os.environ["MASTER_PORT"]))
+        # Whether or not this machine's name resolves.
+        assert os.environ["MASTER_ADDR"] == "127.0.0.1"
     (port,) = ports  # the same in every rank
     assert 20_000 <= port < 32_768

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import time
@@ -230,15 +231,56 @@ def test_seeds_may_be_added_and_settings_may_not_be_mixed(finished, tmp_path, ca
     assert "choose another --out" in capsys.readouterr().err
 
 
-def test_a_folder_goes_on_with_its_own_budget_unless_another_is_given(tmp_path, monkeypatch):
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    arguments = ["--out", str(tmp_path), "--executor", "slurm", "--slurm", "gpus=1"]
-    begun = make_plan(parse_arguments(arguments))
-    assert begun.budget.name == "paper"
+def test_a_folder_goes_on_with_its_own_budget_unless_another_is_given(tmp_path):
+    begun = make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "paper"]))
     save_manifest(begun.manifest, tmp_path)
     assert make_plan(parse_arguments(["--out", str(tmp_path)])).budget.name == "paper"
     with pytest.raises(ValueError, match="holds budget 'paper', not 'quick'"):
         make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick"]))
+
+
+@pytest.mark.parametrize("flags", [(), ("--executor", "slurm", "--slurm", "gpus=1")])
+def test_nobody_gets_the_paper_s_budget_who_did_not_ask_for_it(tmp_path, monkeypatch, flags):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    plan = make_plan(parse_arguments(["--out", str(tmp_path), *flags]))
+    assert (plan.context.device, plan.budget.name) == ("cuda", "quick")
+    (line,) = plan.notes
+    assert re.fullmatch(
+        r"no --budget given, so quick: [\d.e+]+ FLOPs; "
+        r"paper would take [\d.e+]+ and hour [\d.e+]+ \(--budget NAME\)",
+        line,
+    )
+    asked = make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick", *flags]))
+    assert asked.notes == ()
+
+
+def test_what_only_looks_needs_the_folder_alone_and_writes_nothing(finished, tmp_path, capsys):
+    before = {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    out = ("--out", str(finished / "out"), "--device", "cpu")
+    assert main([*out, "--status"]) == 0
+    manifest = load_manifest(finished / "out")
+    assert capsys.readouterr().out.count("DONE ") == len(plan_jobs(manifest.cells))
+    assert main([*out, "--status", "--only", "ncsnv2"]) == 0
+    assert "train" in capsys.readouterr().out
+    assert main([*out, "--dry-run"]) == 0
+    assert " 0 of them to do" in capsys.readouterr().out
+    assert before == {path: path.stat().st_mtime_ns for path in finished.rglob("*")}
+    absent = ("--out", str(tmp_path / "absent"), "--device", "cpu")
+    assert main([*absent, "--status"]) == 2
+    assert "holds no grid (no grid.json)" in capsys.readouterr().err
+    assert main([*absent, "--dry-run"]) == 0
+    assert not (tmp_path / "absent").exists()
+
+
+def test_a_begun_folder_continues_without_its_grid_s_file(finished, capsys):
+    out = ("--out", str(finished / "out"), "--device", "cpu")
+    assert main([*out, "--executor", "inline"]) == 0
+    said = capsys.readouterr().out
+    assert "grid tiny: 3 cells" in said
+    assert "nothing to do" in said
+    assert main([*out, "--set", "width=3"]) == 2
+    assert "choose another --out" in capsys.readouterr().err
 
 
 def test_a_second_launcher_is_told_who_holds_the_folder(finished, capsys):
@@ -278,7 +320,7 @@ def test_on_slurm_a_device_is_what_is_asked_for_not_what_is_here(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--grid", "papers"], "grid 'papers' is unknown; known: paper, factorial"),
+        (["--grid", "papers"], "known: paper, factorial, steps, objectives, finite-difference, or"),
         (["--grid", "absent.toml"], "grid file absent.toml cannot be read"),
         (["--datasets", "mnist"], "mnist"),
         (["--only", "ncsnv3"], "--only ncsnv3 matches no cell; there are: digits/ncsn/seed0"),
