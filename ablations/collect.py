@@ -26,6 +26,7 @@ from ablations.results import (
     LOSS_COLUMNS,
     QUALITY_COLUMNS,
     REFERENCE_COLUMNS,
+    SETTING_COLUMNS,
     TIMING_COLUMNS,
     NeighbourSet,
     Results,
@@ -144,6 +145,7 @@ class _Collector:
             **frames,
             losses=self.losses(),
             hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, self.hyperparameter_rows()),
+            settings=make_frame(SETTING_COLUMNS, self.setting_rows()),
             timings=make_frame(TIMING_COLUMNS, rows["timings"]),
             samples=samples,
             real={name: self.image_file(cell, "train") for name, cell in first.items()},
@@ -324,6 +326,18 @@ class _Collector:
                 f"{cell.score_evaluations} score evaluations a sample",
             }
         yield from published_hyperparameters()
+
+    def setting_rows(self) -> Iterator[dict[str, Any]]:
+        """Yield every resolved setting of every row, as one of its cells has it."""
+        for cell in {(c.data.name, c.label): c for c in self.cells}.values():
+            record = cell.to_json()
+            data = {f"data: {key}": value for key, value in record["data"].items()}
+            rest = {k: v for k, v in record.items() if k not in ("data", "variant", "train", "row")}
+            found = {"weights": cell.variant.weights} | record["train"] | rest | data
+            for name, value in found.items():
+                if name != "seed":  # the one thing that the cells of a row differ in
+                    row = {"dataset": cell.data.name, "variant": cell.label, "setting": name}
+                    yield row | {"value": str(value)}
 
     def timing_row(self, cell: Cell) -> dict[str, Any]:
         row: dict[str, Any] = {

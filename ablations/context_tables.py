@@ -58,6 +58,29 @@ def hyperparameter_table(results: Results) -> Table:
     )
 
 
+def settings_table(results: Results) -> Table:
+    """Every resolved setting of every row; rows of a data set that agree share a line."""
+    records: list[dict[str, str]] = []
+    for (dataset, setting), rows in results.settings.groupby(["dataset", "setting"], sort=False):
+        for value, of_value in rows.groupby("value", sort=False):
+            variants = "all" if len(of_value) == len(rows) else "; ".join(of_value["variant"])
+            record = {"dataset": dataset, "setting": setting, "value": value}
+            records.append(record | {"variants": variants})
+    raw = pd.DataFrame(records, columns=["dataset", "setting", "value", "variants"])
+    return Table(
+        name="settings",
+        title="Every setting",
+        caption=(
+            "All that a row's results depend on, as resolved from budget, grid, data and "
+            f"techniques. {conditions(results)}"
+        ),
+        raw=raw.assign(budget=str(results.run["budget"])),
+        display=pd.DataFrame({name.capitalize(): raw[name] for name in raw.columns}, dtype="str"),
+        kinds=("ours",) * len(raw),
+        numeric=(),
+    )
+
+
 def held_out_table(results: Results) -> Table | None:
     """Each training's loss on training and test images at its last snapshot; None without one."""
     found = results.held_out_losses

@@ -16,6 +16,9 @@ from scorekit.held_out_loss import compare_losses, evaluated_losses
 from scorekit.memory import ShrinkingBatch
 from scorekit.training import load_snapshot, snapshot_path
 
+#: Pixels that pass through a network together, where a sampling batch has fewer: 64 of 32x32.
+PIXELS = 2**16
+
 
 class HeldOut:
     """The loss stages of one job; several ranks share the images."""
@@ -23,7 +26,6 @@ class HeldOut:
     def __init__(self, context: Context, drawing: Drawing) -> None:
         self.context, self.drawing = context, drawing
         self.store, self.world = context.store, context.world
-        self._batch = ShrinkingBatch(context.sampling_batch, "loss on training and test images")
 
     def loss(self, cell: Cell, iteration: int) -> None:
         """Take the training's objective of a snapshot on as many images of either split."""
@@ -37,6 +39,9 @@ class HeldOut:
             network = network.to(device).requires_grad_(False)
             begin, end = self.world.share(n)
             dataset = self.context.dataset(cell.data)
+            # Small images many at a time, whatever is sampled at a time.
+            size = max(self.context.sampling_batch, PIXELS // cell.data.image_size**2)
+            batches = ShrinkingBatch(size, "loss on training and test images")
             losses = {}
             for split, images in (("train", dataset.train), ("test", dataset.test)):
                 # A random part, where it is one: images lie in no random order.
@@ -51,7 +56,7 @@ class HeldOut:
                     place = torch.from_numpy(index).to(device)
                     return evaluated_losses(network, cell.train, batch, place, draws)
 
-                parts = self._batch.run(end - begin, evaluate)
+                parts = batches.run(end - begin, evaluate)
                 losses[split] = np.concatenate(parts) if parts else np.empty(0)
             found = self.world.gather(losses)
             if found is None:

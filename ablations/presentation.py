@@ -177,13 +177,13 @@ def is_papers(run: Mapping[str, Any]) -> bool:
 
 
 def seeds_text(results: Results) -> str:
-    """How many seeds the rows have: "3 seeds", or "1 to 3 seeds" where they differ."""
+    """How many seeds the rows have: "3 seeds", or "seeds per row: 1 to 3" where they differ."""
     counts = results.cells.groupby(["dataset", "variant"])["seed"].nunique()
     if counts.empty:
         return "0 seeds"
     few, many = int(counts.min()), int(counts.max())
     if few < many:
-        return f"{few} to {many} seeds"
+        return f"seeds per row: {few} to {many}"
     return f"{few} seed" + ("s" if few != 1 else "")
 
 

@@ -12,6 +12,7 @@ from ablations.context_tables import (
     held_out_table,
     hyperparameter_table,
     quoted_scores_table,
+    settings_table,
     timing_table,
 )
 from ablations.figures import distance_curves, ema_curves, loss_curves
@@ -41,7 +42,7 @@ def sections(results: Results) -> list[Section]:
     steps = steps_table(results)
     curve = None if steps is None else steps_curve(results, steps)
     sizes = None if steps is None else step_size_table(results)
-    results = results.ablation
+    everything, results = results, results.ablation
     return [
         Section(
             id="ablation",
@@ -80,7 +81,14 @@ def sections(results: Results) -> list[Section]:
         ),
         Section(id="loss", title="Loss", blocks=[loss_curves(results), held_out_table(results)]),
         Section(
-            id="hyperparameters", title="Hyperparameters", blocks=[hyperparameter_table(results)]
+            id="hyperparameters",
+            title="Hyperparameters",
+            blocks=[
+                hyperparameter_table(results),
+                Collapsed(
+                    summary="Every setting of every row", blocks=[settings_table(everything)]
+                ),
+            ],
         ),
         Section(id="timings", title="Time and memory", blocks=[timing_table(results)]),
     ]

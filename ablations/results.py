@@ -126,6 +126,12 @@ HYPERPARAMETER_COLUMNS: dict[str, str] = {
     "ema_momentum": "float64",
     "note": "string",
 }
+SETTING_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "setting": "string",
+    "value": "string",
+}
 TIMING_COLUMNS: dict[str, str] = {
     "dataset": "string",
     "variant": "string",
@@ -164,6 +170,7 @@ _FRAMES = {
     "losses": LOSS_COLUMNS,
     "held_out_losses": HELD_OUT_COLUMNS,
     "hyperparameters": HYPERPARAMETER_COLUMNS,
+    "settings": SETTING_COLUMNS,
     "timings": TIMING_COLUMNS,
 }
 _ALLOWED = {
@@ -242,6 +249,7 @@ class Results:
     losses: pd.DataFrame
     held_out_losses: pd.DataFrame
     hyperparameters: pd.DataFrame
+    settings: pd.DataFrame
     timings: pd.DataFrame
     samples: list[SampleSet] = field(default_factory=list)
     real: dict[str, Path] = field(default_factory=dict)

@@ -21,6 +21,7 @@ from ablations.results import (
     LOSS_COLUMNS,
     QUALITY_COLUMNS,
     REFERENCE_COLUMNS,
+    SETTING_COLUMNS,
     TIMING_COLUMNS,
     Results,
     SampleSet,
@@ -134,6 +135,15 @@ def complete(
         losses=make_frame(LOSS_COLUMNS, rows["losses"]),
         held_out_losses=make_frame(HELD_OUT_COLUMNS, rows["held_out"]),
         hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, rows["settings"]),
+        settings=make_frame(
+            SETTING_COLUMNS,
+            [
+                {key: row[key] for key in ("dataset", "variant")}
+                | {"setting": name, "value": value}
+                for row in rows["settings"]
+                for name, value in (("sigma_begin", str(row["sigma_1"])), ("objective", "dsm"))
+            ],
+        ),
         timings=make_frame(TIMING_COLUMNS, rows["timings"]),
         samples=samples,
         real=real,

@@ -56,6 +56,17 @@ def test_losses_on_both_splits_are_of_every_snapshot_and_the_weights_that_are_sa
     assert frame["gap"].to_numpy() == pytest.approx((frame["test"] - frame["train"]).to_numpy())
 
 
+def test_every_row_has_every_setting_as_resolved(finished):
+    settings = collect(finished / "out").settings
+    counts = settings.groupby("variant")["setting"].nunique()
+    assert counts.nunique() == 1 and len(settings) == counts.sum()
+    rows = settings[settings["variant"] == "NCSNv2"].set_index("setting")["value"]
+    expected = {"objective": "dsm", "flip": "False", "width": "2", "precision": "fp32"}
+    expected |= {"adam_eps": "1e-08", "amsgrad": "False", "dequantisation": "none"}
+    expected |= {"n_final": "6", "reference": "train", "weights": "ema"}
+    assert {name: rows[name] for name in expected} == expected
+
+
 def test_reference_rows_are_ordered_as_they_must_be(finished):
     rows = collect(finished / "out").references.set_index("name")["distance"]
     assert rows["held-out real images"] < rows["Gaussian fitted to the pixels"]

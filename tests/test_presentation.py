@@ -30,8 +30,8 @@ def test_captions_count_the_seeds_that_rows_have(tmp_path: Path) -> None:
     assert seeds_text(results) == "3 seeds"
     cells = results.cells
     some = replace(results, cells=cells[(cells["variant"] == "NCSNv2") | (cells["seed"] == 0)])
-    assert seeds_text(some) == "1 to 3 seeds"
-    assert "; 1 to 3 seeds; " in conditions(some)
+    assert seeds_text(some) == "seeds per row: 1 to 3"
+    assert "; seeds per row: 1 to 3; " in conditions(some)
     assert seeds_text(fake_results.empty()) == "0 seeds"
 
 

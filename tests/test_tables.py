@@ -18,7 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ablations import quoted
-from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
+from ablations.context_tables import (
+    hyperparameter_table,
+    quoted_scores_table,
+    settings_table,
+    timing_table,
+)
 from ablations.presentation import distance_text, duration, number, variant_order, without_ema
 from ablations.report import build_report
 from ablations.results import CELL_COLUMNS, DISTANCE_COLUMNS, empty_results, make_frame
@@ -365,3 +370,13 @@ def test_a_spreadsheet_takes_no_text_of_a_csv_for_a_formula() -> None:
         assert list(read["name"][:6]) == [*(f"'{text}" for text in texts[:5]), "a=b"]
         assert read["name"].isna().tolist() == [False] * 6 + [True]
         assert read["value"][0] == -1.5
+
+
+def test_settings_of_rows_share_a_line_where_they_agree(tmp_path: Path) -> None:
+    table = settings_table(fake_results.complete(tmp_path))
+    lines = table.raw[["setting", "value", "variants"]].to_numpy().tolist()
+    assert lines == [
+        ["sigma_begin", "1.0", "NCSN; NCSN_5"],
+        ["sigma_begin", "6.4", "NCSN_1,2,4,5; NCSNv2"],
+        ["objective", "dsm", "all"],
+    ]
