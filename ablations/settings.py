@@ -244,7 +244,8 @@ def apply_overrides(settings: _S, overrides: dict[str, Any]) -> _S:
 
 
 def budget_label(name: str, overrides: Mapping[str, Any]) -> str:
-    """Return a budget as reports name it: "quick", or "quick, changed: width=8, iterations=100"."""
+    """Return a budget as reports name it: "quick", or "quick, changed: iterations=100, width=8"."""
     own = BUDGETS[name].settings if name in BUDGETS else None
-    changes = [f"{k}={v}" for k, v in overrides.items() if own is None or getattr(own, k) != v]
+    changed = {k: v for k, v in overrides.items() if own is None or getattr(own, k) != v}
+    changes = [f"{key}={value}" for key, value in sorted(changed.items())]
     return f"{name}, changed: {', '.join(changes)}" if changes else name

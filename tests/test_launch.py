@@ -38,7 +38,7 @@ def test_a_grid_gives_report_tables_and_dumps(finished):
         for denoise in (True, False)
     }
     assert set(rows["n"]) == {6}
-    assert table["budget"].str.startswith("quick, changed: width=2, iterations=6, ").all()
+    assert table["budget"].str.startswith("quick, changed: batch_size=4, iterations=6, ").all()
     for name in ("ablation", "hyperparameters", "timings"):
         for suffix in ("csv", "md", "tex"):
             assert (out / "report" / "tables" / f"{name}.{suffix}").stat().st_size > 0
