@@ -376,7 +376,8 @@ def test_a_lease_is_stamped_at_every_beat_and_only_while_it_is_held(calls, tmp_p
     path.write_text(json.dumps(lock.asdict(mine)))
     monkeypatch.setattr(lock, "threading", SimpleNamespace(Event=Beats, Thread=threading.Thread))
     with lock._touched(path, mine, 2.5):
-        while len(beats) <= 3:
+        end = time.monotonic() + 20
+        while len(beats) <= 3 and time.monotonic() < end:
             time.sleep(0.001)
     assert calls.taken() == [("utime", "launcher.lease")] * 3
     assert set(beats) == {2.5}
@@ -392,7 +393,8 @@ def test_a_lease_of_another_is_never_stamped_nor_removed(calls, tmp_path, monkey
             record = json.loads(path.read_text())
             calls.taken()
             path.write_text(json.dumps(record | {"token": "ab" * 8}))
-            while not interrupted:
+            end = time.monotonic() + 20
+            while not interrupted and time.monotonic() < end:
                 time.sleep(0.001)
 
     with pytest.raises(ValueError, match="was taken over by"):

@@ -8,7 +8,7 @@ element p is word p // Q of counter p % Q.
 """
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import numpy as np
 import torch
@@ -66,16 +66,6 @@ class Draws:
         return torch.tensor(((first * np.uint64(high)) >> np.uint64(32)).astype(np.int64))
 
 
-@dataclass
-class Run:
-    """What a run leaves behind: weights by iteration and name, and losses."""
-
-    raw: dict = field(default_factory=dict)
-    ema: dict = field(default_factory=dict)
-    losses: list = field(default_factory=list)
-    test_losses: list = field(default_factory=list)  # (iteration, loss)
-
-
 def sums(a):
     return a.flatten(1).sum(dim=1)
 
@@ -85,8 +75,7 @@ def total_loss(network, s, sigmas, images, step, *, objective, flip):
     draws, x = Draws(s.seed, step, images.shape), torch.tensor(images, dtype=torch.float32)
     x = (x + draws.uniform(DEQUANTISATION)) / 256 if s.dequantisation == "uniform" else x / 255
     if flip:
-        mirrored = draws.integers(FLIP, 2) == 1
-        x[mirrored] = x[mirrored].flip(-1)
+        x = torch.where(draws.integers(FLIP, 2).reshape(-1, 1, 1, 1) == 1, x.flip(-1), x)
     level, n = draws.integers(LEVEL, len(sigmas)), draws.normal(NOISE)
     sigma = sigmas[level].reshape(-1, 1, 1, 1)
     weight, dim = sigma.flatten() ** 2, x[0].numel()
@@ -105,10 +94,8 @@ def total_loss(network, s, sigmas, images, step, *, objective, flip):
         pixels = found.flatten(1).sum(dim=0)
         rows = [torch.autograd.grad(p, x, create_graph=True)[0].flatten(1) for p in pixels]
         return (weight * (sum(rows[i][:, i] for i in range(dim)) + sums(found**2) / 2)).sum()
-    if s.projection == "rademacher":
-        v = torch.where(draws.uniform(PROJECTION) < 0.5, -1.0, 1.0)
-    else:
-        v = draws.normal(PROJECTION)
+    v = torch.where(draws.uniform(PROJECTION) < 0.5, -1.0, 1.0)
+    v = v if s.projection == "rademacher" else draws.normal(PROJECTION)
     norm = sums(v**2).sqrt().reshape(-1, 1, 1, 1)
     if s.projection == "sphere":
         v, norm = v * dim**0.5 / norm, dim**0.5
@@ -124,7 +111,7 @@ def total_loss(network, s, sigmas, images, step, *, objective, flip):
 
 
 def train(s, train_images, test_images):
-    """The Run of the settings ``s`` on uint8 images (N, C, H, W)."""
+    """What settings make of uint8 images (N, C, H, W); test losses are (iteration, loss)."""
     ratio = (s.sigma_end / s.sigma_begin) ** (np.arange(s.n_levels) / (s.n_levels - 1))
     sigmas = torch.tensor(s.sigma_begin * ratio, dtype=torch.float32)
     how = {"conditional": s.conditional, "channels": train_images.shape[1], "width": s.width}
@@ -137,7 +124,8 @@ def train(s, train_images, test_images):
     state = [(w, *(torch.zeros_like(w) for _ in range(3))) for w in weights]
     epochs, n = -(-s.iterations * s.batch_size // len(train_images)), len(train_images)
     streams = [np.random.Generator(np.random.Philox(key=[s.seed, e])) for e in range(epochs)]
-    order, run = np.concatenate([stream.permutation(n) for stream in streams]), Run()
+    order = np.concatenate([stream.permutation(n) for stream in streams])
+    run = SimpleNamespace(raw={}, ema={}, losses=[], test_losses=[])
     for t in range(1, s.iterations + 1):
         images = train_images[order[(t - 1) * s.batch_size : t * s.batch_size]]
         total = total_loss(network, s, sigmas, images, t - 1, objective=s.objective, flip=s.flip)
@@ -157,6 +145,5 @@ def train(s, train_images, test_images):
                 total = total_loss(averaged, s, sigmas, shown, TEST_STEP, **dsm)
                 run.test_losses.append((t, total.item() / len(shown)))
         if t % s.snapshot_interval == 0 or t == s.iterations:
-            for kept, model in ((run.raw, network), (run.ema, averaged)):
-                kept[t] = {name: w.clone() for name, w in model.state_dict().items()}
+            run.raw[t], run.ema[t] = (deepcopy(x.state_dict()) for x in (network, averaged))
     return run
