@@ -116,7 +116,7 @@ MUTANTS = [
         ),
         ('part("precision_recall", value="precision")', 'part("precision_recall", value="recall")'),
         ('row["n_sampled"] / row["sampling_s"]', 'row["n_sampled"] / row["training_s"]'),
-        ('"loss": loss[::every]}', '"loss": test[::every]}'),
+        ("iteration = np.arange(1, len(loss) + 1)", "iteration = np.arange(len(loss))"),
         ("selected=chosen.get(denoise) == iteration", "selected=chosen.get(True) == iteration"),
         (
             "for i in cell.train.snapshot_iterations\n            for stage",

@@ -12,6 +12,7 @@ from grid_files import weights
 from scipy.optimize import brentq
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import logsumexp, ndtr
+from sklearn.datasets import load_digits
 
 from scorekit.extractors import EXTRACTORS
 from scorekit.networks import ScoreNetwork
@@ -177,6 +178,13 @@ def evaluations(cell):
 
 
 # --- metrics --------------------------------------------------------------------------------------
+
+
+def digits(split):
+    """scikit-learn's digits as uint8 (N, 1, 8, 8): 1500 to train of a permutation by Philox(0)."""
+    images = load_digits().images[np.random.Generator(np.random.Philox(0)).permutation(1797)]
+    images = np.rint(images * (255 / 16)).astype(np.uint8)[:, None]
+    return images[:1500] if split == "train" else images[1500:]
 
 
 _EXTRACTED = {}
