@@ -86,10 +86,10 @@ def in_order(calls: list[tuple[str, str]], *wanted: tuple[str, str]) -> None:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds a lock file; which the recorder does not see."""
+    """Whether somebody alone holds a lock file; the recorder does not see that it is asked."""
     with open(os.open(path, os.O_RDWR)) as file:  # whose name is a number
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return True
         return False
