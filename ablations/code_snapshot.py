@@ -21,13 +21,18 @@ def code_digest() -> str:
     return digest.hexdigest()[:12]
 
 
+def code_folder(out: Path) -> Path:
+    """Return where :func:`snapshot_code` keeps the present code."""
+    return out / "code" / code_digest()
+
+
 def snapshot_code(out: Path) -> Path:
     """Copy the packages to ``OUT/code/<digest>``, unless they are there; return that folder.
 
     To be called by the folder's only launcher.
     Jobs that wait in a queue for days then run the code that was there when they were submitted.
     """
-    folder = out / "code" / code_digest()
+    folder = code_folder(out)
     if folder.exists():
         return folder
     for unfinished in folder.parent.glob(".*.tmp"):  # of launchers that were killed

@@ -90,12 +90,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         default=[],
         metavar="KEY=VALUE",
         help="partition, account, qos, constraint, gpus, cpus, memory, time, array_parallelism, "
-        "setup, or a long option of sbatch",
+        "setup, or a long option of sbatch; train.KEY, evaluate.KEY and report.KEY are of one kind "
+        "of job",
     )
     add("--reference", choices=["train", "test"], help="real images to compare with (see README)")
     add("--inception-weights", type=Path, metavar="PATH", help="torch-fidelity's Inception weights")
     add("--extractor", metavar="NAME", help="feature space other than the data set's own")
-    add("--dry-run", action="store_true", help="print the stages and their cost, run nothing")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="print the stages, their cost and what Slurm would get; run nothing",
+    )
     add("--status", action="store_true", help="print the state of every job, run nothing")
     add("--cancel", action="store_true", help="cancel the jobs in Slurm, run nothing")
     add("--retry-failed", action="store_true", help="run failed and diverged jobs again")
@@ -113,8 +118,8 @@ class Plan:
     context: Context
     executor: str
     workers: int
-    gpus: int  # of each job
-    slurm: SlurmSettings
+    gpus: int  # of each training, and on one machine of each job
+    slurm: dict[str, SlurmSettings]  # by kind of job
     notes: tuple[str, ...] = ()  # lines that a person is told before work starts
 
 
@@ -127,6 +132,10 @@ def make_plan(args: argparse.Namespace) -> Plan:
         raise ValueError(f"--parts {args.parts}: only --grid {FINITE_DIFFERENCE} has parts")
     out = output_folder(args)
     check_out(out)
+    if args.executor == "slurm" and "%" in str(out):
+        raise ValueError(
+            f"--out {out}: Slurm reads % in the path of a log; choose a folder without it"
+        )
     if (out / PLAN_FILE).exists():
         raise ValueError(
             f"--out {out} holds the report of --grid {FINITE_DIFFERENCE}; choose another"
@@ -139,7 +148,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         grid = replace(grid, name=begun.grid)
     if args.rows is not None:
         grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
-    slurm = slurm_settings(grid.slurm, args.slurm)
+    slurm = slurm_settings(grid.slurm, args.slurm, gpus=args.gpus)
     device = _device(args, slurm)
     # A folder that was begun goes on as it was, wherever the command is given.
     wanted = args.budget or grid.budget or ("auto" if existing is None else existing.budget)
@@ -214,13 +223,13 @@ def make_plan(args: argparse.Namespace) -> Plan:
         cells = select_cells(cells, args.only)
     n_gpus = torch.cuda.device_count() if device == "cuda" else 0
     places = n_gpus or usable_cores() // (args.threads or 1)
-    gpus = args.gpus or slurm.gpus or 1
+    gpus = args.gpus or slurm["train"].gpus or 1
     workers = args.workers or max(1, places // gpus)
     executor = args.executor
     if executor == "auto":
         executor = "local" if workers > 1 or gpus > 1 else "inline"
     if executor == "slurm":
-        workers = args.workers or slurm.array_parallelism
+        workers = args.workers or slurm["train"].array_parallelism
     _check_gpus(gpus, executor, n_gpus)
     for cell in cells:
         check_accumulation(settings.accumulation, cell.train.batch_size, gpus)
@@ -228,7 +237,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         out=out,
         data_root=data_root,
         device=device,
-        threads=args.threads or _threads(executor, slurm),
+        threads=args.threads or _threads(executor, slurm["train"]),
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
         accumulation=settings.accumulation,
@@ -243,7 +252,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
         executor=executor,
         workers=workers,
         gpus=gpus,
-        slurm=replace(slurm, gpus=gpus, array_parallelism=workers),
+        slurm={
+            kind: replace(
+                settings,
+                array_parallelism=args.workers or settings.array_parallelism,
+                threads=args.threads or settings.cpus or 1,
+            )
+            for kind, settings in slurm.items()
+        },
         notes=tuple(notes),
     )
 
@@ -319,13 +335,13 @@ def _planning_root(data_root: Path, *, dry_run: bool) -> Iterator[Path]:
         yield root
 
 
-def _device(args: argparse.Namespace, slurm: SlurmSettings) -> str:
+def _device(args: argparse.Namespace, slurm: dict[str, SlurmSettings]) -> str:
     """Return "cpu" or "cuda"; what this machine lacks Slurm's may have."""
     import torch
 
     here = torch.cuda.is_available()
     if args.executor == "slurm":
-        asked = args.gpus is not None or slurm.gpus is not None
+        asked = any(settings.gpus is not None for settings in slurm.values())
         return args.device if args.device != "auto" else ("cuda" if here or asked else "cpu")
     if args.device == "cuda" and not here:
         raise ValueError("--device cuda: no CUDA device is available; use cpu or auto")

@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ablations.cells import Cell
 from ablations.code_snapshot import code_digest
@@ -36,6 +36,9 @@ from ablations.progress import make_reporter
 from ablations.refresh import mark_stale, refresh_report
 from ablations.settings import budget_label
 from ablations.status import describe_status
+
+if TYPE_CHECKING:
+    from ablations.slurm import SlurmGrid
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -70,6 +73,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             check_extractors(
                 [j for j in pending if (root / j.cell.data.store).exists()], plan.context
             )
+            if plan.executor == "slurm":
+                lines = _preview_slurm(plan, retry_failed=args.retry_failed)
+                print("\n".join(["", "to Slurm, in this order", *lines]))
             return 0
         if few:
             raise ValueError(few[0])
@@ -93,17 +99,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(plan: Plan, *, retry_failed: bool) -> int:
     context, budget = plan.context, plan.budget
-    outcome = Outcome()
-    todo = []
-    for job in plan.jobs:
-        failure = read_failure(context.out, job.name)
-        if job_is_done(job, context):
-            outcome.done.add(job.name)
-        elif failure is not None and failure["kind"] != "lost" and not retry_failed:
-            outcome.failed[job.name] = f"{failure['message']} (--retry-failed runs it again)"
-        else:
-            clear_failure(context.out, job.name)
-            todo.append(job)
+    outcome, todo = _settled(plan, retry_failed=retry_failed)
+    for job in todo:
+        clear_failure(context.out, job.name)
     label = budget_label(budget.name, plan.manifest.overrides)
     print(f"budget: {label} — {budget.description}", flush=True)
     print(
@@ -151,6 +149,20 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     return 0
 
 
+def _settled(plan: Plan, *, retry_failed: bool, dumps: bool = True) -> tuple[Outcome, list[Job]]:
+    """Return what has ended already, and the jobs that have not; ``dumps``: check their images."""
+    out, outcome, todo = plan.context.out, Outcome(), []
+    for job in plan.jobs:
+        failure = read_failure(out, job.name)
+        if job_is_done(job, plan.context, dumps=dumps):
+            outcome.done.add(job.name)
+        elif failure is not None and failure["kind"] != "lost" and not retry_failed:
+            outcome.failed[job.name] = f"{failure['message']} (--retry-failed runs it again)"
+        else:
+            todo.append(job)
+    return outcome, todo
+
+
 def run_more(plan: Plan, kind: str, cells: list[Cell]) -> dict[str, str]:
     """Run jobs of a kind that grids have not, here, for evaluated cells; return what failed, why.
 
@@ -164,8 +176,8 @@ def run_more(plan: Plan, kind: str, cells: list[Cell]) -> dict[str, str]:
     return outcome.failed
 
 
-def _run_on_slurm(plan: Plan, todo: list[Job], outcome: Outcome) -> None:
-    """Submit the jobs, and watch them until they have ended."""
+def _slurm_grid(plan: Plan, todo: list[Job], outcome: Outcome) -> "SlurmGrid":
+    """Return what Slurm is to run; jobs that wait for a failed one are noted as failed."""
     from ablations.slurm import SlurmGrid
 
     context, jobs = plan.context, []
@@ -176,20 +188,33 @@ def _run_on_slurm(plan: Plan, todo: list[Job], outcome: Outcome) -> None:
             jobs.append(job)
     evaluated = [job.cell for job in jobs if job.kind == "evaluate"]
     jobs += [job for job in snapshot_jobs(evaluated) if not job_is_done(job, context)]
-    grid = SlurmGrid(
+    return SlurmGrid(
+        name=plan.manifest.grid,
         context=context,
         settings=plan.slurm,
         jobs=jobs,
         known=_all_jobs(plan.manifest.cells),
     )
+
+
+def _preview_slurm(plan: Plan, *, retry_failed: bool) -> list[str]:
+    """Return what sbatch would be given, as lines; nothing is sent or written."""
+    outcome, todo = _settled(plan, retry_failed=retry_failed, dumps=False)
+    return _slurm_grid(plan, todo, outcome).preview() if todo else []
+
+
+def _run_on_slurm(plan: Plan, todo: list[Job], outcome: Outcome) -> None:
+    """Submit the jobs, and watch them until they have ended."""
+    grid = _slurm_grid(plan, todo, outcome)
     names = grid.submit()
     print(f"{len(names)} jobs in Slurm; Ctrl-C leaves them there", flush=True)
     try:
-        with make_reporter(jobs, context) as reporter:
+        with make_reporter(list(grid.jobs), plan.context) as reporter:
             grid.watch(names, reporter, outcome)
-        for job in snapshot_jobs(evaluated):
-            # What it could not do its cell's evaluation did, or failed to do and says so itself.
-            outcome.failed.pop(job.name, None)
+        for job in grid.jobs:
+            if job.kind == "snapshot":
+                # What it could not do its cell's evaluation did, or failed to do and says so.
+                outcome.failed.pop(job.name, None)
     except KeyboardInterrupt:
         print(
             "\nthe jobs go on in Slurm: the same command watches them again, --status shows them "

@@ -5,43 +5,33 @@ when its snapshot is written; evaluations follow them, and the report follows al
 succeeded is read from its files; what Slurm says only tells whether to go on waiting for them.
 """
 
-import contextlib
-import io
 import logging
 import os
-import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import submitit
-from submitit.core.utils import DelayedSubmission, FailedJobError, FailedSubmissionError, JobPaths
+from submitit.core.utils import JobPaths
 
-from ablations.code_snapshot import snapshot_code
 from ablations.executors import Outcome, Reporter, blocked_by
 from ablations.failures import read_failure
 from ablations.jobs import Context, Job, job_is_done
 from ablations.leftovers import remove_leftovers
 from ablations.logs import last_lines
-from ablations.slurm_job import SlurmJob, SlurmReport, patient_python
 from ablations.slurm_queue import (
     QueuedJob,
     SlurmError,
     cancel,
-    clean_environment,
     ended_states,
     jobs_named,
-    largest_array,
     queued_jobs,
     require_slurm,
 )
+from ablations.slurm_sender import Preview, Sender, logs_folder, pickle_path
 from ablations.slurm_settings import SlurmSettings
 from ablations.submissions import (
     REPORT,
-    Entry,
-    Submission,
     latest_ids,
     load_submissions,
     save_submission,
@@ -62,8 +52,9 @@ class SlurmGrid:
     Methods raise SlurmError where Slurm does not answer or refuses.
     """
 
+    name: str  # of the grid
     context: Context
-    settings: SlurmSettings
+    settings: Mapping[str, SlurmSettings]  # by kind of job
     jobs: Sequence[Job]
     known: Sequence[Job]
 
@@ -76,7 +67,24 @@ class SlurmGrid:
         new = [job for job in self.jobs if job.name not in live]
         if not new and REPORT in live:
             return names & set(live)
-        sender = _Sender(self.context, self.settings)
+        sender = Sender(self.name, self.context, self.settings)
+        return names & set(self._send(sender, new, live))
+
+    def preview(self) -> list[str]:
+        """Return what :meth:`submit` would send, as lines; nothing is sent or written.
+
+        Slurm is asked only where jobs of this folder were sent before.
+        """
+        out = self.context.out
+        live = live_ids(out) if load_submissions(out) else {}
+        sender = Preview(self.name, self.context, self.settings)
+        new = [job for job in self.jobs if job.name not in live]
+        if new or REPORT not in live:
+            self._send(sender, new, live)
+        return sender.lines
+
+    def _send(self, sender: Sender, new: Sequence[Job], live: dict[str, str]) -> dict[str, str]:
+        """Send jobs beside the live ones; return Slurm's ids of both by name."""
         for kind in ("train", "baseline"):
             live |= sender.send([job for job in new if job.kind == kind], [])
         trainings = {job.name for job in self.jobs if job.kind in ("train", "snapshot")} | {
@@ -95,12 +103,12 @@ class SlurmGrid:
             later = [*after, *_after_any(before)]
             live |= sender.send([job for job in mine if job.kind == "evaluate"], later)
         if REPORT in live:
-            cancel([live.pop(REPORT)])
+            sender.cancel(live.pop(REPORT))
         try:
             sender.send_report(_after_any(live.values()))
         except SlurmError as error:
             _log.warning("the launcher will make the report, and no job: %s", error)
-        return names & set(live)
+        return live
 
     def _recover(self) -> dict[str, str]:
         """Find out whether what a dead launcher was sending arrived; return the live jobs' ids."""
@@ -108,7 +116,7 @@ class SlurmGrid:
         by_name = {job.name: job for job in self.known}
         for submission in load_submissions(out):
             if submission.slurm_id is None:
-                if found := jobs_named(submission.token):
+                if found := jobs_named(submission.name):
                     arrived = replace(submission, slurm_id=min(found, key=int))
                     save_submission(arrived, out)
                 else:
@@ -120,11 +128,10 @@ class SlurmGrid:
         for submission in submissions:
             for element, entry in submission.elements():
                 # submitit puts the pickles where jobs look for them after sbatch has answered.
-                path = _pickle_path(out, element)
+                path = pickle_path(out, element)
                 if element in queued and entry.name in by_name and not path.exists():
-                    sender = _Sender(self.context, self.settings)
-                    job = sender.callable_of(by_name[entry.name], submission.token)
-                    sender.pickle(job, path)
+                    sender = Sender(self.name, self.context, self.settings)
+                    sender.pickle(by_name[entry.name], submission.token, path)
         return {name: id for name, id in latest_ids(submissions).items() if id in queued}
 
     def watch(self, names: set[str], reporter: Reporter, outcome: Outcome) -> None:
@@ -176,87 +183,6 @@ class SlurmGrid:
             time.sleep(pause)
 
 
-class _Sender:
-    """Sends arrays through submitit, on record before and after."""
-
-    def __init__(self, context: Context, settings: SlurmSettings) -> None:
-        self._context, self._settings = context, settings
-        self._code = snapshot_code(context.out)
-        self._largest = largest_array()
-        # Of two hosts' clocks the later counts: which submission is the latest must not depend.
-        self._newest = max((s.created for s in load_submissions(context.out)), default=0.0)
-        self._parameters = settings.parameters(
-            threads=context.threads, cuda=context.device != "cpu", code=self._code
-        )
-
-    def send(self, jobs: Sequence[Job], after: Sequence[str]) -> dict[str, str]:
-        """Submit like jobs as arrays that wait for ``after``; return Slurm's ids by name."""
-        sent: dict[str, str] = {}
-        for first in range(0, len(jobs), self._largest):
-            part = jobs[first : first + self._largest]
-            submission = Submission(entries=tuple(map(Entry.of, part)), dependency=",".join(after))
-            calls = [self.callable_of(job, submission.token) for job in part]
-            sent |= latest_ids([self._send(submission, calls, self._parameters)])
-        return sent
-
-    def send_report(self, after: Sequence[str]) -> None:
-        """Submit the job of the report: on one core, without a GPU."""
-        submission = Submission(entries=(Entry(REPORT),), dependency=",".join(after))
-        parameters = self._settings.of_report().parameters(threads=1, cuda=False, code=self._code)
-        self._send(submission, [SlurmReport(self._context, submission.token)], parameters)
-
-    def callable_of(self, job: Job, token: str) -> SlurmJob:
-        """Return what submitit pickles for a job."""
-        return SlurmJob(job, self._context, token, self._settings.warning_s / 2)
-
-    def pickle(self, call: Callable[[], None], path: Path) -> None:
-        """Write what a job loads at its start."""
-        delayed = DelayedSubmission(call)
-        delayed.set_timeout(self._settings.time, 0)
-        # A job may be looking for it.
-        temporary = path.with_name(f".{path.name}.tmp")
-        delayed.dump(temporary)
-        os.replace(temporary, path)
-
-    def _send(
-        self,
-        submission: Submission,
-        calls: Sequence[Callable[[], None]],
-        parameters: dict[str, Any],
-    ) -> Submission:
-        out = self._context.out
-        self._newest = max(submission.created, self._newest + 1e-3)
-        submission = replace(submission, created=self._newest)
-        given = [name.removeprefix("slurm_") for name in parameters] + list(
-            parameters["slurm_additional_parameters"]
-        )
-        # A new one each time: it keeps whatever the last submission had and this one has not.
-        executor = submitit.AutoExecutor(
-            folder=_logs(out), cluster="slurm", slurm_python=patient_python()
-        )
-        executor.update_parameters(
-            **parameters,
-            name=submission.token,
-            slurm_dependency=submission.dependency or None,
-        )
-        save_submission(submission, out)
-        said = io.StringIO()  # what sbatch says, which submitit passes on as it comes
-        try:
-            with clean_environment(given), contextlib.redirect_stderr(said), executor.batch():
-                jobs = [executor.submit(call) for call in calls]
-            array = jobs[0].job_id.split("_")[0]
-        except (FailedJobError, FailedSubmissionError, subprocess.CalledProcessError) as error:
-            submission_path(out, submission.token).unlink(missing_ok=True)
-            lines = (said.getvalue() or str(error)).splitlines()
-            reasons = dict.fromkeys(line.split("error: ")[-1].strip() for line in lines)
-            raise SlurmError(f"sbatch refused: {'; '.join(filter(None, reasons))}") from error
-        if warning := said.getvalue().strip():
-            _log.warning("%s", warning)
-        submission = replace(submission, slurm_id=array)
-        save_submission(submission, out)
-        return submission
-
-
 def live_ids(out: Path) -> dict[str, str]:
     """Return Slurm's ids of the jobs of this folder that wait or run, by name."""
     queued = queued_jobs()
@@ -269,7 +195,7 @@ def cancel_all(out: Path) -> int:
     ids = set(live_ids(out).values())
     for submission in load_submissions(out):
         if submission.slurm_id is None:  # its launcher died before it knew
-            arrays = jobs_named(submission.token)
+            arrays = jobs_named(submission.name)
             ids |= {job for job in queued_jobs() if job.split("_")[0] in arrays}
     cancel(sorted(ids))
     return len(ids)
@@ -297,7 +223,7 @@ def lost_message(out: Path, element: str) -> str:
 
 def log_path(out: Path, element: str) -> Path:
     """Return the log of a job, of its first task."""
-    return JobPaths(_logs(out), job_id=element).stdout
+    return JobPaths(logs_folder(out), job_id=element).stdout
 
 
 def _warn_of_stuck(ids: set[str], queued: dict[str, QueuedJob], warned: set[str]) -> None:
@@ -313,14 +239,6 @@ def _warn_of_stuck(ids: set[str], queued: dict[str, QueuedJob], warned: set[str]
                 some[0],
                 reason,
             )
-
-
-def _pickle_path(out: Path, element: str) -> Path:
-    return JobPaths(_logs(out), job_id=element).submitted_pickle
-
-
-def _logs(out: Path) -> Path:
-    return out / "logs"
 
 
 def _after_any(ids: Iterable[str]) -> list[str]:

@@ -1,4 +1,7 @@
-"""What a user may say about Slurm: ``--slurm key=value``, or a grid file's table ``[slurm]``."""
+"""What a user may say about Slurm: ``--slurm key=value``, or a grid file's table ``[slurm]``.
+
+Either may say something of one kind of job only: ``--slurm train.gpus=8``, ``[slurm.train]``.
+"""
 
 import dataclasses
 import re
@@ -7,6 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+#: Kinds of jobs as far as their resources go: all that is no training and no report is sampled or
+#: measured.
+JOB_KINDS = ("train", "evaluate", "report")
 #: Slurm may send the warning up to a minute early, and a job needs a minute to start.
 _SHORTEST_MIN = 3
 _TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+)(?::(?P<minutes>\d+))?(?::(?P<seconds>\d+))?")
@@ -47,6 +53,7 @@ class SlurmSettings:
     array_parallelism: int = 32
     setup: tuple[str, ...] = ()
     extra: dict[str, Any] = field(default_factory=dict)
+    threads: int | None = None  # of a job's process; None: those of the launcher's context
 
     def __post_init__(self) -> None:
         for name, least in (("gpus", 1), ("cpus", 1), ("array_parallelism", 1)):
@@ -77,17 +84,16 @@ class SlurmSettings:
         """
         return 120 if self.time >= 10 else 40
 
+    def threads_of(self, default: int) -> int:
+        """Return the threads of a job's process, where ``default`` is what the launcher has."""
+        return self.threads or default
+
     @property
     def asks_gpus(self) -> bool:
         """Whether ``extra`` asks for GPUs, as clusters demand that know no --gpus-per-node."""
         return not {"gpus-per-node", "gpus-per-task"}.isdisjoint(self.extra) or (
             "gpu" in str(self.extra.get("gres", ""))
         )
-
-    def of_report(self) -> "SlurmSettings":
-        """Return the same for one process without a GPU, on one core."""
-        extra = {o: v for o, v in self.extra.items() if "gpu" not in o and "gpu" not in str(v)}
-        return dataclasses.replace(self, gpus=None, cpus=1, extra=extra)
 
     def parameters(self, *, threads: int, cuda: bool, code: Path) -> dict[str, Any]:
         """Return submitit's parameters of a job that runs the code in the folder ``code``."""
@@ -132,26 +138,75 @@ def _python_path(code: Path) -> str:
     return line.format(shlex.quote(str(code)))
 
 
-_FIELDS = {f.name: f for f in dataclasses.fields(SlurmSettings) if f.name != "extra"}
+_FIELDS = {
+    f.name: f for f in dataclasses.fields(SlurmSettings) if f.name not in ("extra", "threads")
+}
 
 
-def slurm_settings(table: dict[str, Any], pairs: list[str]) -> SlurmSettings:
-    """Return the settings of a ``[slurm]`` table with ``key=value`` texts, which win.
+def slurm_settings(
+    table: dict[str, Any], pairs: list[str], *, gpus: int | None = None
+) -> dict[str, SlurmSettings]:
+    """Return the settings of each of :data:`JOB_KINDS`.
 
-    Keys that :class:`SlurmSettings` has not are options of sbatch. Raises ValueError where a text
-    has no "=" or a value is none of its key.
+    ``table`` is a grid file's ``[slurm]``, ``pairs`` are ``key=value`` texts, ``gpus`` is what the
+    flag ``--gpus`` says. What is said of one kind wins over what is said of all, and of either the
+    later of table, texts and flag. The report has no GPU, and one core. Keys that
+    :class:`SlurmSettings` has not are options of sbatch. Raises ValueError where a text has no "="
+    or a value is none of its key.
     """
-    values = dict(table)
+    said: dict[str, dict[str, Any]] = {"": {}, **{kind: {} for kind in JOB_KINDS}}
+    for key, value in table.items():
+        if key in JOB_KINDS and isinstance(value, dict):
+            said[key] |= value
+        else:
+            said[""][key] = value
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
             raise ValueError(f"--slurm {pair!r} is not of the form key=value")
-        values[key.strip()] = text.strip()
+        kind, _, option = key.strip().rpartition(".")
+        if kind not in said:
+            raise ValueError(
+                f"--slurm {pair!r}: {kind!r} is no kind of job; known: {', '.join(JOB_KINDS)}"
+            )
+        said[kind][option] = text.strip()
+    common = said[""] | ({} if gpus is None else {"gpus": gpus})
+    _settings(common)
+    found = {}
+    for kind in JOB_KINDS:
+        try:
+            found[kind] = _settings_of(kind, common, said[kind])
+        except ValueError as error:
+            raise ValueError(f"[slurm.{kind}]: {error}") from error
+    return found
+
+
+def _settings_of(kind: str, common: dict[str, Any], own: dict[str, Any]) -> SlurmSettings:
+    """Return the settings of a kind of job by what is said of all kinds, and of this one."""
+    inherited = dict(common)
+    if kind == "report":
+        if asked := [key for key, value in own.items() if _asks_gpus(key, value)]:
+            raise ValueError(f"slurm {asked[0]}: the report has no GPU; leave it out")
+        inherited = {k: v for k, v in common.items() if not _asks_gpus(k, v)} | {"cpus": 1}
+    elif any(_gpus(key.replace("_", "-"), value) is not None for key, value in own.items()):
+        inherited.pop("gpus", None)
+    return _settings(inherited | own)
+
+
+def _asks_gpus(key: str, value: Any) -> bool:
+    return "gpu" in key or (key not in _FIELDS and "gpu" in str(value))
+
+
+def _settings(values: dict[str, Any]) -> SlurmSettings:
     known = {key: _value(key, value) for key, value in values.items() if key in _FIELDS}
     extra = {}
     for key, value in values.items():
         if key in _FIELDS:
             continue
+        if key in JOB_KINDS:
+            raise ValueError(
+                f"slurm {key} = {value!r} must be a table [slurm.{key}], or --slurm {key}.KEY=VALUE"
+            )
         if not re.fullmatch(r"[a-z][a-z0-9_-]+", key):
             raise ValueError(f"slurm {key!r} is no option of sbatch; its long names are right")
         option = key.replace("_", "-")

@@ -1,6 +1,6 @@
 """``OUT/slurm/<token>.json``: what was sent to Slurm, written before it is sent and again after.
 
-A launcher that dies in between leaves a record without ids. Its token is the name of the jobs in
+A launcher that dies in between leaves a record without ids. Its token ends the name of the jobs in
 Slurm, which therefore can be asked whether they arrived.
 """
 
@@ -9,9 +9,11 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ablations.jobs import Job
 from ablations.manifest import read_versioned
+from ablations.naming import file_name
 from ablations.stages import RESULTS_VERSION
 from scorekit.files import write_sealed_json
 
@@ -48,6 +50,18 @@ class Submission:
     dependency: str = ""
     token: str = field(default_factory=_new_token)
     created: float = field(default_factory=time.time)
+    title: str = ""  # what the jobs' name in Slurm begins with: "paper-train"
+
+    @classmethod
+    def named(cls, grid: str, kind: str, **values: Any) -> "Submission":
+        """Return a new submission of jobs of a kind, whose name in Slurm tells grid and kind."""
+        # Slurm's clients take names apart at commas.
+        return cls(title=f"{file_name(grid).replace(',', '-')}-{kind}", **values)
+
+    @property
+    def name(self) -> str:
+        """What the jobs are called in Slurm: no other submission's are called so."""
+        return f"{self.title}-{self.token}" if self.title else self.token
 
     def element_id(self, index: int) -> str:
         """Return Slurm's id of one job of an array that arrived: "17_0", or "17" for one alone."""
@@ -76,6 +90,7 @@ def save_submission(submission: Submission, out: Path) -> None:
             "format": _FORMAT,
             "results_version": RESULTS_VERSION,
             "token": submission.token,
+            "title": submission.title,
             "slurm_id": submission.slurm_id,
             "dependency": submission.dependency,
             "created": submission.created,
@@ -95,6 +110,8 @@ def load_submission(path: Path) -> Submission | None:
             dependency=record["dependency"],
             token=record["token"],
             created=record["created"],
+            # Records of earlier versions have none: their jobs are called by the token alone.
+            title=record.get("title", ""),
         ),
     )
 

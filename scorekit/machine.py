@@ -101,7 +101,53 @@ def conditions(
 
 
 def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
+    """Return the number of cores that this process may run on, or a container's quota of them.
+
+    A quota is rounded down, to at least one: threads beyond it only stop one another.
+    """
+    cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+        cores = len(os.sched_getaffinity(0))
+    return max(1, min([cores, *map(int, _quotas(Path("/")))]))
+
+
+def _quotas(root: Path) -> list[float]:
+    """Return how many cores' time each Linux control group around this process allows it.
+
+    ``root`` is the file system's. Both versions of control groups are read; within a container the
+    groups' own paths may not be there, and then what is mounted at the top is its own.
+    """
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    mount, found = root / "sys/fs/cgroup", []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        names = controllers.split(",")
+        if controllers == "":
+            tops, read = [mount, mount / "unified"], _quota_v2
+        elif "cpu" in names:
+            tops, read = [mount / "cpu", mount / controllers], _quota_v1
+        else:
+            continue
+        group = Path(path.lstrip("/"))
+        for top in tops:
+            for folder in (top / group, *(top / parent for parent in group.parents), top):
+                try:
+                    quota = read(folder)
+                except (OSError, ValueError):
+                    continue
+                if quota is not None:
+                    found.append(quota)
+    return found
+
+
+def _quota_v2(folder: Path) -> float | None:
+    quota, period = (folder / "cpu.max").read_text().split()
+    return None if quota == "max" else int(quota) / int(period)
+
+
+def _quota_v1(folder: Path) -> float | None:
+    quota = int((folder / "cpu.cfs_quota_us").read_text())
+    return quota / int((folder / "cpu.cfs_period_us").read_text()) if quota > 0 else None

@@ -19,6 +19,7 @@ from ablations.command_line import make_plan, parse_arguments
 from ablations.jobs import plan_jobs, selected_iterations
 from ablations.launch import main
 from ablations.manifest import load_manifest, save_manifest
+from ablations.slurm_settings import JOB_KINDS
 
 
 def again(folder: Path, *flags: str) -> int:
@@ -310,16 +311,38 @@ def test_on_slurm_a_device_is_what_is_asked_for_not_what_is_here(
     arguments = ["--grid", str(TOML), "--out", str(tmp_path), "--executor", "slurm", *flags]
     plan = make_plan(parse_arguments(arguments))
     assert (plan.context.device, plan.gpus, plan.context.threads) == expected
-    parameters = plan.slurm.parameters(
+    parameters = plan.slurm["train"].parameters(
         threads=plan.context.threads, cuda=plan.context.device == "cuda", code=tmp_path
     )
     assert parameters["slurm_ntasks_per_node"] == plan.gpus
     assert parameters.get("slurm_gpus_per_node", 0) == (plan.gpus if expected[0] == "cuda" else 0)
 
 
+def test_a_kind_of_job_has_its_own_devices_and_threads(tmp_path):
+    flags = ("train.gpus=8", "train.cpus=6", "evaluate.cpus=2", "evaluate.array_parallelism=5")
+    pairs = [word for flag in flags for word in ("--slurm", flag)]
+    arguments = ["--grid", str(TOML), "--out", str(tmp_path), "--executor", "slurm", *pairs]
+    plan = make_plan(parse_arguments(arguments))
+    assert (plan.context.device, plan.gpus, plan.context.threads) == ("cuda", 8, 6)
+    assert [plan.slurm[kind].gpus for kind in JOB_KINDS] == [8, None, None]
+    assert [plan.slurm[kind].threads for kind in JOB_KINDS] == [6, 2, 1]
+    assert [plan.slurm[kind].array_parallelism for kind in JOB_KINDS] == [32, 5, 32]
+
+
+def test_a_dry_run_for_slurm_shows_its_options_and_writes_nothing(tmp_path, capsys):
+    out = tmp_path / "out"
+    arguments = ["--grid", str(TOML), "--out", str(out), "--executor", "slurm"]
+    assert main([*arguments, "--slurm", "train.time=3:00:00", "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    (train,) = (line for line in shown.splitlines() if " job(s), train: sbatch " in line)
+    assert " --time=180 " in train
+    assert not out.exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--executor", "slurm", "--out", "50%"], "Slurm reads % in the path of a log"),
         (["--grid", "papers"], "known: paper, factorial, steps, objectives, finite-difference, or"),
         (["--grid", "absent.toml"], "grid file absent.toml cannot be read"),
         (["--datasets", "mnist"], "mnist"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scorekit import machine
-from scorekit.machine import PeakMemory, conditions
+from scorekit.machine import PeakMemory, conditions, usable_cores
 
 MIB = 2**20
 
@@ -46,3 +46,44 @@ def test_where_the_mark_cannot_be_set_back_there_is_no_number(monkeypatch):
     found = conditions("cpu", threads=1, compile=False, peak_memory=None)
     assert found["peak_memory_bytes"] is None
     assert machine.cpu_name() in found["device"]
+
+
+@pytest.mark.parametrize(
+    ("files", "quotas"),
+    [
+        ({"proc/self/cgroup": "0::/", "sys/fs/cgroup/cpu.max": "150000 100000"}, {1.5}),
+        ({"proc/self/cgroup": "0::/a/b", "sys/fs/cgroup/a/cpu.max": "300000 100000"}, {3.0}),
+        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "max 100000"}, set()),
+        (
+            {
+                "proc/self/cgroup": "3:cpu,cpuacct:/docker/1\n2:cpuset:/\n0::/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "200000",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            {2.0},
+        ),
+        (
+            {
+                "proc/self/cgroup": "3:cpu:/",
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000",
+            },
+            set(),
+        ),
+        ({"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": "nonsense"}, set()),
+        ({}, set()),
+    ],
+)
+def test_a_container_s_quota_is_found(tmp_path, files, quotas):
+    for name, text in files.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{text}\n")
+    assert set(machine._quotas(tmp_path)) == quotas
+
+
+@pytest.mark.parametrize(("quota", "cores"), [(0.5, 1), (2.7, 2), (1e9, 6)])
+def test_no_more_cores_are_used_than_a_container_has(monkeypatch, quota, cores):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
+    monkeypatch.setattr(machine, "_quotas", lambda _: [quota])
+    assert usable_cores() == cores

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablations.slurm_settings import SlurmSettings, slurm_settings
+from ablations.slurm_settings import JOB_KINDS, SlurmSettings, slurm_settings
 
 
 @pytest.mark.parametrize(
@@ -25,12 +25,12 @@ from ablations.slurm_settings import SlurmSettings, slurm_settings
     ],
 )
 def test_times_are_read_as_sbatch_reads_them_and_rounded_up(text, minutes):
-    assert slurm_settings({}, [f"time={text}"]).time == minutes
+    assert slurm_settings({}, [f"time={text}"])["train"].time == minutes
 
 
 def test_flags_win_over_the_table_and_what_is_unknown_goes_to_sbatch():
     table = {"partition": "a", "gpus": 2, "setup": ["module load cuda"], "mail-user": "me@here"}
-    settings = slurm_settings(table, ["partition=b", "memory=32G", "nice=100"])
+    settings = slurm_settings(table, ["partition=b", "memory=32G", "nice=100"])["train"]
     assert (settings.partition, settings.gpus, settings.memory) == ("b", 2, "32G")
     assert settings.extra == {"mail-user": "me@here", "nice": "100"}
     parameters = settings.parameters(threads=3, cuda=True, code=Path("/code"))
@@ -45,6 +45,17 @@ def test_flags_win_over_the_table_and_what_is_unknown_goes_to_sbatch():
         "mail-user": "me@here",
         "nice": "100",
     }
+
+
+def test_what_is_said_of_a_kind_of_job_wins_over_what_is_said_of_all():
+    table = {"gpus": 2, "nice": 1, "train": {"nice": 2, "memory": "9G"}}
+    settings = slurm_settings(table, ["nice=3", "evaluate.memory=5G", "evaluate.gres=gpu:1"])
+    assert list(settings) == list(JOB_KINDS)
+    assert [settings[kind].extra["nice"] for kind in JOB_KINDS] == [2, "3", "3"]
+    assert [settings[kind].memory for kind in JOB_KINDS] == ["9G", "5G", None]
+    assert [settings[kind].gpus for kind in JOB_KINDS] == [2, 1, None]
+    flagged = slurm_settings(table, ["train.gpus=8"], gpus=4)
+    assert [flagged[kind].gpus for kind in JOB_KINDS] == [8, 4, None]
 
 
 def test_a_job_on_cuda_has_one_gpu_and_on_a_cpu_none():
@@ -81,6 +92,12 @@ def test_the_warning_leaves_time_to_start_and_to_save():
         ("gres=gpu:many:2x", "slurm gres = 'gpu:many:2x' must be of the form gpu:N or gpu:TYPE:N"),
         ("gpus-per-node=0", "slurm gpus-per-node = '0' must be of the form N or TYPE:N"),
         ("account=", "slurm account = '' must be a text"),
+        ("train.gpus=0", "[slurm.train]: slurm gpus = 0 must be at least 1"),
+        ("evaluate.wait=true", "[slurm.evaluate]: slurm wait: the launcher sets this itself"),
+        ("sample.gpus=1", "'sample' is no kind of job; known: train, evaluate, report"),
+        ("train=2", "slurm train = '2' must be a table [slurm.train]"),
+        ("report.gpus=1", "[slurm.report]: slurm gpus: the report has no GPU"),
+        ("report.gres=gpu:1", "[slurm.report]: slurm gres: the report has no GPU"),
     ],
 )
 def test_bad_values_are_named(pair, message):
@@ -92,8 +109,8 @@ def test_bad_values_are_named(pair, message):
 @given(st.dictionaries(st.text(max_size=8), st.text(max_size=8) | st.integers() | st.booleans()))
 def test_any_table_gives_settings_or_a_value_error(table):
     with contextlib.suppress(ValueError):
-        settings = slurm_settings(table, [])
-        assert "slurm_time" in settings.parameters(threads=1, cuda=False, code=Path("/code"))
+        for settings in slurm_settings(table, []).values():
+            assert "slurm_time" in settings.parameters(threads=1, cuda=False, code=Path("/code"))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +129,7 @@ def test_any_table_gives_settings_or_a_value_error(table):
     ],
 )
 def test_gpus_are_understood_in_the_cluster_s_own_words_and_asked_for_once(pair, gpus):
-    settings = slurm_settings({}, [pair])
+    settings = slurm_settings({}, [pair])["train"]
     assert settings.gpus == gpus
     option, _, value = pair.partition("=")
     parameters = settings.parameters(threads=1, cuda=True, code=Path("/code"))
@@ -122,7 +139,7 @@ def test_gpus_are_understood_in_the_cluster_s_own_words_and_asked_for_once(pair,
 
 
 def test_gpus_in_two_ways_must_agree():
-    assert slurm_settings({}, ["gres=gpu:2", "gpus=2"]).gpus == 2
+    assert slurm_settings({}, ["gres=gpu:2", "gpus=2"])["train"].gpus == 2
     with pytest.raises(ValueError, match="gives a job 2 GPU\\(s\\), and gpus = 4"):
         slurm_settings({}, ["gres=gpu:2", "gpus=4"])
 
@@ -135,7 +152,8 @@ def test_python_finds_the_copy_of_the_code_whatever_its_folder_is_called(tmp_pat
     code = tmp_path / name / "code"
     (code / "ablations").mkdir(parents=True)
     (code / "ablations" / "__init__.py").touch()
-    setup = slurm_settings({}, []).parameters(threads=1, cuda=False, code=code)["slurm_setup"]
+    settings = slurm_settings({}, [])["train"]
+    setup = settings.parameters(threads=1, cuda=False, code=code)["slurm_setup"]
     python = f"{shlex.quote(sys.executable)} -c 'import ablations; print(ablations.__file__)'"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     run = subprocess.run(

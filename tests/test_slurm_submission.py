@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import re
+import shlex
 
 import pytest
 from stand_in_slurm import StandInSlurm
@@ -29,6 +31,7 @@ def grid_of(finished, out, *, device="cpu", pairs=(), table=None, without=()):
         out=out, data_root=out, device=device, threads=1, compile=False, sampling_batch=4
     )
     return SlurmGrid(
+        name="tiny",
         context=context,
         settings=slurm_settings(table or {}, list(pairs)),
         jobs=[job for job in everything if job.name not in without],
@@ -100,6 +103,72 @@ def test_an_allocation_and_the_user_s_shell_change_no_submission(
     # Whom to charge is the user's choice, and where the user says it here, that counts.
     assert ("SBATCH_ACCOUNT" in variables) is not inside
     assert os.environ["SLURM_MEM_PER_NODE"] == "1"
+
+
+def test_each_kind_of_job_asks_for_its_own(finished, tmp_path, stand_in):
+    table = {"time": 60, "gpus": 4, "evaluate": {"gpus": 1, "time": "0:30:00", "cpus": 3}}
+    pairs = ("train.time=12:00:00", "report.partition=small", "partition=large")
+    grid_of(finished, tmp_path / "out", device="cuda", table=table, pairs=pairs).submit()
+    for options in stand_in.submitted:
+        kind = options["job-name"].split("-")[1]
+        asked = (
+            *(options["time"], options["partition"], options["ntasks-per-node"]),
+            *(options.get("gpus-per-node"), options["cpus-per-task"]),
+        )
+        assert asked == {
+            "train": ("720", "large", "4", "4", "1"),
+            "report": ("60", "small", "1", None, "1"),
+        }.get(kind, ("30", "large", "1", "1", "3")), kind
+
+
+def test_jobs_are_called_by_grid_and_kind(finished, tmp_path, stand_in):
+    grid_of(finished, tmp_path / "out").submit()
+    names = [options["job-name"] for options in stand_in.submitted]
+    kinds = ["train", "baseline", *(["snapshot", "evaluate"] * 2), "report"]
+    assert [name.split("-scorekit-")[0] for name in names] == [f"tiny-{kind}" for kind in kinds]
+    assert len(set(names)) == len(names)
+
+
+def test_a_preview_shows_what_would_be_sent_and_sends_and_writes_nothing(
+    finished, tmp_path, stand_in
+):
+    out, pairs = tmp_path / "out", ("train.gpus=8", "setup=module load x", "comment=two words")
+    lines = grid_of(finished, out, device="cuda", pairs=pairs).preview()
+    assert not out.exists()
+    assert stand_in.submitted == []
+    grid_of(finished, out, device="cuda", pairs=pairs).submit()
+    shown = [options_of_preview(line) for line in lines]
+    assert len(shown) == 7
+    # Arrays are numbered from 1 there, by this Slurm from 101; and each name ends in a token.
+    later = [
+        {key: re.sub(r"\b10(\d)(?!\d)", r"\1", value) for key, value in options.items()}
+        for options in stand_in.submitted
+    ]
+    for options in (*shown, *later):
+        options["job-name"] = options["job-name"].split("-scorekit-")[0]
+    assert shown == later
+
+
+def options_of_preview(line):
+    _, _, options = line.partition(": sbatch ")
+    found = dict(word.removeprefix("--").partition("=")[::2] for word in shlex.split(options))
+    return found
+
+
+def test_a_preview_needs_no_slurm(finished, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    lines = grid_of(finished, tmp_path / "out").preview()
+    assert lines[0] == (
+        "scontrol is not on the PATH of this machine: arrays are shown as if any length were "
+        "allowed"
+    )
+    assert len(lines) == 1 + 7
+
+
+def test_a_preview_leaves_out_what_is_in_the_queue(finished, tmp_path, stand_in):
+    grid = grid_of(finished, tmp_path / "out")
+    grid.submit()
+    assert grid.preview() == []
 
 
 def test_without_accounting_what_a_dead_launcher_sent_is_cancelled(finished, tmp_path, stand_in):
