@@ -77,6 +77,6 @@ def whole(tmp_path_factory):
         plan = make_plan(parse_arguments(every))
         for kind in ("interpolate", "neighbours"):
             chosen = [c for c in plan.cells if c.seed == 1 and c.label == "NCSNv2"]
-            assert launch.run_more(plan, kind, chosen) == {}
+            assert launch.run_more(plan, kind, chosen, snapshot="selected") == {}
     torch.set_num_threads(threads)
     return folder / "fp32", folder / "bf16"
