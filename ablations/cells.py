@@ -17,6 +17,9 @@ from scorekit.train_settings import TrainSettings
 N_PAIRS, N_BETWEEN = 6, 8
 #: Training images shown beside each sample, nearest first.
 N_NEIGHBOURS = 8
+#: The most real images whose features are taken, and in memory, at a time: a random block of them
+#: stands for a larger split in a distance, and neighbours are searched for block by block.
+MAX_REFERENCE = 50_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,11 +154,16 @@ class Cell:
         """All other metrics of the final samples, and the uncertainty of their distance."""
         return _measured_stage(self, "quality", iteration, denoise, True)
 
-    def neighbour_stage(self, iteration: int, *, denoise: bool) -> Stage:
-        """The nearest training images of the final samples, and of held-out images."""
-        features = self._feature_stages(iteration, denoise=denoise, final=True)
-        settings = {"neighbours": N_NEIGHBOURS, "flip": self.data.flip}
-        return Stage("neighbours", settings, (_reference_stage(self.data, "train"), *features))
+    def neighbour_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
+        """The nearest of all training images of a snapshot's samples, and of held-out images."""
+        features = self._feature_stages(iteration, denoise=denoise, final=final)
+        settings = {"neighbours": N_NEIGHBOURS, "flip": self.data.flip, "n_held_out": self.n_final}
+        return Stage("neighbours", settings, (*self.training_blocks(), *features))
+
+    def training_blocks(self) -> tuple[Stage, ...]:
+        """Features of all training images, in blocks; the first are those of a distance."""
+        n = -(-self.data.n_train // MAX_REFERENCE)
+        return tuple(_reference_stage(self.data, "train", block) for block in range(n))
 
     def _feature_stages(self, iteration: int, *, denoise: bool, final: bool) -> tuple[Stage, ...]:
         return tuple(
@@ -208,16 +216,14 @@ def _measured_stage(cell: Cell, kind: str, iteration: int, denoise: bool, final:
 
 # Stages of a dataset and feature space, few in any grid, however many cells share them.
 @lru_cache(maxsize=64)
-def _reference_stage(data: DataFacts, split: str) -> Stage:
-    return Stage(
-        "reference",
-        {
-            "data": data.fingerprint,
-            "split": split,
-            "extractor": data.extractor,
-            "extractor_fingerprint": data.extractor_fingerprint,
-        },
-    )
+def _reference_stage(data: DataFacts, split: str, block: int = 0) -> Stage:
+    settings: dict[str, Any] = {
+        "data": data.fingerprint,
+        "split": split,
+        "extractor": data.extractor,
+        "extractor_fingerprint": data.extractor_fingerprint,
+    }
+    return Stage("reference", settings | ({"block": block} if block else {}))
 
 
 @lru_cache(maxsize=64)

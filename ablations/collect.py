@@ -13,7 +13,15 @@ import pandas as pd
 
 from ablations.cells import Cell
 from ablations.code_snapshot import code_digest
-from ablations.jobs import Context, Job, plan_jobs, sample_file, selected_iterations
+from ablations.jobs import (
+    Context,
+    Job,
+    more_jobs,
+    plan_jobs,
+    sample_file,
+    selected_iterations,
+    shown_snapshot,
+)
 from ablations.manifest import Manifest, load_manifest
 from ablations.presentation import without_folders
 from ablations.published import published_hyperparameters
@@ -381,28 +389,40 @@ class _Collector:
                     **self.snapshot(cell, denoise, iteration),
                     path=self.store.directory(stage) / sample_file(denoise),
                     selected=chosen.get(denoise) == iteration,
+                    last=iteration == cell.train.iterations,
                 )
 
     def interpolations(self, cell: Cell) -> Iterator[SampleSet]:
-        iteration = self.chosen[cell.name].get(True)
-        if iteration is None:
-            return
-        stage = cell.interpolation_stage(iteration)
-        if self.store.result(stage) is not None:
-            path = self.store.directory(stage) / sample_file(True)
-            yield SampleSet(**self.snapshot(cell, True, iteration), path=path)
+        selected, last = self.chosen[cell.name].get(True), cell.train.iterations
+        for iteration in dict.fromkeys((selected, last)):
+            if iteration is None:
+                continue
+            stage = cell.interpolation_stage(iteration)
+            if self.store.result(stage) is not None:
+                yield SampleSet(
+                    **self.snapshot(cell, True, iteration),
+                    path=self.store.directory(stage) / sample_file(True),
+                    selected=iteration == selected,
+                    last=iteration == last,
+                )
 
     def neighbour_sets(self, cell: Cell) -> Iterator[NeighbourSet]:
-        for denoise, iteration, result in self.final_results(cell, cell.neighbour_stage):
-            stage = cell.neighbour_stage(iteration, denoise=denoise)
-            samples = cell.sample_stages(iteration, final=True)
+        chosen = self.chosen[cell.name]
+        for snapshot in ("last", "selected") if True in chosen else ():
+            (job,) = more_jobs("neighbours", [cell], snapshot=snapshot)
+            iteration, final = shown_snapshot(job, chosen)
+            stage = cell.neighbour_stage(iteration, denoise=True, final=final)
+            if (result := self.store.result(stage)) is None:
+                continue
+            samples = cell.sample_stages(iteration, final=final)
             yield NeighbourSet(
-                **self.snapshot(cell, denoise, iteration),
+                **self.snapshot(cell, True, iteration),
+                snapshot=snapshot,
                 feature_space=cell.data.extractor,
                 n_searched=result["n_searched"],
                 flip=stage.settings["flip"],
                 path=self.store.directory(stage) / "neighbours.npz",
-                samples=tuple(self.store.directory(s) / sample_file(denoise) for s in samples),
+                samples=tuple(self.store.directory(s) / sample_file(True) for s in samples),
             )
 
 

@@ -53,10 +53,10 @@ class Drawing:
         self._network: ScoreNetwork
         self._loaded: Path | None = None  # the snapshot that the network holds
 
-    def samples(self, job: Job, iteration: int, *, denoise: bool) -> np.ndarray:
-        """Return the final samples of a snapshot, uint8 (N, C, H, W)."""
+    def samples(self, job: Job, iteration: int, *, denoise: bool, final: bool = True) -> np.ndarray:
+        """Return the samples of a snapshot, uint8 (N, C, H, W): all, or those of its selection."""
         parts = []
-        for stage in job.cell.sample_stages(iteration, final=True):
+        for stage in job.cell.sample_stages(iteration, final=final):
             self.sample(job, stage, job.n_sampled)
             path = self.store.directory(stage) / sample_file(denoise)
             parts.append(np.load(path, mmap_mode="r"))

@@ -13,36 +13,42 @@ from ablations.generalisation_figures import (
 )
 from ablations.presentation import number
 from ablations.results import NeighbourSet, Results, SampleSet
+from ablations.sample_sets import snapshot_words
 
 _SHOWN = 8
 
 
-def interpolation_artefacts(results: Results) -> list[Artefact]:
-    """Interpolations of every cell that has them (Figs. 6, 20-24); ValueError where none has."""
-    if not results.interpolations:
-        raise ValueError("nothing has been interpolated yet; leave out --no-run")
+def interpolation_artefacts(results: Results, *, snapshot: str) -> list[Artefact]:
+    """Interpolations of every cell that has them of this snapshot (Figs. 6, 20-24).
+
+    ``snapshot`` is "last" or "selected". ValueError where no cell has any.
+    """
+    sets = [s for s in results.interpolations if (s.last if snapshot == "last" else s.selected)]
+    if not sets:
+        raise ValueError(f"no interpolation of {snapshot_words(snapshot)} yet; leave out --no-run")
     artefacts = []
-    for found in results.interpolations:
+    for found in sets:
         images = np.load(found.path, allow_pickle=False)
         picture = interpolation_picture(
             results,
             images,
             dataset=found.dataset,
             variant=found.variant,
-            details=_details(found),
+            details=_details(found, snapshot),
         )
         artefacts.append(Artefact(shown=picture, arrays={"images": images}))
     return artefacts
 
 
-def neighbour_artefacts(results: Results) -> list[Artefact]:
+def neighbour_artefacts(results: Results, *, snapshot: str) -> list[Artefact]:
     """Nearest training images of samples and of held-out images, and the distances (Figs. 16-19).
 
-    ValueError where no cell has them.
+    ``snapshot`` is "last" or "selected". ValueError where no cell has them of it.
     """
-    if not results.neighbours:
-        raise ValueError("no neighbours have been searched for yet; leave out --no-run")
-    return [artefact for found in results.neighbours for artefact in _of_one(results, found)]
+    sets = [found for found in results.neighbours if found.snapshot == snapshot]
+    if not sets:
+        raise ValueError(f"no neighbours of {snapshot_words(snapshot)} yet; leave out --no-run")
+    return [artefact for found in sets for artefact in _of_one(results, found)]
 
 
 def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
@@ -55,7 +61,7 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
         f"Feature space {found.feature_space}; searched: {number(found.n_searched)} of "
         f"{number(len(train))} training images."
     )
-    details = f"{_details(found)} {search}"
+    details = f"{_details(found, found.snapshot)} {search}"
     artefacts = []
     with np.load(found.path, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
@@ -93,9 +99,9 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
     return [*artefacts, Artefact(shown=picture, arrays=nearest | numbers)]
 
 
-def _details(found: SampleSet | NeighbourSet) -> str:
+def _details(found: SampleSet | NeighbourSet, snapshot: str) -> str:
     how = "with" if found.denoise else "without"
     return (
-        f"{found.weights} weights of iteration {number(found.iteration)}, seed {found.seed}, {how} "
-        "the denoising step."
+        f"{found.weights} weights of {snapshot_words(snapshot)}, {number(found.iteration)}, seed "
+        f"{found.seed}, {how} the denoising step."
     )

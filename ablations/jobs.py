@@ -78,13 +78,13 @@ class Job:
 
     ``kind`` is "train", "evaluate" or "baseline", of which a grid consists; "snapshot", the part of
     an evaluation that can begin while training goes on; or "interpolate" or "neighbours", which an
-    evaluated cell can have besides.
+    evaluated cell can have besides, of the snapshot of ``iteration`` or else of the selected one.
     """
 
     kind: str
     cell: Cell  # for training, the first of the cells that share it
     needs: tuple[str, ...] = ()
-    iteration: int | None = None  # of the snapshot
+    iteration: int | None = None  # of the snapshot, where it is known before the evaluation
 
     @cached_property
     def name(self) -> str:
@@ -207,11 +207,28 @@ def snapshot_jobs(cells: list[Cell]) -> list[Job]:
     return sorted(jobs, key=lambda job: job.iteration or 0)
 
 
-def more_jobs(kind: str, cells: list[Cell]) -> list[Job]:
-    """Return a job of one of the kinds beside the grid's for each cell; it needs the evaluation."""
+def more_jobs(kind: str, cells: list[Cell], *, snapshot: str) -> list[Job]:
+    """Return a job of one of the kinds beside the grid's for each cell; it needs the evaluation.
+
+    ``snapshot`` is "last", the end of training, or "selected", the one of the smallest distance.
+    """
     return [
-        Job(kind=kind, cell=cell, needs=(Job(kind="evaluate", cell=cell).name,)) for cell in cells
+        Job(
+            kind=kind,
+            cell=cell,
+            needs=(Job(kind="evaluate", cell=cell).name,),
+            iteration=cell.train.iterations if snapshot == "last" else None,
+        )
+        for cell in cells
     ]
+
+
+def shown_snapshot(job: Job, chosen: dict[bool, int]) -> tuple[int, bool]:
+    """Return the iteration that a job beside the grid's shows, and whether of its final samples.
+
+    Of a snapshot that was not selected there are the samples of the selection.
+    """
+    return (chosen[True], True) if job.iteration is None else (job.iteration, False)
 
 
 def progress_path(out: Path, job_name: str) -> Path:
@@ -267,10 +284,11 @@ def loss_stages(cell: Cell) -> list[Stage]:
 def final_stages(job: Job, chosen: dict[bool, int]) -> list[Stage]:
     """Return what a job makes of the snapshots that were chosen, by denoise setting."""
     cell = job.cell
-    if job.kind == "interpolate":
-        return [cell.interpolation_stage(chosen[True])]
-    if job.kind == "neighbours":
-        return [cell.neighbour_stage(chosen[True], denoise=True)]
+    if job.kind in ("interpolate", "neighbours"):
+        iteration, final = shown_snapshot(job, chosen)
+        if job.kind == "interpolate":
+            return [cell.interpolation_stage(iteration)]
+        return [cell.neighbour_stage(iteration, denoise=True, final=final)]
     return [
         stage
         for denoise, iteration in chosen.items()

@@ -163,12 +163,14 @@ def _settled(plan: Plan, *, retry_failed: bool, dumps: bool = True) -> tuple[Out
     return outcome, todo
 
 
-def run_more(plan: Plan, kind: str, cells: list[Cell]) -> dict[str, str]:
+def run_more(plan: Plan, kind: str, cells: list[Cell], *, snapshot: str) -> dict[str, str]:
     """Run jobs of a kind that grids have not, here, for evaluated cells; return what failed, why.
 
-    ``kind`` is "interpolate" or "neighbours". Raises ValueError where OUT is in use.
+    ``kind`` is "interpolate" or "neighbours", ``snapshot`` "last" or "selected". Raises ValueError
+    where OUT is in use.
     """
-    jobs = [j for j in more_jobs(kind, cells) if not job_is_done(j, plan.context)]
+    jobs = more_jobs(kind, cells, snapshot=snapshot)
+    jobs = [job for job in jobs if not job_is_done(job, plan.context)]
     outcome = Outcome()
     if jobs:
         with launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:

@@ -2,13 +2,13 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ablations.cells import Cell
+from ablations.cells import MAX_REFERENCE, Cell
 from ablations.drawing import Drawing
 from ablations.jobs import Context, Job, sample_file
 from ablations.stages import FOLLOWED, Stage
@@ -24,15 +24,12 @@ from scorekit.metrics import (
     save_statistics,
     uniform_noise_samples,
 )
-from scorekit.neighbours import nearest_neighbours
+from scorekit.neighbours import nearest_in_blocks
 from scorekit.sample_quality import inception_score, kernel_distance, precision_recall
 from scorekit.uncertainty import bootstrap_interval, extrapolate_distance
 
 if TYPE_CHECKING:
     from scorekit.features import Features
-
-#: The most real images that features are taken of: a random subset stands for a larger split.
-MAX_REFERENCE = 50_000
 
 #: Images that pass through an extractor together: a block of which one rank takes the features.
 EXTRACTION_BATCH = 256
@@ -131,33 +128,38 @@ class Measuring:
 
     def statistics(self, cell: Cell, stage: Stage) -> FeatureStatistics:
         """Return the statistics of real images; they and the features are made once."""
+        self._reference(cell, stage)
+        return load_statistics(self.store.directory(stage) / "statistics.npz")
 
+    def real_features(self, cell: Cell, stage: Stage) -> np.ndarray:
+        """Return the features (n, d) of real images, in random order."""
+        self._reference(cell, stage)
+        return np.load(self.store.directory(stage) / "features.npy")
+
+    def _reference(self, cell: Cell, stage: Stage) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             dataset = self.context.dataset(cell.data)
             images = dataset.train if stage.settings["split"] == "train" else dataset.test
             n = len(images)
-            order = np.random.Generator(np.random.Philox(0)).permutation(n)[:MAX_REFERENCE]
+            first = MAX_REFERENCE * stage.settings.get("block", 0)
+            order = np.random.Generator(np.random.Philox(0)).permutation(n)
+            order = order[first : first + MAX_REFERENCE]
             # In random order, so that the first few stand for all; on the disk, read in blocks.
             blocks = [order[i : i + 4096] for i in range(0, len(order), 4096)]
             found = [self.extract(images[block], cell.data.extractor) for block in blocks]
             if not self.world.is_main:
                 return FOLLOWED
             features = np.concatenate([part.features for part in found if part is not None])
-            path = directory / "statistics.npz"
-            save_statistics(path, feature_statistics(features))
             files = [
                 save_array(directory / "features.npy", features),
                 save_array(directory / "order.npy", order),
             ]
-            return {"n": len(order), "n_split": n}, [path, *files]
+            if first == 0:  # the last block may be a single image
+                files.append(directory / "statistics.npz")
+                save_statistics(files[-1], feature_statistics(features))
+            return {"n": len(order), "n_split": n}, files
 
         self.store.run(stage, execute)
-        return load_statistics(self.store.directory(stage) / "statistics.npz")
-
-    def real_features(self, cell: Cell, stage: Stage) -> np.ndarray:
-        """Return the features (n, d) of real images, in random order."""
-        self.statistics(cell, stage)
-        return np.load(self.store.directory(stage) / "features.npy")
 
     def baseline(self, cell: Cell) -> None:
         """Take the distances of noise, of a Gaussian and of held-out real images."""
@@ -188,17 +190,23 @@ class Measuring:
 
         self.store.run(cell.baseline_stage(), execute)
 
-    def neighbours(self, job: Job, iteration: int, *, denoise: bool) -> None:
-        """Find the nearest training images of the final samples and, to compare, of test images."""
+    def neighbours(self, job: Job, iteration: int, *, denoise: bool, final: bool) -> None:
+        """Find the nearest training images of a snapshot's samples and, to compare, of test images.
+
+        ``final`` takes all samples of the snapshot, else those that its selection took.
+        """
         cell = job.cell
-        stage = cell.neighbour_stage(iteration, denoise=denoise)
+        stage = cell.neighbour_stage(iteration, denoise=denoise, final=final)
+        real = cell.training_blocks()
+
+        def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for block in real:
+                features = self.real_features(cell, block)
+                yield features, np.load(self.store.directory(block) / "order.npy")
 
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
-            real, *samples = stage.needs
-            train = self.real_features(cell, real)
-            order = np.load(self.store.directory(real) / "order.npy")
-            fakes = self.drawing.samples(job, iteration, denoise=denoise)
-            fake, _ = self.features(job, tuple(samples), job.n_sampled)
+            fakes = self.drawing.samples(job, iteration, denoise=denoise, final=final)
+            fake, _ = self.features(job, stage.needs[len(real) :], job.n_sampled)
             held_out = np.array(self.context.dataset(cell.data).test[: cell.n_final])
             test = self._alone(held_out, cell.data.extractor)
             arrays: dict[str, np.ndarray] = {}
@@ -207,16 +215,16 @@ class Measuring:
                 if stage.settings["flip"]:
                     flips = np.ascontiguousarray(images[..., ::-1])
                     mirrored = self._alone(flips, cell.data.extractor)
-                k = min(stage.settings["neighbours"], len(train))
-                found = nearest_neighbours(features, train, k=k, mirrored=mirrored)
+                k = min(stage.settings["neighbours"], cell.data.n_train)
+                found = nearest_in_blocks(features, blocks(), k=k, mirrored=mirrored)
                 arrays |= {
-                    f"{name}_train_index": order[found.index],
+                    f"{name}_train_index": found.index,
                     f"{name}_distance": found.distance,
                     f"{name}_flipped": found.flipped,
                 }
             path = directory / "neighbours.npz"
             atomic_write(path, lambda file: np.savez(file, **arrays))  # type: ignore[arg-type]
-            counts = {"n": len(fake), "n_held_out": len(test), "n_searched": len(train)}
+            counts = {"n": len(fake), "n_held_out": len(test), "n_searched": cell.data.n_train}
             return counts, [path]
 
         self.store.run(stage, execute)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from ablations.figures import (
 from ablations.presentation import dataset_order, file_slug, variant_order
 from ablations.results import Results
 from ablations.sample_figures import grid_keys, sample_grid, sample_overview
-from ablations.sample_sets import read_images, selected_set, sets_of
+from ablations.sample_sets import read_images, shown_set
 
 _SHEET = 64
 _OVERVIEW = 25
@@ -49,21 +51,28 @@ def overview_artefact(results: Results, *, denoise: bool) -> Artefact:
             _add(arrays, f"{dataset}, real", read_images(results.real[dataset], _OVERVIEW))
         names = {s.variant for s in results.samples if s.dataset == dataset}
         for variant in variant_order(names):
-            images = _selected_images(results, dataset, variant, denoise, _OVERVIEW)
+            which = {"dataset": dataset, "variant": variant, "denoise": denoise}
+            images = _shown_images(results, _OVERVIEW, **which)
             _add(arrays, f"{dataset}, {variant}", images)
     return Artefact(shown=sample_overview(results, denoise=denoise), arrays=arrays)
 
 
-def sheet_artefacts(results: Results) -> list[Artefact]:
+def sheet_artefacts(
+    results: Results, *, snapshot: str, variants: Collection[str] | None = None
+) -> list[Artefact]:
     """A sheet of uncurated samples for every variant, the same indices (Figs. 1, 7, 10, 25-30).
 
-    While nothing has been sampled, the overview that says so.
+    Of those `variants` alone where they are named. While nothing has been sampled, the overview
+    that says so.
     """
     sheets = []
     for dataset, variant, denoise in grid_keys(results):
+        if variants is not None and variant not in variants:
+            continue
         arrays: dict[str, np.ndarray] = {}
-        _add(arrays, "samples", _selected_images(results, dataset, variant, denoise, _SHEET))
-        picture = sample_grid(results, dataset, variant, denoise=denoise)
+        which = {"dataset": dataset, "variant": variant, "denoise": denoise}
+        _add(arrays, "samples", _shown_images(results, _SHEET, **which, snapshot=snapshot))
+        picture = sample_grid(results, **which, snapshot=snapshot)
         sheets.append(Artefact(shown=picture, arrays=arrays))
     return sheets or [overview_artefact(results, denoise=True)]
 
@@ -81,12 +90,9 @@ def loss_artefacts(results: Results) -> list[Artefact]:
     return [Artefact(shown=picture, frames=frames), *tables]
 
 
-def _selected_images(
-    results: Results, dataset: str, variant: str, denoise: bool, count: int
-) -> np.ndarray | str:
-    sets = sets_of(results, dataset=dataset, variant=variant, denoise=denoise)
-    chosen = selected_set(results, sets)
-    return "no samples" if chosen is None else read_images(chosen.path, count)
+def _shown_images(results: Results, count: int, **which: Any) -> np.ndarray | str:
+    shown = shown_set(results, **which)
+    return "no samples" if shown is None else read_images(shown.path, count)
 
 
 def _add(arrays: dict[str, np.ndarray], name: str, images: np.ndarray | str) -> None:

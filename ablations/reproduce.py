@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import takewhile
 
 import torch
@@ -16,7 +17,7 @@ from ablations.artefacts import save_artefacts
 from ablations.command_line import load_cells, make_plan, output_folder, parse_arguments
 from ablations.interruption import interrupt_on_sigterm
 from ablations.presentation import write_file
-from ablations.reproductions import ITEMS, Item, Run
+from ablations.reproductions import FIGURE_DATA, ITEMS, Item, Run
 from ablations.variants import NCSNV2
 from scorekit.presets import TABLE_4
 
@@ -37,12 +38,15 @@ def describe_items() -> str:
     """Return what ``--list`` prints: every name, and how to give the paper's data sets."""
     lines = ["name      needs  what"]
     for item in ITEMS:
-        also = f" (also {', '.join(item.aliases)})" if item.aliases else ""
-        lines.append(f"{item.name:<9} {item.needs:<6} {item.shows}{also}")
+        also = f" (also {', '.join(map(_with_data, item.aliases))})" if item.aliases else ""
+        of = f" [{FIGURE_DATA[item.name]}]" if item.name in FIGURE_DATA else ""
+        lines.append(f"{item.name:<9} {item.needs:<6} {item.shows}{of}{also}")
     lines += [
         "all              every one of them",
         "",
         "grid: runs what is missing of --grid paper first; data: prepares --datasets only.",
+        "In brackets: the data set that a figure is of in the paper. Here every figure is of",
+        "the data sets that --datasets names.",
         "The paper's data sets, each with the settings of Table 4:",
     ]
     lines += [
@@ -51,6 +55,10 @@ def describe_items() -> str:
         if row.model == "NCSNv2"
     ]
     return "\n".join(lines)
+
+
+def _with_data(name: str) -> str:
+    return f"{name} [{FIGURE_DATA[name]}]" if name in FIGURE_DATA else name
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +76,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--no-run", action="store_true", help="compute nothing; what is missing is said"
     )
+    parser.add_argument(
+        "--snapshot",
+        choices=["last", "selected"],
+        help="the end of training or the snapshot with the smallest distance, for figures that can "
+        "show either (default: as in the paper, whose Figs. 16 to 30 are of the last iteration)",
+    )
     own, flags = parser.parse_known_args(argv[len(names) :])
     if own.list:
         print(describe_items())
@@ -79,10 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         items = find_items(names)
         if args.dry_run or args.status:
             return launch.main(flags)
-        run = _prepare(items, args, sample=not own.no_run)
+        run = replace(_prepare(items, args, sample=not own.no_run), snapshot=own.snapshot)
         code = 0
         if run.sample and any(item.needs == "grid" for item in items):
-            code = _run_grid(items, flags)
+            code = _run_grid(items, flags, own.snapshot)
             if code not in (0, 1):
                 return code
         # Every item, also behind one that fails.
@@ -95,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run_grid(items: list[Item], flags: Sequence[str]) -> int:
+def _run_grid(items: list[Item], flags: Sequence[str], snapshot: str | None) -> int:
     """Run what the items need of the grid and besides it; return the launcher's exit code."""
     codes = [launch.main(flags)]
     for rows in dict.fromkeys(item.rows for item in items if item.rows):
@@ -105,8 +119,11 @@ def _run_grid(items: list[Item], flags: Sequence[str]) -> int:
     plan = make_plan(parse_arguments(flags))
     # One cell of a data set: pictures show the first seed.
     cells = [c for c in plan.cells if c.variant == NCSNV2 and not c.row and c.seed == 0]
-    for kind in dict.fromkeys(item.more for item in items if item.more):
-        for name, reason in launch.run_more(plan, kind, cells).items():
+    wanted = ((item.more, snapshot or item.snapshot) for item in items)
+    for kind, which in dict.fromkeys(wanted):
+        if kind is None or which is None:
+            continue
+        for name, reason in launch.run_more(plan, kind, cells, snapshot=which).items():
             print(f"{name}: FAILED: {reason}", file=sys.stderr)
             codes.append(1)
     return max(codes)
@@ -137,7 +154,7 @@ def _make(item: Item, run: Run) -> int:
     directory = run.out / "reproduce" / item.name
     failure = directory / "failure.txt"
     try:
-        paths = save_artefacts(item.make(run), directory)
+        paths = save_artefacts(item.artefacts(run), directory)
         failure.unlink(missing_ok=True)
     except Exception as error:  # whatever it is, the other items do not depend on it
         write_file(failure, traceback.format_exc())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -34,19 +34,22 @@ from ablations.quality_figures import distance_against_n, steps_curve
 from ablations.quality_tables import quality_table, steps_table
 from ablations.results import HYPERPARAMETER_COLUMNS, Results, empty_results, make_frame
 from ablations.step_size_table import step_size_table
+from ablations.variants import NCSNV2
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
     """What items are made from: an output folder and, where one needs them, the data sets.
 
-    With `sample` False, nothing is computed that is not there.
+    With `sample` False, nothing is computed that is not there. `snapshot`, "last" or "selected",
+    takes the place of the one that an item shows by itself.
     """
 
     out: Path
     facts: tuple[DataFacts, ...] = ()
     context: Context | None = None
     sample: bool = True
+    snapshot: str | None = None
 
     @cached_property
     def results(self) -> Results:
@@ -66,15 +69,23 @@ class Item:
     `needs` is "grid" (the ablation is run first), "data" (the data sets are prepared) or "none".
     `rows` names a grid whose rows are run besides, `more` a kind of job (:mod:`ablations.jobs`)
     that is run besides for NCSNv2. `aliases` are figures of the paper that this one shows as well.
+    `snapshot`, "last" or "selected", is what an item that can show either shows unless told.
     """
 
     name: str
     shows: str
     needs: Literal["grid", "data", "none"]
-    make: Callable[[Run], list[Artefact]]
+    make: Callable[..., list[Artefact]]
     rows: str | None = None
     more: str | None = None
     aliases: tuple[str, ...] = ()
+    snapshot: str | None = None
+
+    def artefacts(self, run: Run) -> list[Artefact]:
+        """Make it."""
+        if self.snapshot is None:
+            return self.make(run)
+        return self.make(run, snapshot=run.snapshot or self.snapshot)
 
 
 def _mixtures(run: Run) -> list[Artefact]:
@@ -140,6 +151,18 @@ def _qualities(run: Run) -> list[Artefact]:
     ]
 
 
+def _interpolations(run: Run, *, snapshot: str) -> list[Artefact]:
+    return interpolation_artefacts(run.results, snapshot=snapshot)
+
+
+def _neighbours(run: Run, *, snapshot: str) -> list[Artefact]:
+    return neighbour_artefacts(run.results, snapshot=snapshot)
+
+
+def _sheets(run: Run, *, snapshot: str, variants: Collection[str] | None = None) -> list[Artefact]:
+    return sheet_artefacts(run.results.ablation, snapshot=snapshot, variants=variants)
+
+
 def _of_results(make: Callable[[Results], Artefact]) -> Callable[[Run], list[Artefact]]:
     return lambda run: [make(run.results.ablation)]
 
@@ -147,6 +170,16 @@ def _of_results(make: Callable[[Results], Artefact]) -> Callable[[Run], list[Art
 def _numbered(*numbers: int) -> tuple[str, ...]:
     return tuple(f"fig{number}" for number in numbers)
 
+
+#: The data set that a figure of one data set is of in the paper. Here all are of the grid's.
+FIGURE_DATA = {
+    **dict.fromkeys(("fig2", "fig3", "fig11", "fig16", "fig25"), "CIFAR-10"),
+    **dict.fromkeys(("fig10", "fig12", "fig17", "fig20", "fig26"), "CelebA"),
+    **dict.fromkeys(("fig18", "fig21", "fig27"), "LSUN church_outdoor"),
+    **dict.fromkeys(("fig22", "fig28"), "LSUN bedroom"),
+    **dict.fromkeys(("fig23", "fig29"), "LSUN tower"),
+    **dict.fromkeys(("fig19", "fig24", "fig30"), "FFHQ"),
+}
 
 #: In the paper's order, tables first.
 ITEMS = (
@@ -203,15 +236,16 @@ ITEMS = (
         shows="interpolations between samples",
         needs="grid",
         more="interpolate",
-        make=lambda run: interpolation_artefacts(run.results),
-        aliases=_numbered(20, 21, 22, 23, 24),
+        make=_interpolations,
+        snapshot="selected",
     ),
     Item(
         name="fig7",
         shows="sheets of uncurated samples, the same indices for every variant",
         needs="grid",
-        make=lambda run: sheet_artefacts(run.results.ablation),
-        aliases=_numbered(1, 10, 25, 26, 27, 28, 29, 30),
+        make=_sheets,
+        aliases=_numbered(1, 10),
+        snapshot="selected",
     ),
     Item(
         name="fig8",
@@ -255,8 +289,26 @@ ITEMS = (
         shows="nearest training images of samples and of held-out images, and their distances",
         needs="grid",
         more="neighbours",
-        make=lambda run: neighbour_artefacts(run.results),
+        make=_neighbours,
         aliases=_numbered(17, 18, 19),
+        snapshot="last",
+    ),
+    Item(
+        name="fig20",
+        shows="fig6 at the last iteration, as the paper's App. C.5 has it",
+        needs="grid",
+        more="interpolate",
+        make=_interpolations,
+        aliases=_numbered(21, 22, 23, 24),
+        snapshot="last",
+    ),
+    Item(
+        name="fig25",
+        shows="the sheets of NCSNv2 at the last iteration, as the paper's App. C.5 has them",
+        needs="grid",
+        make=partial(_sheets, variants=[NCSNV2.name]),
+        aliases=_numbered(26, 27, 28, 29, 30),
+        snapshot="last",
     ),
     Item(
         name="quality",

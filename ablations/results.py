@@ -191,7 +191,8 @@ class SampleSet:
     """Images from one snapshot, `path` a .npy file of uint8.
 
     Samples are (N, C, H, W), the first of the indices 0, 1, …; `selected` says whether it is the
-    snapshot that was chosen by its distance. Interpolations are (pairs, N + 2, C, H, W).
+    snapshot that was chosen by its distance, `last` whether it is the end of training (of few
+    iterations it may be both). Interpolations are (pairs, N + 2, C, H, W).
     """
 
     dataset: str
@@ -202,12 +203,14 @@ class SampleSet:
     iteration: int
     path: Path
     selected: bool = True
+    last: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeighbourSet:
-    """The nearest training images of final samples, and of held-out images.
+    """The nearest training images of samples of one snapshot, and of held-out images.
 
+    `snapshot` is "selected", with its final samples, or "last", with those that its selection took.
     `path` is an .npz file with, for "fake" and "held_out", ``…_train_index`` (n, k) into the
     training images, ``…_distance`` (n, k) and ``…_flipped`` (n, k), nearest first; `samples` are
     the files whose images, one after another, are the fakes.
@@ -219,6 +222,7 @@ class NeighbourSet:
     weights: str
     denoise: bool
     iteration: int
+    snapshot: str
     feature_space: str
     n_searched: int
     flip: bool  # mirror images were searched for too

@@ -37,6 +37,26 @@ def sets_of(
     return [found[key] for key in sorted(found)]
 
 
+def shown_set(
+    results: Results, *, dataset: str, variant: str, denoise: bool, snapshot: str = "selected"
+) -> SampleSet | None:
+    """The set that stands for a variant, of the first seed: "selected", or the "last" iteration's.
+
+    None where it has not been sampled yet.
+    """
+    sets = sets_of(results, dataset=dataset, variant=variant, denoise=denoise)
+    if snapshot == "last":
+        return next((s for s in sets if s.last), None)
+    return selected_set(results, sets)
+
+
+def snapshot_words(snapshot: str) -> str:
+    """How a caption names the snapshot that it is of."""
+    return {"last": "the last iteration", "selected": "the snapshot selected by its distance"}[
+        snapshot
+    ]
+
+
 def selected_set(results: Results, sets: Iterable[SampleSet]) -> SampleSet | None:
     """The set of the first seed's selected snapshot, else of its last; None where there is none."""
     final = results.distances[results.distances["purpose"] == "final"]

@@ -15,7 +15,14 @@ from ablations.drawing import Drawing, Report
 from ablations.dumps import dump_samples
 from ablations.failures import clear_failure, record_failure
 from ablations.held_out import HeldOut
-from ablations.jobs import Context, Job, progress_path, selected_iterations, selection_samples
+from ablations.jobs import (
+    Context,
+    Job,
+    progress_path,
+    selected_iterations,
+    selection_samples,
+    shown_snapshot,
+)
 from ablations.measuring import Measuring
 from ablations.stages import FOLLOWED
 from scorekit.distributed import RankDied, World, leave, process_group
@@ -219,12 +226,12 @@ class Worker:
             raise Stopped("the evaluation stopped between two measurements and continues there")
 
     def interpolate(self, job: Job) -> None:
-        iteration = selected_iterations(job.cell, self.store)[True]
+        iteration, _ = shown_snapshot(job, selected_iterations(job.cell, self.store))
         self.drawing.interpolate(job, job.cell.interpolation_stage(iteration))
 
     def neighbours(self, job: Job) -> None:
-        iteration = selected_iterations(job.cell, self.store)[True]
-        self.measuring.neighbours(job, iteration, denoise=True)
+        iteration, final = shown_snapshot(job, selected_iterations(job.cell, self.store))
+        self.measuring.neighbours(job, iteration, denoise=True, final=final)
 
     def checkpoint_digest(self, cell: Cell, iteration: int) -> str:
         directory = self.store.directory(cell.train_stage())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,7 +50,37 @@ def nearest_neighbours(
         distance, index = search.kneighbors(features)
         found.append((distance, index, np.full(index.shape, flipped)))
     # The k nearest under the smaller of two distances are among the k nearest under either.
-    distance, index, mirror = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
+    return _nearest(*(np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)), k)
+
+
+def nearest_in_blocks(
+    queries: np.ndarray,
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    *,
+    k: int,
+    mirrored: np.ndarray | None = None,
+) -> Neighbours:
+    """Return the same of references that come in blocks, of which one is looked at at a time.
+
+    A block is (features (N, d), index (N,)): ``index`` of the result is what its references are
+    called there, no two the same. Raises MetricError as above, N being that of all blocks.
+    """
+    best, n = None, 0
+    for features, index in blocks:
+        near = nearest_neighbours(queries, features, k=min(k, len(features)), mirrored=mirrored)
+        found = [near.distance, index[near.index], near.flipped]
+        if best is not None:
+            before = (best.distance, best.index, best.flipped)
+            found = [np.concatenate(pair, axis=1) for pair in zip(before, found, strict=True)]
+        n += len(features)
+        best = _nearest(*found, min(k, n))
+    if best is None or not 1 <= k <= n:
+        raise MetricError(f"k={k}: 1 to {n}, the number of references, is right")
+    return best
+
+
+def _nearest(distance: np.ndarray, index: np.ndarray, mirror: np.ndarray, k: int) -> Neighbours:
+    """Return the k nearest of candidates (n, m), each reference once."""
     order = np.argsort(distance, axis=1, kind="stable")
     distance, index, mirror = (
         np.take_along_axis(array, order, axis=1) for array in (distance, index, mirror)

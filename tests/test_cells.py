@@ -262,7 +262,17 @@ def test_interpolations_and_neighbours_follow_what_they_are_made_of():
     c = cell()
     assert c.interpolation_stage(5000) != c.interpolation_stage(10_000)
     assert c.interpolation_stage(5000).settings["mix_seed"] != c.seed
-    assert c.neighbour_stage(5000, denoise=True) != c.neighbour_stage(5000, denoise=False)
+    near = c.neighbour_stage(5000, denoise=True, final=True)
+    assert near != c.neighbour_stage(5000, denoise=False, final=True)
+    assert near != c.neighbour_stage(5000, denoise=True, final=False)
     # Always among the training images, whatever the distance refers to.
     other = cell(reference="test")
-    assert other.neighbour_stage(5000, denoise=True) == c.neighbour_stage(5000, denoise=True)
+    assert other.neighbour_stage(5000, denoise=True, final=True) == near
+
+
+def test_neighbours_are_searched_for_among_all_training_images_in_blocks():
+    c = cell(data=facts(n_train=120_001))
+    blocks = c.training_blocks()
+    assert [block.settings.get("block", 0) for block in blocks] == [0, 1, 2]
+    assert blocks[0] == c.reference_stage()
+    assert c.neighbour_stage(5000, denoise=True, final=False).needs[:3] == blocks

@@ -45,7 +45,7 @@ NOTHING: set[str] = set()
 FINAL = {"final distance", "quality", "neighbours"}
 MEASURED = {"distance", "features"} | FINAL
 DRAWN = {"sample", "further samples", "interpolation"} | MEASURED
-TRAINED = {"train"} | DRAWN
+TRAINED = {"train", "loss"} | DRAWN
 REAL = {"reference", "baseline"}
 
 #: By class and field: another value, and what is then another result.
@@ -80,8 +80,8 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         # Networks and samples have the shape of the images, of which the fingerprint tells too.
         "channels": (1, DRAWN),
         "image_size": (64, DRAWN),
-        "n_train": (7, NOTHING),
-        "n_test": (7, NOTHING),
+        "n_train": (7, {"loss"}),  # whose images are as many of each split
+        "n_test": (7, {"loss"}),
         "flip": (False, {"neighbours"}),  # training has a setting of its own
         "max_distance": (7.0, NOTHING),  # which becomes sigma_begin
         "extractor": ("digits-cnn", MEASURED | REAL),
@@ -91,7 +91,7 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         # What these two groups mean is in the settings of training and sampling.
         "noise_scales": (False, NOTHING),
         "conditioning": (False, NOTHING),
-        "ema": (False, DRAWN),
+        "ema": (False, DRAWN | {"loss"}),
     },
     Cell: {
         "seed": (7, DRAWN),
@@ -99,9 +99,11 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "sampling_levels": (7, DRAWN),
         "n_steps_each": (7, DRAWN),
         "step_size": (7e-6, DRAWN),
+        "step_rule": ("another", NOTHING),  # a name of what gave the step size
         "reference": ("test", {"distance", "final distance", "quality"} | REAL),
         "n_selection": (70, DRAWN - {"interpolation"}),
         "n_final": (7000, {"further samples", "baseline"} | FINAL),
+        "n_loss": (70, {"loss"}),
         "n_dump": (7, NOTHING),  # dumps have manifests of their own
         "row": ("7x7", NOTHING),
     },
@@ -132,6 +134,8 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "test_interval": (7, TRAINED),
         "n_selection": (70, DRAWN - {"interpolation"}),
         "n_final": (7000, {"further samples", "baseline"} | FINAL),
+        "n_loss": (70, {"loss"}),
+        "score_evaluations": (500, DRAWN),
         "n_dump": (7, NOTHING),
         "reference": ("test", {"distance", "final distance", "quality"} | REAL),
         "image_size": (64, NOTHING),  # of the data, whose facts the cell is made from
@@ -158,7 +162,8 @@ def digests(cell: Cell, iteration: int = 5000, *, denoise: bool = True) -> dict[
         "distance": distance,
         "final distance": cell.distance_stage(iteration, denoise=denoise, final=True),
         "quality": cell.quality_stage(iteration, denoise=denoise),
-        "neighbours": cell.neighbour_stage(iteration, denoise=denoise),
+        "neighbours": cell.neighbour_stage(iteration, denoise=denoise, final=True),
+        "loss": cell.loss_stage(iteration),
         "reference": cell.reference_stage(),
         "baseline": cell.baseline_stage(),
     }
@@ -207,7 +212,7 @@ def test_execution_settings_are_those_without_an_effect():
 
 
 def test_a_snapshot_and_the_denoising_step_are_named_too():
-    assert changed(digests(CELL), digests(CELL, 10_000)) == DRAWN
+    assert changed(digests(CELL), digests(CELL, 10_000)) == DRAWN | {"loss"}
     assert changed(digests(CELL), digests(CELL, denoise=False)) == MEASURED
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scorekit.metrics import MetricError
-from scorekit.neighbours import nearest_neighbours
+from scorekit.neighbours import nearest_in_blocks, nearest_neighbours
 
 
 @given(
@@ -60,3 +60,34 @@ def test_a_flipped_training_image_is_found_as_such():
 def test_bad_input_is_named(shape, k, message):
     with pytest.raises(MetricError, match=message):
         nearest_neighbours(np.ones(shape), np.ones((5, 4)), k=k)
+
+
+@given(
+    cuts=st.lists(st.integers(1, 39), max_size=6, unique=True),
+    k=st.integers(1, 40),
+    seed=st.integers(0, 2**32 - 1),
+    flips=st.booleans(),
+)
+@settings(deadline=None)
+def test_blocks_give_what_the_whole_gives(cuts, k, seed, flips):
+    random = np.random.default_rng(seed)
+    queries, mirrored = random.normal(size=(2, 5, 3))
+    references, names = random.normal(size=(40, 3)), random.permutation(40)
+    parts = np.split(np.arange(40), sorted(cuts))
+    blocks = [(references[part], names[part]) for part in parts]
+    images = mirrored if flips else None
+    found = nearest_in_blocks(queries, iter(blocks), k=k, mirrored=images)
+    # Brute force, from the definition.
+    near, far = (np.linalg.norm(x[:, None] - references, axis=2) for x in (queries, mirrored))
+    least = np.minimum(near, far) if flips else near
+    order = np.argsort(least, axis=1)[:, :k]
+    np.testing.assert_array_equal(found.index, names[order])
+    np.testing.assert_allclose(found.distance, np.take_along_axis(least, order, axis=1), rtol=1e-6)
+    mirror = np.take_along_axis(far < near, order, axis=1) & flips
+    np.testing.assert_array_equal(found.flipped, mirror)
+
+
+def test_fewer_references_in_all_blocks_than_asked_for_are_named():
+    blocks = [(np.ones((2, 4)), np.arange(2)), (np.zeros((1, 4)), np.arange(2, 3))]
+    with pytest.raises(MetricError, match="k=4: 1 to 3"):
+        nearest_in_blocks(np.ones((3, 4)), blocks, k=4)

@@ -228,7 +228,7 @@ def test_every_artefact_is_saved_whole(build: Callable[[Path], Results], tmp_pat
         shift_table(results, denoise=True),
         shift_strips(results, denoise=True),
         overview_artefact(results, denoise=False),
-        sheet_artefacts(results)[0],
+        sheet_artefacts(results, snapshot="selected")[0],
         *loss_artefacts(results),
     ]
     paths = save_artefacts(artefacts, tmp_path / "saved")

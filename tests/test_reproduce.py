@@ -12,7 +12,7 @@ from tiny_grid import TOML
 
 from ablations import reproduce
 from ablations.reproduce import find_items, main
-from ablations.reproductions import ITEMS
+from ablations.reproductions import FIGURE_DATA, ITEMS
 
 NAMES = [name for item in ITEMS for name in (item.name, *item.aliases)]
 
@@ -65,6 +65,59 @@ def test_every_name_of_the_list_is_known_and_the_papers(capsys) -> None:
     assert re.search(r"cifar10 .*--datasets cifar10:PATH --set preset=cifar10", printed)
     assert find_items(["all"]) == list(ITEMS)
     assert [item.name for item in find_items(["fig12", "fig11", "table4"])] == ["fig11", "table4"]
+
+
+def test_the_list_says_of_what_data_the_papers_figures_are(capsys) -> None:
+    assert set(FIGURE_DATA) <= set(NAMES)
+    assert main(["--list"]) == 0
+    printed = capsys.readouterr().out
+    for name, data in FIGURE_DATA.items():
+        assert re.search(rf"(^{name} .*? \[{data}\])|(\b{name} \[{data}\])", printed, re.MULTILINE)
+    assert "Here every figure is of\nthe data sets that --datasets names." in printed
+
+
+PAPER = Path(__file__).parents[1] / "../shared/papers/ncsnv2.txt"
+
+
+@pytest.mark.skipif(not PAPER.exists(), reason="the papers are not there")
+def test_the_data_of_the_figures_are_those_of_the_papers_captions() -> None:
+    for number, caption in re.findall(r"^Figure (\d+): (.*)", PAPER.read_text(), re.MULTILINE):
+        named = FIGURE_DATA.get(f"fig{number}")
+        if int(number) >= 10 and named is not None:
+            assert named.replace("_", "\\_") in caption.replace("church_", "church\\_")
+
+
+def captions(out: Path, name: str) -> str:
+    return (out / "reproduce" / name / "caption.md").read_text()
+
+
+def test_sheets_of_the_appendix_are_of_the_last_iteration_unless_told(finished) -> None:
+    out = finished / "out"
+    sheets = ["fig7", "fig25", *flags(out), "--no-run"]
+    assert main(sheets) == 0
+    assert "64 samples of the last iteration" in captions(out, "fig25")
+    assert "selected" not in captions(out, "fig25")
+    assert "NCSN_1,2,4" not in captions(out, "fig25")
+    assert "64 samples of the snapshot selected by its distance" in captions(out, "fig7")
+    assert "last iteration" not in captions(out, "fig7")
+    for name, other in (("selected", "last iteration"), ("last", "selected by")):
+        assert main([*sheets, "--snapshot", name]) == 0
+        for item in ("fig7", "fig25"):
+            assert other not in captions(out, item)
+    with pytest.raises(SystemExit):
+        main([*sheets, "--snapshot", "first"])
+
+
+@pytest.mark.slow
+def test_neighbours_of_a_snapshot_that_are_missing_are_made_or_said(finished, capsys) -> None:
+    out = finished / "out"
+    for which, words in (("last", "last iteration, 6"), ("selected", "selected by its distance, ")):
+        told = ["--snapshot", which]
+        assert main(["fig16", *flags(out), *told, "--no-run"]) == 1
+        assert "no neighbours of the" in capsys.readouterr().err
+        # The last iteration is what it shows unless told.
+        assert main(["fig16", *flags(out), *(told if which == "selected" else [])]) == 0
+        assert words in captions(out, "fig16")
 
 
 def test_bad_input_is_one_line_and_code_2(tmp_path, capsys) -> None:

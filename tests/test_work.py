@@ -6,9 +6,17 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from ablations import drawing, work
+from ablations import cells, drawing, measuring, work
+from ablations.collect import collect
 from ablations.failures import read_failure
-from ablations.jobs import Context, job_is_done, plan_jobs
+from ablations.jobs import (
+    Context,
+    final_stages,
+    job_is_done,
+    more_jobs,
+    plan_jobs,
+    selected_iterations,
+)
 from ablations.manifest import load_manifest
 from scorekit import samplers
 from scorekit.memory import BatchTooLarge
@@ -190,3 +198,36 @@ def test_a_device_too_small_for_one_image_is_a_clear_failure(copy, monkeypatch):
     with pytest.raises(BatchTooLarge, match="not even a batch of 1"):
         work.run_job(job, context(out, out / "data"))
     assert "not even a batch of 1" in read_failure(out, job.name)["message"]
+
+
+@pytest.mark.parametrize("snapshot", ["last", "selected"])
+def test_neighbours_of_blocks_are_those_of_the_whole_split(copy, monkeypatch, snapshot):
+    out, job = copy
+    (job,) = more_jobs("neighbours", [job.cell], snapshot=snapshot)
+
+    def found(data_root):
+        where = context(out, data_root)
+        work.run_job(job, where)
+        (shown,) = (s for s in collect(out).neighbours if s.snapshot == snapshot)
+        (stage,) = final_stages(job, selected_iterations(job.cell, where.store))
+        assert where.store.result(stage)["n_searched"] == shown.n_searched == job.cell.data.n_train
+        with np.load(shown.path) as file:
+            arrays = dict(file)
+        shutil.rmtree(shown.path.parent)
+        return shown, arrays
+
+    shown, whole = found(out / "data")
+    chosen = selected_iterations(job.cell, context(out, out / "data").store)
+    ends = {"last": job.cell.train.iterations, "selected": chosen[True]}
+    assert shown.iteration == ends[snapshot]
+    drawn = {"last": job.cell.n_selection, "selected": job.cell.n_final}
+    assert len(whole["fake_distance"]) == drawn[snapshot]
+    # The first block differs too, so that it must be made again.
+    for n in (400, 1499):
+        shutil.rmtree(out / "data" / "reference")
+        for module in (cells, measuring):
+            monkeypatch.setattr(module, "MAX_REFERENCE", n)
+        _, parts = found(out / "data")
+        assert set(parts) == set(whole)
+        for name, array in whole.items():
+            np.testing.assert_allclose(parts[name], array, rtol=1e-4, err_msg=name)

@@ -83,7 +83,7 @@ def whole(tmp_path_factory):
             plan = make_plan(parse_arguments(flags))
             chosen = [cell for cell in plan.cells if cell.label == "NCSNv2"]
             for kind in ("interpolate", "neighbours"):
-                assert launch.run_more(plan, kind, chosen[-1:]) == {}
+                assert launch.run_more(plan, kind, chosen[-1:], snapshot="selected") == {}
     torch.set_num_threads(threads)
     return folder / "fp32", folder / "bf16"
 
