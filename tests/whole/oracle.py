@@ -83,8 +83,11 @@ def technique_4(gamma, last, n_steps):
 
 
 def step_size(cell, sigmas):
-    """The rule for every row that has group (1,2,4), consistent and few-step ones among them."""
-    return technique_4(sigmas[0] / sigmas[1], sigmas[-1], cell["n_steps_each"])
+    """Technique 4, or the rule made for a consistent row: a ladder refined to T steps a scale."""
+    gamma, n_steps = sigmas[0] / sigmas[1], cell["n_steps_each"]
+    if cell["sampler"] == "consistent":
+        return min(1.4 * (1 - gamma ** (-1 / n_steps)), 1) * sigmas[-1] ** 2
+    return technique_4(gamma, sigmas[-1], n_steps)
 
 
 # --- samples --------------------------------------------------------------------------------------
