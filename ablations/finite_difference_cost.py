@@ -25,15 +25,18 @@ from scorekit.score_matching import (
     ModelKind,
     Objective,
     Way,
+    annealed_score_matching_loss,
     needs_projection,
     score_matching_loss,
 )
+from scorekit.techniques import geometric_sigmas
 from scorekit.timing import median_interval, time_by_turns
 
 REFERENCE = "forward and backward"
 #: Exact score matching takes as many second derivatives as there are dimensions.
 MAX_EXACT_DIM = 100
 _SIGMA = 0.3
+_NCSN_SIGMAS = geometric_sigmas(1.0, 0.01, 10)  # NCSN's own (Song & Ermon 2019, Sec. 5)
 
 
 def peak_bytes(
@@ -70,6 +73,9 @@ def peak_bytes(
 def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found:
     """Time forward and backward of every objective, by turns, and measure their peak memory.
 
+    The model "ncsn" is the source's case: conditional, SSM and FD-SSM at the noise scales of NCSN,
+    and whole training steps, whose backward pass an update by Adam follows. Its moments are there
+    before, and in no peak.
     Ratios are medians over the rounds of ratios within a round, with their 95 % intervals.
     """
     device = torch.device(settings["device"])
@@ -79,14 +85,30 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
     v = projections("rademacher", key, index, step, tuple(x.shape[1:]))
     noise = philox_normal(key, index, step, tuple(x.shape[1:]), Stream.PERTURBATION)
 
+    training = settings["model"] == "ncsn"
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-3)
+
     def backward(loss: Callable[[], Tensor]) -> Callable[[], None]:
         def run() -> None:
             model.zero_grad(set_to_none=True)
             loss().backward()
+            if training:
+                optimiser.step()
 
         return run
 
     def loss_of(objective: Objective, way: Way) -> Callable[[], Tensor]:
+        if training:
+            return lambda: annealed_score_matching_loss(
+                model,
+                x,
+                sigmas=_NCSN_SIGMAS.to(device),
+                noise_index=index % len(_NCSN_SIGMAS),
+                noise=noise,
+                objective=objective,
+                way=way,
+                projection=v,
+            ).mean()
         sliced, denoising = needs_projection(objective), objective in ("dsm", "fd_dsm")
         return lambda: score_matching_loss(
             _samples_only(model, kind),
@@ -108,7 +130,7 @@ def cost(settings: dict[str, Any], directory: Path, progress: Progress) -> Found
     if settings["compile"] and device.type == "cpu":
         uncompiled = compile_unavailable_reason()
     for (objective, of), ways in WAYS.items():
-        if of != kind:
+        if of != kind or (training and objective not in ("ssm", "fd_ssm")):
             continue
         if objective == "exact_sm" and x[0].numel() > MAX_EXACT_DIM:
             why = f"{x[0].numel():,} second derivatives of each sample"
@@ -180,6 +202,9 @@ def _model(settings: dict[str, Any]) -> tuple[nn.Module, ModelKind, Tensor]:
         elif settings["model"] == "conv":
             model, kind = ConvEnergy(3, 32, width, n_blocks=2, n_halvings=0), "energy"
             shape = (3, 32, 32)
+        elif settings["model"] == "ncsn":
+            model = ScoreNetwork("32-64", _NCSN_SIGMAS, conditional=True, channels=3, width=width)
+            kind, shape = "score", (3, 32, 32)
         else:
             model = ScoreNetwork("32-64", torch.tensor([_SIGMA]), channels=3, width=width)
             kind, shape = "score", (3, 32, 32)

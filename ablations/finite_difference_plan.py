@@ -126,10 +126,11 @@ def build_trials(
             "epsilons": list(GRADIENT_EPSILONS),
         }
         add("epsilon", "gradient", f"gradient/seed{seed}", settings | {"seed": seed})
-    for model in ("mlp", "conv", "score"):
+    for model in ("mlp", "conv", "score", "ncsn"):
         # Steps of the MLP are short, and a short timing needs company.
         rounds = effort.cost_rounds * (5 if model == "mlp" else 1)
-        settings = _of(effort, f"cost_{model}") | {"model": model, "rounds": rounds}
+        sizes = _of(effort, "cost_score" if model == "ncsn" else f"cost_{model}")
+        settings = sizes | {"model": model, "rounds": rounds}
         add("cost", "cost", f"cost/{model}", settings | {"compile": effort.compile})
     return trials
 

@@ -193,7 +193,7 @@ def cost_table(results: TrialResults) -> Table:
         records.append(
             {
                 "kind": "paper",
-                "group": "NCSN",
+                "group": "NCSN, training",
                 "method": f"{SOURCE}, {OBJECTIVE_NAMES[objective]}",
                 "peak_bytes": gigabytes * 1e9,
                 "memory_ratio": None,
@@ -230,7 +230,8 @@ def cost_table(results: TrialResults) -> Table:
     return Table(
         name="cost",
         title="Time and memory of a step",
-        caption="Forward and backward pass of each objective's loss; no optimiser step. All of a "
+        caption="Forward and backward pass of each objective's loss; of NCSN, conditional as in "
+        "the source's case, the update by Adam besides, in its reference too. All of a "
         f"model's rows were timed by turns in one run, {said(s, 'rounds')} rounds; the ratio is "
         "the median of the rounds' own, with the 95 % interval of the median. Peak memory: the "
         "most bytes that the allocator had given out at once beyond those before the step, scratch "

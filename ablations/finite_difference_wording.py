@@ -33,6 +33,7 @@ MODEL_NAMES = {
     "mlp": "MLP energy",
     "conv": "Convolutional energy",
     "score": "NCSNv2 score network",
+    "ncsn": "NCSN, whole training step",
 }
 SOURCE = "authors' response"
 assert TABLE_NAMES.keys() == TABLES.keys()

@@ -72,7 +72,7 @@ def sheet_artefacts(
         arrays: dict[str, np.ndarray] = {}
         which = {"dataset": dataset, "variant": variant, "denoise": denoise}
         _add(arrays, "samples", _shown_images(results, _SHEET, **which, snapshot=snapshot))
-        picture = sample_grid(results, **which, snapshot=snapshot)
+        picture = sample_grid(results, dataset, variant, denoise=denoise, snapshot=snapshot)
         sheets.append(Artefact(shown=picture, arrays=arrays))
     return sheets or [overview_artefact(results, denoise=True)]
 

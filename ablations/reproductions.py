@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
+from ablations.architecture_tables import architecture_artefact
 from ablations.artefacts import Artefact
 from ablations.cells import DataFacts
 from ablations.collect import collect
@@ -188,6 +189,18 @@ ITEMS = (
         shows="Inception score and distance, with and without denoising, beside the paper's models",
         needs="grid",
         make=_of_results(table_1),
+    ),
+    Item(
+        name="table2",
+        shows="the architectures of NCSN as built: layers, channels, resolution",
+        needs="none",
+        make=lambda run: [architecture_artefact(conditional=True)],
+    ),
+    Item(
+        name="table3",
+        shows="the architectures of NCSNv2 as built",
+        needs="none",
+        make=lambda run: [architecture_artefact(conditional=False)],
     ),
     Item(
         name="table4",

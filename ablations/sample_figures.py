@@ -116,8 +116,9 @@ def _sample_panel(
     side: int,
     target_px: int,
 ) -> Panel:
-    which = {"dataset": dataset, "variant": variant, "denoise": denoise}
-    sample = shown_set(results, **which, snapshot=snapshot)
+    sample = shown_set(
+        results, dataset=dataset, variant=variant, denoise=denoise, snapshot=snapshot
+    )
     if sample is None:
         cells = results.cells[
             (results.cells["dataset"] == dataset) & (results.cells["variant"] == variant)

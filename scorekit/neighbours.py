@@ -50,7 +50,7 @@ def nearest_neighbours(
         distance, index = search.kneighbors(features)
         found.append((distance, index, np.full(index.shape, flipped)))
     # The k nearest under the smaller of two distances are among the k nearest under either.
-    return _nearest(*(np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)), k)
+    return _nearest([np.concatenate(parts, axis=1) for parts in zip(*found, strict=True)], k)
 
 
 def nearest_in_blocks(
@@ -73,14 +73,15 @@ def nearest_in_blocks(
             before = (best.distance, best.index, best.flipped)
             found = [np.concatenate(pair, axis=1) for pair in zip(before, found, strict=True)]
         n += len(features)
-        best = _nearest(*found, min(k, n))
+        best = _nearest(found, min(k, n))
     if best is None or not 1 <= k <= n:
         raise MetricError(f"k={k}: 1 to {n}, the number of references, is right")
     return best
 
 
-def _nearest(distance: np.ndarray, index: np.ndarray, mirror: np.ndarray, k: int) -> Neighbours:
-    """Return the k nearest of candidates (n, m), each reference once."""
+def _nearest(candidates: list[np.ndarray], k: int) -> Neighbours:
+    """Return the k nearest of (distance, index, flipped), each (n, m), each reference once."""
+    distance, index, mirror = candidates
     order = np.argsort(distance, axis=1, kind="stable")
     distance, index, mirror = (
         np.take_along_axis(array, order, axis=1) for array in (distance, index, mirror)

@@ -104,6 +104,28 @@ def test_cost_has_every_objective_and_way_against_one_pass(tiny_run):
     assert float(conv["SSM", "double backward"]) > 1.5 * finite
 
 
+def test_cost_of_ncsn_is_that_of_whole_training_steps(monkeypatch, tmp_path) -> None:
+    settings = {"model": "ncsn", "width": 2, "batch_size": 2, "rounds": 2, "device": "cpu"}
+    trained, steps = [], []
+    of_model, step = finite_difference_cost._model, torch.optim.Adam.step
+    monkeypatch.setattr(
+        finite_difference_cost, "_model", lambda s: trained.append(of_model(s)) or trained[-1]
+    )
+    monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (steps.append(1), step(self)))
+    found, _ = finite_difference_cost.cost(settings | {"compile": False}, tmp_path, lambda *a: None)
+    ((network, _, _),) = trained
+    assert network.conditional and network.n_levels == 10
+    assert [(row["objective"], row["way"]) for row in found["rows"]] == [
+        (None, None),
+        ("ssm", "double_backward"),
+        ("ssm", "forward_mode"),
+        ("fd_ssm", "finite_difference"),
+        ("fd_ssm", "finite_difference_sequential"),
+    ]
+    assert all(row["peak_bytes"] > 0 and row["seconds"] > 0 for row in found["rows"])
+    assert len(steps) >= 5 * 4  # twice for memory and in each round
+
+
 @pytest.mark.slow
 def test_comparisons_are_paired_over_seeds(tiny_run):
     for part in PARTS[:-1]:
