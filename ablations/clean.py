@@ -13,6 +13,7 @@ from ablations.jobs import Context, Job, job_is_done, selected_iterations
 from ablations.lock import launcher_lock
 from ablations.manifest import load_manifest
 from ablations.stages import Stage
+from ablations.surroundings import use_any_terminal
 from scorekit.training import snapshot_path
 
 
@@ -134,4 +135,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    use_any_terminal()
     sys.exit(main())

@@ -37,12 +37,13 @@ from ablations.finite_difference_model_tables import (
 from ablations.finite_difference_results import TrialResults, collect_trials
 from ablations.finite_difference_tables import cost_table, loss_table, toy_table
 from ablations.page import Collapsed, Section, Words, write_page
-from ablations.pictures import Picture
+from ablations.pictures import Picture, own_style
 from ablations.presentation import joined
 from ablations.tables import Table
 from scorekit.machine import cpu_name
 
 
+@own_style()
 def build_finite_difference_report(out: Path) -> Path:
     """Write ``out``/report from the files of the trials alone; the path of the page.
 

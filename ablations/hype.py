@@ -12,6 +12,7 @@ from ablations.hype_ratings import Ratings
 from ablations.hype_score import hype_scores, hype_table, read_ratings
 from ablations.hype_server import HypeServer
 from ablations.interruption import interrupt_on_sigterm
+from ablations.surroundings import use_any_terminal
 from ablations.table_files import markdown, save_table
 from scorekit.files import CorruptFile
 
@@ -122,4 +123,5 @@ def _score(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
+    use_any_terminal()
     sys.exit(main())

@@ -36,6 +36,7 @@ from ablations.progress import make_reporter
 from ablations.refresh import mark_stale, refresh_report
 from ablations.settings import budget_label
 from ablations.status import describe_status
+from ablations.surroundings import use_any_terminal
 
 if TYPE_CHECKING:
     from ablations.slurm import SlurmGrid
@@ -238,5 +239,6 @@ def _slots(plan: Plan) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
+    use_any_terminal()
     interrupt_on_sigterm()
     sys.exit(main())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,11 +35,22 @@ class Picture:
     figure: Figure
 
 
+@contextmanager
+def own_style() -> Iterator[None]:
+    """Draw meanwhile with matplotlib's defaults, whatever the user's matplotlibrc says.
+
+    A fixed salt (and no date): the same results give the same files.
+    """
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams["svg.hashsalt"] = "ablations"
+        yield
+
+
 def save_picture(picture: Picture, directory: Path) -> tuple[Path, Path]:
     """Write `<name>.png` and `<name>.svg` into `directory`; the two paths."""
     paths = []
-    # A fixed salt and no date: the same results give the same files.
-    with matplotlib.rc_context({"svg.hashsalt": "ablations"}):
+    with own_style():
         for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
             buffer = io.BytesIO()
             picture.figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)

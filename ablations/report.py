@@ -19,7 +19,7 @@ from ablations.figures import distance_curves, ema_curves, loss_curves
 from ablations.finite_difference_plan import PLAN_FILE
 from ablations.finite_difference_report import build_finite_difference_report
 from ablations.page import Collapsed, Section, Words, write_page
-from ablations.pictures import Picture
+from ablations.pictures import Picture, own_style
 from ablations.presentation import is_papers, joined, seeds_text
 from ablations.quality_figures import distance_against_n, steps_curve
 from ablations.quality_tables import quality_table, steps_table
@@ -27,6 +27,7 @@ from ablations.results import Results
 from ablations.sample_figures import grid_keys, sample_grid, sample_overview
 from ablations.settings import BUDGETS
 from ablations.step_size_table import step_size_table
+from ablations.surroundings import use_any_terminal
 from ablations.table_files import markdown
 from ablations.tables import ablation_table
 
@@ -94,6 +95,7 @@ def sections(results: Results) -> list[Section]:
     ]
 
 
+@own_style()
 def build_report(results: Results, directory: Path) -> Path:
     """Write tables/, figures/ and index.html below `directory`; the path of the page.
 
@@ -235,4 +237,5 @@ def _problems(results: Results) -> list[str]:
 
 
 if __name__ == "__main__":
+    use_any_terminal()
     sys.exit(main())

@@ -16,8 +16,10 @@ from ablations import launch
 from ablations.artefacts import save_artefacts
 from ablations.command_line import load_cells, make_plan, output_folder, parse_arguments
 from ablations.interruption import interrupt_on_sigterm
+from ablations.pictures import own_style
 from ablations.presentation import write_file
 from ablations.reproductions import FIGURE_DATA, ITEMS, Item, Run
+from ablations.surroundings import use_any_terminal
 from ablations.variants import NCSNV2
 from scorekit.presets import TABLE_4
 
@@ -149,6 +151,7 @@ def _prepare(items: list[Item], args: argparse.Namespace, *, sample: bool) -> Ru
     )
 
 
+@own_style()
 def _make(item: Item, run: Run) -> int:
     """Make an item and say in one line where it is, or what went wrong: 0 or 1."""
     directory = run.out / "reproduce" / item.name
@@ -169,5 +172,6 @@ def _make(item: Item, run: Run) -> int:
 
 
 if __name__ == "__main__":
+    use_any_terminal()
     interrupt_on_sigterm()
     sys.exit(main())

@@ -8,7 +8,9 @@ is a setting beside it: float32, TF32 or bfloat16 autocast.
 import logging
 import os
 import shutil
+import stat
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -143,13 +145,48 @@ def _own_code(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _keep_cache_between_processes() -> None:
-    """Put torch's cache, by default among the temporary files, where it survives a restart."""
+    """Put torch's cache, by default among the temporary files, where it survives a restart.
+
+    Where that cannot be written, or there is no home, into a folder of this user's among them:
+    torch by itself asks the system for a user's name, which a container may not have.
+    """
+    # torch itself writes its default into the variable, where the user has a name.
+    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") not in (None, _torchs_default()):
+        return
+    try:
+        home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = home / "scorekit" / "torchinductor"
+        cache.mkdir(parents=True, exist_ok=True)
+        if not os.access(cache, os.W_OK | os.X_OK):
+            raise PermissionError
+    except (OSError, RuntimeError):  # the latter: no home at all
+        cache = _temporary_cache()
+        # Triton's own is in the home as well.
+        os.environ.setdefault("TRITON_CACHE_DIR", str(cache / "triton"))
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+
+
+def _torchs_default() -> str | None:
     from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
-    # torch itself writes its default into the variable.
-    if os.environ.get("TORCHINDUCTOR_CACHE_DIR") in (None, os.path.abspath(default_cache_dir())):
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "scorekit" / "torchinductor")
+    try:
+        return os.path.abspath(default_cache_dir())
+    except (KeyError, OSError):  # a user without a name
+        return None
+
+
+def _temporary_cache() -> Path:
+    """Return a folder for compiled code among the temporary files that nobody else can write."""
+    folder = Path(tempfile.gettempdir()) / f"scorekit-torchinductor-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        ours = found.st_uid == os.getuid() and stat.S_ISDIR(found.st_mode)
+        if ours and not found.st_mode & 0o022 and os.access(folder, os.W_OK | os.X_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix=f"{folder.name}-"))
 
 
 class _Clock:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scorekit import compilation
 from scorekit.compilation import (
     PRECISIONS,
     autocast,
@@ -204,3 +205,32 @@ def test_unknown_precisions_are_refused_with_the_known_ones(precision):
     with pytest.raises(ValueError, match=message), precision_context(precision):
         pass
     assert torch.backends.cudnn.allow_tf32 == before
+
+
+@pytest.mark.parametrize("home", [None, "/proc/nohome"])
+@pytest.mark.parametrize("named", [True, False])
+def test_without_a_home_compiled_code_is_kept_where_nobody_else_writes(
+    tmp_path, monkeypatch, home, named
+):
+    def none(*_):
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("pwd.getpwuid", none)
+    if not named:
+        monkeypatch.setattr("getpass.getuser", none)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    compilation._keep_cache_between_processes()
+    kept = Path(os.environ["TORCHINDUCTOR_CACHE_DIR"])
+    assert kept.parent == tmp_path
+    assert kept.stat().st_mode & 0o777 == 0o700
+    assert Path(os.environ["TRITON_CACHE_DIR"]).parent == kept
+    compilation._keep_cache_between_processes()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(kept)
+    kept.chmod(0o777)  # as another user might have made it
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
+    compilation._keep_cache_between_processes()
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] != str(kept)

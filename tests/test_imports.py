@@ -109,7 +109,21 @@ def test_a_foreign_package_named_kernels_is_told_apart(tmp_path):
     assert last.startswith("ImportError: 'kernels' was imported from ")
     assert str(foreign) in last
     assert "not scorekit's" in last
-    assert "uninstall" in last
+    # Uninstalling alone would take scorekit's own files of that folder along.
+    assert last.index("pip uninstall kernels") < last.index("pip install --force-reinstall")
+
+
+def test_what_an_uninstalled_foreign_package_leaves_is_told_apart(tmp_path):
+    """A folder without __init__.py, which was of both and which pip took along."""
+    left = tmp_path / "site" / "kernels"
+    left.mkdir(parents=True)
+    (left / "philox.py").write_text("")
+    (tmp_path / "site" / "scorekit").symlink_to(ROOT / "scorekit")
+    done = run("import scorekit", tmp_path, tmp_path / "site")
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert str(left) in last
+    assert "pip install --force-reinstall --no-deps" in last
 
 
 def test_our_own_package_named_kernels_is_accepted(tmp_path):

@@ -325,3 +325,14 @@ def test_main_says_in_one_line_what_is_wrong(
     assert main([str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}: no grid.json\n"
     assert not (tmp_path / "report").exists()
+
+
+def test_a_user_s_matplotlibrc_changes_no_figure(tmp_path):
+    import matplotlib
+
+    results = fake_results.partial(tmp_path / "data")
+    pages = [build_report(results, tmp_path / "plain")]
+    with matplotlib.rc_context({"font.size": 30, "lines.linewidth": 9, "svg.fonttype": "none"}):
+        pages.append(build_report(results, tmp_path / "styled"))
+        assert matplotlib.rcParams["font.size"] == 30
+    assert pages[0].read_bytes() == pages[1].read_bytes()
