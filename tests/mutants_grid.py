@@ -13,8 +13,8 @@ MUTANTS = [
     *_of(
         "ablations/drawing.py",
         # Raw rows from averaged weights, and averaged rows from raw ones.
-        ("load_tensors(snapshot)[cell.variant.weights]", 'load_tensors(snapshot)["ema"]'),
-        ("load_tensors(snapshot)[cell.variant.weights]", 'load_tensors(snapshot)["raw"]'),
+        ("snapshot, cell.variant.weights)", 'snapshot, "ema")'),
+        ("snapshot, cell.variant.weights)", 'snapshot, "raw")'),
         # Snapshots of a job are never changed for the next.
         ("if self._loaded != snapshot:", "if self._loaded is None:"),
         ("seed=cell.seed,", "seed=0,"),
@@ -41,7 +41,7 @@ MUTANTS = [
         "ablations/measuring.py",
         # --reference test measured against training images.
         ('if stage.settings["split"] == "train" else dataset.test', "if stage else dataset.test"),
-        ("permutation(n)[:MAX_REFERENCE]", "permutation(n)[: n // 2]"),
+        ("order[first : first + MAX_REFERENCE]", "order[first : first + n // 2]"),
         ("kernel_distance(features, real, seed", "kernel_distance(real, real, seed"),
         (
             "kernel_distance(features, real, seed=cell.seed)",
@@ -63,8 +63,8 @@ MUTANTS = [
         ("dataset.train, cell.n_final, seed=0", "dataset.test, cell.n_final, seed=0"),
         ("images[..., ::-1]", "images[..., ::-1, :]"),
         ("k=k, mirrored=mirrored", "k=k, mirrored=None"),
-        ("order[found.index]", "found.index"),
-        ("nearest_neighbours(features, train", "nearest_neighbours(train[: len(features)], train"),
+        ('np.load(self.store.directory(block) / "order.npy")', "np.arange(len(features))"),
+        ("nearest_in_blocks(features, blocks()", "nearest_in_blocks(features[::-1], blocks()"),
     ),
     *_of(
         "ablations/jobs.py",
@@ -97,7 +97,11 @@ MUTANTS = [
             "return self.sampling_levels * self.n_steps_each + 1",
             "return self.sampling_levels * self.n_steps_each",
         ),
-        ('"weights": self.variant.weights', '"weights": "raw"'),
+        (
+            '"weights": self.variant.weights,\n            "iteration": iteration,\n'
+            '            "sampler"',
+            '"weights": "raw",\n            "iteration": iteration,\n            "sampler"',
+        ),
         ("bounds = [(0, self.n_selection)]", "bounds = [(0, self.n_final)]"),
         (
             "train.sigma_begin, train.sigma_end, self.sampling_levels",
@@ -116,7 +120,7 @@ MUTANTS = [
         ),
         ('part("precision_recall", value="precision")', 'part("precision_recall", value="recall")'),
         ('row["n_sampled"] / row["sampling_s"]', 'row["n_sampled"] / row["training_s"]'),
-        ("iteration = np.arange(1, len(loss) + 1)", "iteration = np.arange(len(loss))"),
+        ("iteration = 1 + every * np.arange", "iteration = every * np.arange"),
         ("selected=chosen.get(denoise) == iteration", "selected=chosen.get(True) == iteration"),
         (
             "for i in cell.train.snapshot_iterations\n            for stage",
@@ -136,8 +140,8 @@ MUTANTS = [
     *_of(
         "ablations/resolution.py",
         (
-            "step_size=sampling.step_size,\n        reference",
-            "step_size=1.1 * sampling.step_size,\n        reference",
+            "step_size=sampling.step_size,\n        step_rule",
+            "step_size=1.1 * sampling.step_size,\n        step_rule",
         ),
         ("conditional=not variant.conditioning", "conditional=variant.conditioning"),
     ),

@@ -27,18 +27,6 @@ _SETTINGS_IGNORED = [
         ("eps=settings.adam_eps,", "eps=1e-2,", _run("dsm-adam_eps-0.03")),
         ("eps=settings.adam_eps,", "", _PLAIN),
         ("lr=settings.learning_rate,", "lr=1e-3,", _run("dsm-learning_rate-0.002")),
-        ("epsilon=self.settings.fd_epsilon,", "", _run("fd_ssm_vr-fd_epsilon-0.5")),
-        (
-            'if self.settings.dequantisation == "uniform":',
-            "if False:",
-            _run("dsm-dequantisation-uniform"),
-        ),
-        ("if augmented and self.settings.flip:", "if augmented:", _run("dsm-flip-False")),
-        (
-            "projections(self.settings.projection,",
-            'projections("rademacher",',
-            _run("ssm-projection-sphere", "ssm-projection-gaussian"),
-        ),
         ("conditional=settings.conditional,", "", _run("dsm-conditional-True")),
         ("torch.manual_seed(settings.seed)", "torch.manual_seed(0)", _PLAIN),
         ("philox_key(settings.seed, device)", "philox_key(0, device)", _PLAIN),
@@ -54,9 +42,25 @@ _SETTINGS_IGNORED = [
             (f"{_ORACLE}::test_bfloat16_comes_to_the_oracles_losses",),
         ),
         (
-            "load_tensors(path)[weights]",
-            'load_tensors(path)["ema"]',
+            "keys=(weights,))[weights]",
+            'keys=("ema",))["ema"]',
             (f"{_ORACLE}::test_a_snapshot_is_loaded_as_the_weights_that_were_asked_for",),
+        ),
+    )
+] + [
+    Mutant("scorekit/held_out_loss.py", old, new, tests)
+    for old, new, tests in (
+        ("epsilon=settings.fd_epsilon,", "", _run("fd_ssm_vr-fd_epsilon-0.5")),
+        (
+            'if settings.dequantisation == "uniform":',
+            "if False:",
+            _run("dsm-dequantisation-uniform"),
+        ),
+        ("if augmented and settings.flip:", "if augmented:", _run("dsm-flip-False")),
+        (
+            "projections(settings.projection,",
+            'projections("rademacher",',
+            _run("ssm-projection-sphere", "ssm-projection-gaussian"),
         ),
     )
 ]
@@ -74,12 +78,8 @@ _LOOP = [
         # The test loss.
         ("self.dataset.test[begin:end]", "self.dataset.train[begin:end]"),
         ("                    self.ema_network,\n", "                    self.network,\n"),
-        ("_TEST_STEP = 2**32 - 1", "_TEST_STEP = 0"),
-        ("if augmented and self.settings.flip:", "if self.settings.flip:"),
+        ("torch.tensor(WATCH_STEP, device", "torch.tensor(0, device"),
         ("return float(total / n)", "return float(total / self.settings.batch_size)"),
-        # Streams of noise.
-        ("len(self._sigmas), Stream.NOISE_LEVEL", "len(self._sigmas), Stream.FLIP"),
-        ("step, 2, Stream.FLIP)", "step, 2, Stream.NOISE_LEVEL)"),
         # The order of images.
         ("key=[self.settings.seed, epoch]", "key=[self.settings.seed, 0]"),
         ("key=[self.settings.seed, epoch]", "key=[0, epoch]"),
@@ -99,12 +99,24 @@ _LOOP = [
     *_of(
         "scorekit/training.py",
         _NOT_DSM,
-        ("step, shape, Stream.PERTURBATION)", "step, shape, Stream.INITIAL)"),
         ('                    objective="dsm",\n', '                    objective="fd_ssm",\n'),
         ("objective=self.settings.objective,", 'objective="dsm",'),
     ),
     *_of(
-        "scorekit/training.py",
+        "scorekit/held_out_loss.py",
+        _PLAIN,
+        ("if augmented and settings.flip:", "if settings.flip:"),
+        # Streams of noise.
+        ("len(sigmas), Stream.NOISE_LEVEL", "len(sigmas), Stream.FLIP"),
+        ("step, 2, Stream.FLIP)", "step, 2, Stream.NOISE_LEVEL)"),
+    ),
+    *_of(
+        "scorekit/held_out_loss.py",
+        _NOT_DSM,
+        ("step, shape, Stream.PERTURBATION)", "step, shape, Stream.INITIAL)"),
+    ),
+    *_of(
+        "scorekit/held_out_loss.py",
         _run("dsm-dequantisation-uniform"),
         ("shape, Stream.DEQUANTISATION)", "shape, Stream.PERTURBATION)"),
     ),
@@ -191,8 +203,15 @@ _NAMES = [
     *_of(
         "ablations/cells.py",
         _DIGESTS,
-        ('            "weights": self.variant.weights,\n', ""),
-        ('            "iteration": iteration,\n', ""),
+        (
+            '            "weights": self.variant.weights,\n            "iteration": iteration,\n            "s',
+            '            "iteration": iteration,\n            "s',
+        ),
+        ('            "iteration": iteration,\n            "s', '            "s'),
+        (
+            '            "weights": self.variant.weights,\n            "iteration": iteration,\n            "n"',
+            '            "iteration": iteration,\n            "n"',
+        ),
         ('            "sampler": self.sampler,\n', ""),
         ('            "n_levels": self.sampling_levels,\n', ""),
         ('            "n_steps_each": self.n_steps_each,\n', ""),
@@ -204,7 +223,7 @@ _NAMES = [
         ('space | {"denoise": denoise}', "space"),
         ('"extractor_fingerprint": data.extractor_fingerprint}\n', "}\n"),
         ('settings = {"data": data.fingerprint, "n": n}', 'settings = {"data": data.fingerprint}'),
-        ('"flip": self.data.flip}', "}"),
+        ('"flip": self.data.flip, ', ""),
         ("_reference_stage(self.data, self.reference)\n", '_reference_stage(self.data, "train")\n'),
         ("Stage(kind, {}, (cell.reference_stage(), *features))", "Stage(kind, {}, features)"),
         # What changes no result would have it made again.
@@ -291,13 +310,17 @@ _POWER_CUTS = [
         ),
     ),
     *_of(
-        "ablations/stages.py",
+        "scorekit/locks.py",
         _DURABILITY,
         (
-            "            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-            "            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
+            "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+            "        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)\n",
         ),
-        ("            remove_temporaries(directory)\n", ""),
+    ),
+    *_of(
+        "ablations/stages.py",
+        _DURABILITY,
+        ("            remove_temporaries(directory, older_s=0 if alone else 3600)\n", ""),
         ("seen = (stat.st_mtime_ns, stat.st_size)", "seen = (stat.st_mtime_ns, 0)"),
         ("seen = (stat.st_mtime_ns, stat.st_size)", "seen = (int(stat.st_mtime), stat.st_size)"),
         ("            self._checked[path] = seen\n", ""),
