@@ -70,6 +70,10 @@ _STEP = """        self.optimizer.step()
 """
 _EMA_FIRST = "\n".join([*reversed(_STEP.splitlines()), ""])
 
+_WEIGHTS = '            "weights": self.variant.weights,\n'
+_ITERATION = '            "iteration": iteration,\n'
+_SAMPLER, _N = '            "sampler"', '            "n"'
+
 _LOOP = [
     *_of(
         "scorekit/training.py",
@@ -203,15 +207,9 @@ _NAMES = [
     *_of(
         "ablations/cells.py",
         _DIGESTS,
-        (
-            '            "weights": self.variant.weights,\n            "iteration": iteration,\n            "s',
-            '            "iteration": iteration,\n            "s',
-        ),
-        ('            "iteration": iteration,\n            "s', '            "s'),
-        (
-            '            "weights": self.variant.weights,\n            "iteration": iteration,\n            "n"',
-            '            "iteration": iteration,\n            "n"',
-        ),
+        (_WEIGHTS + _ITERATION + _SAMPLER, _ITERATION + _SAMPLER),
+        (_ITERATION + _SAMPLER, _SAMPLER),
+        (_WEIGHTS + _ITERATION + _N, _ITERATION + _N),
         ('            "sampler": self.sampler,\n', ""),
         ('            "n_levels": self.sampling_levels,\n', ""),
         ('            "n_steps_each": self.n_steps_each,\n', ""),
