@@ -150,6 +150,18 @@ MUTANTS = [
         ("np.random.Philox(key=cell.seed)", "np.random.Philox(key=0)"),
     ),
     *_of(
+        "ablations/held_out.py",
+        ('("test", dataset.test)', '("test", dataset.train)'),
+        ('"ema" if cell.variant.ema else "raw"', '"raw" if cell.variant.ema else "ema"'),
+        ("permutation(len(images))[:n]", "permutation(len(images))[-n:]"),
+    ),
+    *_of(
+        "scorekit/held_out_loss.py",
+        ("WATCH_STEP - 1 - draw", "WATCH_STEP - 1"),
+        ('("gap", test - train)', '("gap", train - test)'),
+        ("total / draws", "total"),
+    ),
+    *_of(
         "scorekit/samplers.py",
         ("(step // self._steps_per_sigma)", "((step + 1) // self._steps_per_sigma)"),
         (

@@ -33,6 +33,7 @@ coverage = 0.001
 n_steps_each = 2
 n_selection = 12
 n_final = 20
+n_loss = 90
 n_dump = 7
 sampling_batch = 12
 """

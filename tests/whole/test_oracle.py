@@ -2,12 +2,15 @@
 
 import hashlib
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import oracle
 import pytest
+import torch
 from grid_files import Grid, weights
 from PIL import Image
+from training_oracle import TEST_STEP, total_loss
 
 from ablations.collect import collect
 from ablations.tables import ablation_table
@@ -335,3 +338,32 @@ def test_losses_and_timings_are_those_recorded(grid, cells, results):
         assert row["sampling_s"] == pytest.approx(seconds)
         assert row["images_per_s"] == pytest.approx(counted / seconds)
         assert row["training_s"] == train.result["training_s"]
+
+
+def test_the_loss_of_a_snapshot_is_of_both_splits_alike(grid, cells):
+    for cell in cells.values():
+        data, settings = cell["data"], SimpleNamespace(**cell["train"])
+        n = min(90, data["n_train"], data["n_test"])
+        scales = (settings.sigma_begin, settings.sigma_end, settings.n_levels)
+        ladder = torch.tensor(np.geomspace(*scales), dtype=torch.float32)
+        for iteration in snapshots(cell):
+            network = oracle.network_of(grid, cell, iteration)
+            place = {"iteration": iteration, "weights": weights(cell)}
+            found = grid.stage("loss", [grid.train(cell)], **place)
+            draws = -(-90 // n)
+            assert (found.result["n"], found.result["draws"]) == (n, draws)
+            means = {}
+            for split in ("train", "test"):
+                images = grid.real(cell, split)[:n]
+                totals = [
+                    total_loss(
+                        *(network, settings, ladder, images, TEST_STEP - 1 - draw),
+                        objective=settings.objective,
+                        flip=False,
+                    ).item()
+                    for draw in range(draws)
+                ]
+                means[split] = sum(totals) / (n * draws)
+                assert found.result[split] == pytest.approx(means[split], rel=1e-5)
+            gap = means["test"] - means["train"]
+            assert found.result["gap"] == pytest.approx(gap, abs=1e-5 * means["test"])
