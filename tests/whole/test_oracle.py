@@ -6,7 +6,7 @@ import json
 import numpy as np
 import oracle
 import pytest
-from grid_files import Grid, weights
+from grid_files import Grid, evaluations, weights
 from PIL import Image
 
 from ablations.collect import collect
@@ -321,6 +321,8 @@ def test_losses_and_timings_are_those_recorded(grid, cells, results):
                 assert list(part["loss"]) == losses[split].tolist()
                 last = cell["train"]["iterations"]
                 assert list(part["iteration"]) == list(range(every, last + 1, every))
+        judged = dict(zip(part["iteration"], part["loss"], strict=True))  # at the last snapshot too
+        assert judged[last] == pytest.approx(oracle.test_loss(grid, cell, last), rel=1e-4)
         (row,) = rows(results.timings, cell).to_dict("records")
         there = [
             stage
@@ -330,8 +332,8 @@ def test_losses_and_timings_are_those_recorded(grid, cells, results):
             and all(stage.settings[k] == cell[k] for k in ("sampler", "n_steps_each", "step_size"))
             and stage.settings["n_levels"] == cell["sampling_levels"]
         ]
-        evaluations = {stage.result["score_evaluations_per_sample"] for stage in there}
-        assert evaluations == {row["score_evaluations_per_sample"]} == {oracle.evaluations(cell)}
+        counts = {stage.result["score_evaluations_per_sample"] for stage in there}
+        assert counts == {row["score_evaluations_per_sample"]} == {evaluations(cell)}
         counted = sum(len(grid.images([stage], True)) for stage in there)
         assert row["n_sampled"] == counted
         seconds = sum(stage.result["sampling_s"] for stage in there)
