@@ -84,3 +84,9 @@ class Grid:
 
 def weights(cell):
     return "ema" if cell["variant"]["ema"] else "raw"
+
+
+def evaluations(cell):
+    """Score evaluations per sample, the denoising step's among them."""
+    levels = cell["sampling_levels"] - (cell["sampler"] == "consistent")
+    return levels * cell["n_steps_each"] + 1

@@ -12,13 +12,12 @@ from grid_files import weights
 from scipy.optimize import brentq
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import logsumexp, ndtr
-from sklearn.datasets import load_digits
 
 from scorekit.extractors import EXTRACTORS
 from scorekit.networks import ScoreNetwork
 
-LANGEVIN, INITIAL = 0, 1  # the noise's streams
-N_NEIGHBOURS = 8
+LANGEVIN, INITIAL, PERTURBATION, NOISE_LEVEL, DEQUANTISATION = 0, 1, 2, 3, 5
+TEST_STEP = 2**32 - 1  # the test loss's noise: a step that no iteration has
 
 
 # --- noise ----------------------------------------------------------------------------------------
@@ -46,10 +45,10 @@ def uniforms(seed, index, step, shape, stream):
     return u.transpose(1, 0, 2).reshape(len(index), -1)[:, :size].reshape(len(index), *shape)
 
 
-def normals(seed, index, step, shape):
+def normals(seed, index, step, shape, stream=LANGEVIN):
     """Box & Muller 1958 of words (0, 1) and (2, 3), float64 (n, *shape)."""
     size = int(np.prod(shape))
-    u = ((words(seed, index, step, size, LANGEVIN) >> np.uint64(8)) + 0.5) / 2**24
+    u = ((words(seed, index, step, size, stream) >> np.uint64(8)) + 0.5) / 2**24
     radius, angle = np.sqrt(-2 * np.log(u[::2])), 2 * np.pi * u[1::2]
     z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], 1).reshape(4, len(index), -1)
     return z.transpose(1, 0, 2).reshape(len(index), -1)[:, :size].reshape(len(index), *shape)
@@ -130,7 +129,7 @@ def consistent(score, sigmas, eps, noise, x):
     return x + eta * move, x + move
 
 
-def network_of(grid, cell, iteration):
+def network_of(grid, cell, iteration, kind=None):
     """The network of a snapshot: averaged weights with Technique 5, else the raw ones."""
     train = cell["train"]
     sigmas = np.geomspace(train["sigma_begin"], train["sigma_end"], train["n_levels"])
@@ -142,7 +141,7 @@ def network_of(grid, cell, iteration):
         width=train["width"],
     )
     path = grid.train(cell).folder / f"snapshot-{iteration:07d}.pt"
-    network.load_state_dict(torch.load(path, weights_only=True)[weights(cell)])
+    network.load_state_dict(torch.load(path, weights_only=True)[kind or weights(cell)])
     return network.eval()
 
 
@@ -174,20 +173,27 @@ def draw(grid, cell, iteration, index, bf16=False, mixing=None):
     return dict(zip((False, True), both, strict=True))
 
 
-def evaluations(cell):
-    """Score evaluations per sample, the denoising step's among them."""
-    levels = cell["sampling_levels"] - (cell["sampler"] == "consistent")
-    return levels * cell["n_steps_each"] + 1
+def test_loss(grid, cell, iteration):
+    """1/2 ||sigma s(x + sigma z, sigma) + z||^2 of averaged weights on the first test images."""
+    train, seed = cell["train"], cell["seed"]
+    x = grid.data(cell["data"]["store"]).test[: train["batch_size"]].astype(np.float64)
+    index, shape = np.arange(len(x)), x.shape[1:]
+    u = uniforms(seed, index, TEST_STEP, shape, DEQUANTISATION)
+    x = (x + u) / 256 if train["dequantisation"] == "uniform" else x / 255
+    sigmas = np.geomspace(train["sigma_begin"], train["sigma_end"], train["n_levels"])
+    word = words(seed, index, TEST_STEP, 1, NOISE_LEVEL)[0, :, 0]
+    level = ((word * np.uint64(len(sigmas))) >> np.uint64(32)).astype(np.int64)
+    sigma, z = (
+        sigmas[level].reshape(-1, 1, 1, 1),
+        normals(seed, index, TEST_STEP, shape, PERTURBATION),
+    )
+    with torch.no_grad():
+        network = network_of(grid, cell, iteration, "ema")
+        score = network(tensor(x + sigma * z), torch.from_numpy(level)).numpy()
+    return 0.5 * ((sigma * score + z) ** 2).sum((1, 2, 3)).mean()
 
 
 # --- metrics --------------------------------------------------------------------------------------
-
-
-def digits(split):
-    """scikit-learn's digits as uint8 (N, 1, 8, 8): 1500 to train of a permutation by Philox(0)."""
-    images = load_digits().images[np.random.Generator(np.random.Philox(0)).permutation(1797)]
-    images = np.rint(images * (255 / 16)).astype(np.uint8)[:, None]
-    return images[:1500] if split == "train" else images[1500:]
 
 
 _EXTRACTED = {}
@@ -267,8 +273,8 @@ def infinite_n(fake, real, seed):
 
 def neighbours(queries, mirrored, train):
     """Indices, distances and flips (n, 8) of the nearest; flips of a query taken as itself."""
-    both = np.stack([cdist(q, train) for q in (queries, mirrored) if q is not None])
-    order = both.min(0).argsort(1, kind="stable")[:, :N_NEIGHBOURS]
+    both = np.stack([cdist(queries, train), cdist(mirrored, train)])
+    order = both.min(0).argsort(1, kind="stable")[:, :8]
     nearest = np.take_along_axis(both.min(0), order, 1)
     return order, nearest, np.take_along_axis(both.argmin(0) > 0, order, 1)
 

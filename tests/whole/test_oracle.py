@@ -8,7 +8,7 @@ import numpy as np
 import oracle
 import pytest
 import torch
-from grid_files import Grid, weights
+from grid_files import Grid, evaluations, weights
 from PIL import Image
 from training_oracle import TEST_STEP, total_loss
 
@@ -321,6 +321,9 @@ def test_losses_and_timings_are_those_recorded(grid, cells, results):
         with np.load(train.folder / "losses.npz") as losses:
             assert list(frame["loss"]) == losses["train"].tolist()
             assert list(frame["iteration"]) == list(range(1, cell["train"]["iterations"] + 1))
+            last = cell["train"]["iterations"]
+            watched = losses["test"][last // cell["train"]["test_interval"] - 1]
+            assert watched == pytest.approx(oracle.test_loss(grid, cell, last), rel=1e-4)
         (row,) = rows(results.timings, cell).to_dict("records")
         there = [
             stage
@@ -330,8 +333,8 @@ def test_losses_and_timings_are_those_recorded(grid, cells, results):
             and all(stage.settings[k] == cell[k] for k in ("sampler", "n_steps_each", "step_size"))
             and stage.settings["n_levels"] == cell["sampling_levels"]
         ]
-        evaluations = {stage.result["score_evaluations_per_sample"] for stage in there}
-        assert evaluations == {row["score_evaluations_per_sample"]} == {oracle.evaluations(cell)}
+        counts = {stage.result["score_evaluations_per_sample"] for stage in there}
+        assert counts == {row["score_evaluations_per_sample"]} == {evaluations(cell)}
         counted = sum(len(grid.images([stage], True)) for stage in there)
         assert row["n_sampled"] == counted
         seconds = sum(stage.result["sampling_s"] for stage in there)

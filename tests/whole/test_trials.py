@@ -59,8 +59,8 @@ def test_distances_are_those_of_the_samples_at_every_snapshot(trials):
 
 
 def test_distances_of_decoded_samples(trials):
-    held_out = oracle.features(oracle.digits("test")[:6], "digits-cnn")[0]
-    real = oracle.features(oracle.digits("train"), "digits-cnn")[0]
+    held_out = oracle.features(trials_oracle.digits("test")[:6], "digits-cnn")[0]
+    real = oracle.features(trials_oracle.digits("train"), "digits-cnn")[0]
     for _, result, folder in trials.of("implicit"):
         assert result["distance"] == approximately(trials_oracle.decoded_distance(folder))
         assert result["held_out_distance"] == approximately(oracle.frechet(held_out, real))

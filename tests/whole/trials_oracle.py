@@ -11,10 +11,18 @@ import numpy as np
 import oracle
 from scipy import stats
 from scipy.special import softmax
+from sklearn.datasets import load_digits
 
 NAMES = {"dsm": "DSM", "fd_dsm": "FD-DSM", "ssm": "SSM", "fd_ssm": "FD-SSM", "ssm_vr": "SSM-VR"}
 NAMES |= {"fd_ssm_vr": "FD-SSM-VR", "mle": "maximum likelihood"}
 NAMES |= {"curvature": "curvature propagation", "approximate": "approximate back-propagation"}
+
+
+def digits(split):
+    """scikit-learn's digits as uint8 (N, 1, 8, 8): 1500 to train of a permutation by Philox(0)."""
+    images = load_digits().images[np.random.Generator(np.random.Philox(0)).permutation(1797)]
+    images = np.rint(images * (255 / 16)).astype(np.uint8)[:, None]
+    return images[:1500] if split == "train" else images[1500:]
 
 
 class Trials:
@@ -151,7 +159,7 @@ def _loss(trials):
 def distances(trials, objective):
     """[(seconds, distances)] of the trials of an objective, by seed, from their samples."""
     curves = []
-    train = oracle.digits("train")
+    train = digits("train")
     real = oracle.features(train, "digits-cnn")[0]
     for settings, _, _ in trials.of("distance", objective=objective):
         samples, seconds = samples_of(trials, objective, settings["seed"])
@@ -196,7 +204,7 @@ def _flow(trials):
 def decoded_distance(folder):
     """The distance of an auto-encoder's samples, where all are kept, from the training images."""
     features = oracle.features(np.load(folder / "samples.npy"), "digits-cnn")[0]
-    return oracle.frechet(features, oracle.features(oracle.digits("train"), "digits-cnn")[0])
+    return oracle.frechet(features, oracle.features(digits("train"), "digits-cnn")[0])
 
 
 def _implicit(trials):
