@@ -148,6 +148,16 @@ def make_plan(args: argparse.Namespace) -> Plan:
         grid = replace(grid, name=begun.grid)
     if args.rows is not None:
         grid = replace(grid, name=args.rows, rows=GRIDS[args.rows].rows)
+    seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
+    counts = {
+        "--seeds": seeds,
+        "--threads": args.threads,
+        "--workers": args.workers,
+        "--gpus": args.gpus,
+    }
+    for name, value in counts.items():
+        if value is not None and not 1 <= value <= MAX_COUNT:
+            raise ValueError(f"{name} {value}: must be at least 1 and at most {MAX_COUNT}")
     slurm = slurm_settings(grid.slurm, args.slurm, gpus=args.gpus)
     device = _device(args, slurm)
     # A folder that was begun goes on as it was, wherever the command is given.
@@ -159,16 +169,6 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if args.reference is not None:
         overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)
-    seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
-    counts = {
-        "--seeds": seeds,
-        "--threads": args.threads,
-        "--workers": args.workers,
-        "--gpus": args.gpus,
-    }
-    for name, value in counts.items():
-        if value is not None and not 1 <= value <= MAX_COUNT:
-            raise ValueError(f"{name} {value}: must be at least 1 and at most {MAX_COUNT}")
     weights = args.inception_weights
     if weights is not None and not weights.is_file():
         raise ValueError(
@@ -211,13 +211,14 @@ def make_plan(args: argparse.Namespace) -> Plan:
         if begun is not None and args.rows is None
         else build_cells(grid, settings, facts, seeds),
     )
+    added = manifest.cells
+    known = {cell.name for cell in added}
+    manifest = manifest if existing is None else existing.merged(manifest, out)
     # Other rows in a folder come with the settings of those that it was begun with.
     required = () if args.rows is not None else given
-    notes = describe_without_effect(manifest.cells, overrides, required)
+    notes = describe_without_effect(added, overrides, required)
     if wanted == "auto":
         notes.append(describe_budgets(grid, overrides, facts, seeds, chosen=budget))
-    known = {cell.name for cell in manifest.cells}
-    manifest = manifest if existing is None else existing.merged(manifest, out)
     cells = [cell for cell in manifest.cells if cell.name in known]
     if args.only is not None:
         cells = select_cells(cells, args.only)

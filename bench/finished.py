@@ -18,6 +18,10 @@ from scorekit.data import prepare
 from scorekit.files import sealed_json
 
 _CONDITIONS = {"device": "made up", "peak_memory_bytes": 2**28, "compile": False}
+_LOSS = {
+    **{"n": 2, "draws": 1, "train": 2.0, "train_error": 0.1, "test": 2.1, "test_error": 0.1},
+    **{"gap": 0.1, "gap_error": 0.01},
+}
 _DISTANCE = {"distance": 40.0, "n": 2, "n_reference": 1500}
 
 
@@ -66,6 +70,7 @@ class _Writer:
         )
         self.stage(cell.baseline_stage(), {"uniform noise": _DISTANCE}, {})
         for iteration in train.snapshot_iterations:
+            self.stage(cell.loss_stage(iteration), _LOSS, {})
             for stage in cell.sample_stages(iteration, final=iteration == train.iterations):
                 sampled = {"sampling_s": 1.0, "compile_s": 0.0, "n": 2, "conditions": _CONDITIONS}
                 self.stage(stage, sampled, {"last.npy": self.images, "denoised.npy": self.images})

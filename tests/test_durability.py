@@ -386,7 +386,7 @@ def test_a_lease_is_stamped_at_every_beat_and_only_while_it_is_held(calls, tmp_p
 def test_a_lease_of_another_is_never_stamped_nor_removed(calls, tmp_path, monkeypatch):
     path = tmp_path / "launcher.lease"
     interrupted = []
-    monkeypatch.setattr(lock._thread, "interrupt_main", lambda: interrupted.append(True))
+    monkeypatch.setattr(lock, "interrupt_main_thread", lambda: interrupted.append(True))
 
     def hold() -> None:
         with launcher_lock(tmp_path, beat_s=0.01):

@@ -322,6 +322,7 @@ def test_a_kind_of_job_has_its_own_devices_and_threads(tmp_path):
     flags = ("train.gpus=8", "train.cpus=6", "evaluate.cpus=2", "evaluate.array_parallelism=5")
     pairs = [word for flag in flags for word in ("--slurm", flag)]
     arguments = ["--grid", str(TOML), "--out", str(tmp_path), "--executor", "slurm", *pairs]
+    arguments += ["--set", "batch_size=8"]
     plan = make_plan(parse_arguments(arguments))
     assert (plan.context.device, plan.gpus, plan.context.threads) == ("cuda", 8, 6)
     assert [plan.slurm[kind].gpus for kind in JOB_KINDS] == [8, None, None]

@@ -90,6 +90,6 @@ def test_the_paper_budget_is_the_papers():
 
 def test_a_budget_names_what_was_changed_of_it_alone():
     assert budget_label("paper", {}) == "paper"
-    assert budget_label("paper", {"width": 128, "n_final": 10_000}) == "paper"
+    assert budget_label("paper", {"width": 128, "n_selection": 1000}) == "paper"
     overrides = {"width": 128, "iterations": 5, "objective": "ssm_vr"}
     assert budget_label("paper", overrides) == "paper, changed: iterations=5, objective=ssm_vr"

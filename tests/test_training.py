@@ -17,7 +17,7 @@ from tiny_training import SETTINGS
 
 from kernels.philox import Stream, philox_integers, philox_key, philox_normal
 from kernels.precision import float32_precision
-from scorekit import training
+from scorekit import held_out_loss, training
 from scorekit.checkpoints import load_tensors, save_tensors
 from scorekit.compilation import compile_unavailable_reason
 from scorekit.data import prepare
@@ -441,13 +441,13 @@ def test_the_seed_and_nothing_else_decides_the_run(digits, tmp_path):
 def test_each_epoch_visits_every_image_once(digits, tmp_path, monkeypatch, batch_size):
     small = replace(digits, train=digits.train[:100])
     batches = []
-    original = training.augment
+    original = held_out_loss.augment
 
     def spy(images, **options):
         batches.append(images.clone())
         return original(images, **options)
 
-    monkeypatch.setattr(training, "augment", spy)
+    monkeypatch.setattr(held_out_loss, "augment", spy)
     iterations = -(-300 // batch_size)
     settings = replace(
         SETTINGS,
@@ -483,14 +483,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     digits, tmp_path, monkeypatch
 ):
     calls = []
-    original = training.keyed_dsm_loss
+    original = held_out_loss.keyed_dsm_loss
 
     def failing(*arguments):
         calls.append(None)
         loss = original(*arguments)
         return loss * float("nan") if len(calls) == 15 else loss
 
-    monkeypatch.setattr(training, "keyed_dsm_loss", failing)
+    monkeypatch.setattr(held_out_loss, "keyed_dsm_loss", failing)
     settings = replace(SETTINGS, test_interval=100)
     with pytest.raises(Diverged, match=r"the loss is nan at iteration 15; .* iteration 12") as e:
         Trainer(settings, digits, tmp_path, compile=False).run()
@@ -549,8 +549,8 @@ def test_precision_holds_for_the_backward_pass_too(digits, tmp_path, monkeypatch
         loss.register_hook(lambda g: seen.update(backward=conv.fp32_precision))
         return loss
 
-    original = training.keyed_dsm_loss
-    monkeypatch.setattr(training, "keyed_dsm_loss", spy)
+    original = held_out_loss.keyed_dsm_loss
+    monkeypatch.setattr(held_out_loss, "keyed_dsm_loss", spy)
     settings = replace(SETTINGS, iterations=1, test_interval=2)
     with float32_precision("tf32"):
         Trainer(settings, digits, tmp_path, compile=False).run()

@@ -81,9 +81,9 @@ def test_the_launcher_says_so(tmp_path, capsys):
     assert main([*flags, "--set", "n_levels=7", "--dry-run"]) == 0
     line = "warning: n_levels = 7 has no effect on NCSN; NCSN_5, where n_levels = 10"
     assert line in capsys.readouterr().out.splitlines()
-    assert make_plan(parse_arguments(flags)).warnings == ()  # the budget's own are no user's
+    assert make_plan(parse_arguments(flags)).notes == ()  # the budget's own are no user's
     assert main([*flags, "--grid", "objectives", "--set", "coverage=0.1", "--dry-run"]) == 2
     assert "coverage = 0.1 has no effect on any row" in capsys.readouterr().err
     # Rows that are added to a folder come with its settings.
     added = [*flags, "--rows", "objectives", "--set", "coverage=0.1"]
-    assert len(make_plan(parse_arguments(added)).warnings) == 1
+    assert len(make_plan(parse_arguments(added)).notes) == 1
