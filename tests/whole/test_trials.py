@@ -82,7 +82,10 @@ def test_comparisons_are_of_the_same_seeds(out, trials, part):
 
 def test_a_step_costs_what_its_rounds_say(out, trials):
     raw = comparison_table(collect_trials(out), "cost").raw
-    titles = {"mlp": "MLP energy", "conv": "Convolutional energy", "score": "NCSNv2 score network"}
+    titles = {
+        **{"mlp": "MLP energy", "conv": "Convolutional energy", "score": "NCSNv2 score network"},
+        "ncsn": "NCSN, whole training step",
+    }
     counted = 0
     for settings, result, _ in trials.of("cost"):
         for (objective, way), values in trials_oracle.cost(result).items():
