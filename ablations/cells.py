@@ -1,6 +1,7 @@
 """Cells: a variant on a dataset with a seed, every setting resolved, and the stages they share."""
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
@@ -188,6 +189,11 @@ class Cell:
         """Return the cell as JSON values; :func:`cell_from_json` reads them back."""
         parts = {name: _values(getattr(self, name)) for name in ("data", "variant", "train")}
         return _values(self) | parts
+
+
+def image_sizes(cells: Iterable[Cell]) -> list[int]:
+    """Return the sides of the images that cells are of, each once, the smallest first."""
+    return sorted({cell.data.image_size for cell in cells})
 
 
 def _values(record: Any) -> dict[str, Any]:

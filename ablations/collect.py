@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.cells import Cell
+from ablations.cells import Cell, image_sizes
 from ablations.code_snapshot import code_digest
 from ablations.jobs import (
     Context,
@@ -129,7 +129,9 @@ class _Collector:
         first = {cell.data.name: cell for cell in reversed(self.cells)}
         run = {
             "grid": manifest.grid,
-            "budget": budget_label(manifest.budget, manifest.overrides),
+            "budget": budget_label(
+                manifest.budget, manifest.overrides, image_sizes(manifest.cells)
+            ),
             "datasets": [name for name in dict.fromkeys(c.data.name for c in self.cells)],
             "complete": n_done == len(cells),
             "software": self.software(),

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from ablations.cells import Cell, DataFacts
 from ablations.early_checks import check_out, check_text, check_texts
 from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
-from ablations.grids import GRIDS, build_cells, data_facts, load_grid
+from ablations.grids import GRIDS, budget_cells, data_facts, load_grid
 from ablations.jobs import Context, Job, plan_jobs
 from ablations.manifest import Manifest, load_manifest
 from ablations.naming import file_name
@@ -209,7 +209,7 @@ def make_plan(args: argparse.Namespace) -> Plan:
         data_root=os.path.relpath(data_root, out),
         cells=begun.cells
         if begun is not None and args.rows is None
-        else build_cells(grid, settings, facts, seeds),
+        else budget_cells(grid, budget, overrides, facts, seeds),
     )
     added = manifest.cells
     known = {cell.name for cell in added}

@@ -3,6 +3,7 @@
 import dataclasses
 import logging
 import tomllib
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 from ablations.cells import Cell, DataFacts
 from ablations.finite_difference_plan import FINITE_DIFFERENCE
 from ablations.resolution import resolve
-from ablations.settings import BUDGETS, ROW_SETTINGS, Settings, apply_overrides, coerce
+from ablations.settings import BUDGETS, ROW_SETTINGS, Budget, Settings, apply_overrides, coerce
 from ablations.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from ablations.without_effect import without_effect
 from scorekit.data import prepare
@@ -248,6 +249,22 @@ def _kept_distance(path: Path) -> float | None:
     except CorruptFile as error:
         _log.warning("%s; set aside as %s, and computed again", error, set_aside(path).name)
         return None
+
+
+def budget_cells(
+    grid: Grid, budget: Budget, overrides: Mapping[str, Any], facts: list[DataFacts], seeds: int
+) -> list[Cell]:
+    """Return every cell of a grid under a budget, whose settings follow each data set's images.
+
+    Raises as :func:`build_cells`.
+    """
+    return [
+        cell
+        for data in facts
+        for cell in build_cells(
+            grid, budget.settings_for(data.image_size, overrides), [data], seeds
+        )
+    ]
 
 
 def build_cells(grid: Grid, settings: Settings, facts: list[DataFacts], seeds: int) -> list[Cell]:

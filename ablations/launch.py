@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablations.cells import Cell
+from ablations.cells import Cell, image_sizes
 from ablations.code_snapshot import code_digest
 from ablations.command_line import (
     Plan,
@@ -103,7 +103,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     outcome, todo = _settled(plan, retry_failed=retry_failed)
     for job in todo:
         clear_failure(context.out, job.name)
-    label = budget_label(budget.name, plan.manifest.overrides)
+    label = budget_label(budget.name, plan.manifest.overrides, image_sizes(plan.cells))
     print(f"budget: {label} — {budget.description}", flush=True)
     print(
         f"grid {plan.manifest.grid}: {len(plan.cells)} cells, {len(plan.jobs)} jobs, "

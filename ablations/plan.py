@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
-from ablations.cells import Cell, DataFacts
+from ablations.cells import Cell, DataFacts, image_sizes
 from ablations.cost import estimate_hours
-from ablations.grids import Grid, build_cells
+from ablations.grids import Grid, budget_cells
 from ablations.jobs import Context, Job, cell_parameters, job_is_done, plan_jobs
-from ablations.settings import BUDGETS, Budget, apply_overrides, budget_label
+from ablations.settings import BUDGETS, Budget, budget_label
 from ablations.stages import Stage
 from scorekit.metrics import feature_dimension
 
@@ -25,7 +25,7 @@ def describe_plan(
     """Return the stages of a grid: what is shared, what is done, and an estimate of the work."""
     store = context.store
     lines = [
-        f"budget {budget_label(budget.name, overrides)}: {budget.description}",
+        f"budget {budget_label(budget.name, overrides, image_sizes(cells))}: {budget.description}",
         f"{len(cells)} cells on {context.device}; results in {context.out}",
         *describe_warnings(cells),
         "",
@@ -100,7 +100,7 @@ def describe_budgets(
 
     def cost(budget: Budget) -> str:
         try:
-            cells = build_cells(grid, apply_overrides(budget.settings, overrides), facts, seeds)
+            cells = budget_cells(grid, budget, overrides, facts, seeds)
         except ValueError:
             return "(refused with these settings)"
         return f"{sum(job.flops for job in plan_jobs(cells)):.1e}"

@@ -209,13 +209,12 @@ def _other_code(run: Mapping[str, Any]) -> str:
 
 def budget_note(run: Mapping[str, Any]) -> str:
     """What a page says of a budget: what it is, and that its numbers are not the paper's."""
-    name, changed, _ = str(run["budget"]).partition(", changed: ")
+    label = str(run["budget"])
+    name, changed = label.partition(",")[0], ", changed: " in label
     if name not in BUDGETS:
         return NOT_THE_PAPERS
     description = BUDGETS[name].description
-    note = (
-        f"{description[0].upper()}{description[1:]}{', but for what is changed' * bool(changed)}."
-    )
+    note = f"{description[0].upper()}{description[1:]}{', but for what is changed' * changed}."
     return note if is_papers(run) else f"{note} {NOT_THE_PAPERS}"
 
 

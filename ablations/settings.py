@@ -3,8 +3,8 @@
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from scorekit.compilation import Precision
@@ -113,6 +113,25 @@ class Budget:
     description: str
     settings: Any  # of the class whose fields --set takes
     datasets: tuple[str, ...]
+    # What is set otherwise from a side of images on, so that the budget's time stays what it is.
+    larger: Mapping[int, Mapping[str, Any]] = field(default_factory=dict)
+
+    def at(self, image_size: int) -> Mapping[str, Any]:
+        """Return what the budget sets otherwise for images of this side."""
+        sides = [side for side in self.larger if side <= image_size]
+        return self.larger[max(sides)] if sides else {}
+
+    def settings_for(self, image_size: int, overrides: Mapping[str, Any]) -> Any:
+        """Return the settings for images of a side, of which ``overrides`` replace some."""
+        return apply_overrides(self.settings, {**self.at(image_size), **overrides})
+
+
+def _quick_for(*, iterations: int, samples: int) -> dict[str, Any]:
+    return {
+        **{"width": 8, "iterations": iterations, "snapshot_interval": iterations // 3},
+        **{"test_interval": iterations // 6, "n_selection": samples, "n_final": 2 * samples},
+        **{"n_loss": 8 * samples, "n_dump": 2 * samples},
+    }
 
 
 BUDGETS = {
@@ -168,6 +187,13 @@ BUDGETS = {
                 compile=False,
             ),
             datasets=("digits",),
+            # A step of 32 x 32 images costs 16 times one of the digits' 8 x 8, and so on.
+            larger={
+                24: _quick_for(iterations=1200, samples=48),
+                48: _quick_for(iterations=300, samples=16),
+                96: _quick_for(iterations=150, samples=8),
+                192: _quick_for(iterations=60, samples=4),
+            },
         ),
     )
 }
@@ -243,9 +269,25 @@ def apply_overrides(settings: _S, overrides: dict[str, Any]) -> _S:
     return dataclasses.replace(settings, **overrides)  # type: ignore[type-var]
 
 
-def budget_label(name: str, overrides: Mapping[str, Any]) -> str:
-    """Return a budget as reports name it: "quick", or "quick, changed: iterations=100, width=8"."""
-    own = BUDGETS[name].settings if name in BUDGETS else None
+def budget_label(name: str, overrides: Mapping[str, Any], image_sizes: Iterable[int] = ()) -> str:
+    """Return a budget as reports name it: "quick", or "quick, changed: iterations=100, width=8".
+
+    What it sets otherwise for images of some side stands before: "quick, at 32×32: width=8".
+    """
+    budget = BUDGETS.get(name)
+    if budget is not None:
+        for side in sorted(set(image_sizes)):
+            own = {k: v for k, v in budget.at(side).items() if k not in overrides}
+            if own:
+                name += f", at {side}×{side}: {_listed(own)}"
+    return f"{name}{_changes(budget, overrides)}"
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(settings.items()))
+
+
+def _changes(budget: Budget | None, overrides: Mapping[str, Any]) -> str:
+    own = None if budget is None else budget.settings
     changed = {k: v for k, v in overrides.items() if own is None or getattr(own, k) != v}
-    changes = [f"{key}={value}" for key, value in sorted(changed.items())]
-    return f"{name}, changed: {', '.join(changes)}" if changes else name
+    return f", changed: {_listed(changed)}" if changed else ""

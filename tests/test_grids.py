@@ -2,9 +2,11 @@ import errno
 import os
 
 import pytest
+from test_cells import facts
 
 from ablations import grids
-from ablations.grids import GRIDS, build_cells, data_facts, load_grid
+from ablations.grids import GRIDS, budget_cells, build_cells, data_facts, load_grid
+from ablations.jobs import plan_jobs
 from ablations.resolution import resolve
 from ablations.settings import BUDGETS, apply_overrides
 from ablations.variants import NCSNV2, PAPER_VARIANTS
@@ -212,3 +214,25 @@ def test_a_read_only_data_root_is_used_as_it_is(tmp_path, monkeypatch, caplog):
     facts = data_facts("digits", tmp_path, image_size=None, inception_weights=None)
     assert facts.max_distance > 0 and "is read-only" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["digits-v1"]
+
+
+def quick(side, overrides=None):
+    """The paper's cells under the quick budget on images of a side, and the FLOPs of their jobs."""
+    about = {8: (1, 6.0), 16: (3, 22.0), 32: (3, 50.0), 64: (3, 90.0), 128: (3, 190.0)}
+    channels, distance = about[side]
+    data = facts(image_size=side, channels=channels, max_distance=distance)
+    cells = budget_cells(GRIDS["paper"], BUDGETS["quick"], overrides or {}, [data], 1)
+    return cells, sum(job.flops for job in plan_jobs(cells))
+
+
+@pytest.mark.parametrize("side", [32, 64, 128])
+def test_the_quick_budget_takes_about_as_long_on_images_of_any_size(side):
+    assert quick(side)[1] < 3 * quick(16)[1]
+
+
+def test_the_quick_budget_follows_the_images_where_nothing_else_was_set():
+    for side in (8, 16):
+        train = quick(side)[0][0].train
+        assert (train.width, train.iterations) == (16, 1800)
+    own = quick(64, {"iterations": 900, "n_final": 40})[0][0]
+    assert (own.train.width, own.train.iterations, own.n_selection, own.n_final) == (8, 900, 16, 40)

@@ -88,6 +88,14 @@ def test_the_paper_budget_is_the_papers():
     assert all(getattr(paper, name) is None for name in LADDER_SETTINGS)  # derived
 
 
+def test_a_budget_names_what_it_sets_otherwise_for_large_images():
+    assert budget_label("quick", {}, [8, 16]) == "quick"
+    scaled = budget_label("quick", {"n_dump": 5}, [16, 64])
+    assert scaled.startswith("quick, at 64×64: iterations=300, n_final=32, n_loss=128, n_selec")
+    assert scaled.endswith(", width=8, changed: n_dump=5")
+    assert budget_label("paper", {}, [256]) == "paper"
+
+
 def test_a_budget_names_what_was_changed_of_it_alone():
     assert budget_label("paper", {}) == "paper"
     assert budget_label("paper", {"width": 128, "n_selection": 1000}) == "paper"
