@@ -33,7 +33,7 @@ from ablations.lock import launcher_lock
 from ablations.manifest import save_manifest
 from ablations.plan import check_disk, describe_plan, describe_warnings
 from ablations.progress import make_reporter
-from ablations.refresh import mark_stale, refresh_report
+from ablations.refresh import build_grid_report, mark_stale, refresh_report
 from ablations.settings import budget_label
 from ablations.status import describe_status
 from ablations.surroundings import use_any_terminal
@@ -138,7 +138,7 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     if working:
         share = compiling / (working + compiling)
         print(f"training and sampling: {working:.0f} s; compiling: {compiling:.0f} s ({share:.0%})")
-    page = refresh_report(context.out)
+    page = refresh_report(context.out, build_grid_report)
     print(f"report: {os.path.relpath(page)}")
     if outcome.failed:
         print(
@@ -197,6 +197,7 @@ def _slurm_grid(plan: Plan, todo: list[Job], outcome: Outcome) -> "SlurmGrid":
         settings=plan.slurm,
         jobs=jobs,
         known=_all_jobs(plan.manifest.cells),
+        build_report=build_grid_report,
     )
 
 

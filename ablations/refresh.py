@@ -18,7 +18,7 @@ def build_grid_report(out: Path) -> Path:
     return build_report(collect(out), out / "report")
 
 
-def refresh_report(out: Path, build: Callable[[Path], Path] = build_grid_report) -> Path:
+def refresh_report(out: Path, build: Callable[[Path], Path]) -> Path:
     """Return the page ``OUT/report/index.html``, which ``build`` makes where it is stale."""
     page, note = out / "report" / "index.html", _note(out)
     noted = note.stat().st_mtime_ns if note.exists() else None

@@ -8,7 +8,7 @@ succeeded is read from its files; what Slurm says only tells whether to go on wa
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -57,6 +57,7 @@ class SlurmGrid:
     settings: Mapping[str, SlurmSettings]  # by kind of job
     jobs: Sequence[Job]
     known: Sequence[Job]
+    build_report: Callable[[Path], Path]
 
     def submit(self) -> set[str]:
         """Send what is neither in the queue nor settled; return the names of all that is there."""
@@ -67,7 +68,7 @@ class SlurmGrid:
         new = [job for job in self.jobs if job.name not in live]
         if not new and REPORT in live:
             return names & set(live)
-        sender = Sender(self.name, self.context, self.settings)
+        sender = Sender(self.name, self.context, self.settings, self.build_report)
         return names & set(self._send(sender, new, live))
 
     def preview(self) -> list[str]:
@@ -77,7 +78,7 @@ class SlurmGrid:
         """
         out = self.context.out
         live = live_ids(out) if load_submissions(out) else {}
-        sender = Preview(self.name, self.context, self.settings)
+        sender = Preview(self.name, self.context, self.settings, self.build_report)
         new = [job for job in self.jobs if job.name not in live]
         if new or REPORT not in live:
             self._send(sender, new, live)
@@ -130,7 +131,7 @@ class SlurmGrid:
                 # submitit puts the pickles where jobs look for them after sbatch has answered.
                 path = pickle_path(out, element)
                 if element in queued and entry.name in by_name and not path.exists():
-                    sender = Sender(self.name, self.context, self.settings)
+                    sender = Sender(self.name, self.context, self.settings, self.build_report)
                     sender.pickle(by_name[entry.name], submission.token, path)
         return {name: id for name, id in latest_ids(submissions).items() if id in queued}
 

@@ -7,7 +7,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
@@ -154,14 +156,14 @@ class _Deaths:
 class SlurmReport:
     """The job that makes the report, when all others have ended."""
 
-    def __init__(self, context: Context, token: str) -> None:
-        self.context, self.token = context, token
+    def __init__(self, context: Context, token: str, build: Callable[[Path], Path]) -> None:
+        self.context, self.token, self.build = context, token, build
 
     def __call__(self) -> None:
         """Make the report from the files."""
         _log_everything()
         if _is_current(self.context, self.token):
-            refresh_report(self.context.out)
+            refresh_report(self.context.out, self.build)
 
 
 def _is_first() -> bool:

@@ -56,8 +56,15 @@ class Sender:
     Methods raise SlurmError where Slurm does not answer or refuses.
     """
 
-    def __init__(self, grid: str, context: Context, settings: Mapping[str, SlurmSettings]) -> None:
+    def __init__(
+        self,
+        grid: str,
+        context: Context,
+        settings: Mapping[str, SlurmSettings],
+        build_report: Callable[[Path], Path],
+    ) -> None:
         self._grid, self._context, self._settings = grid, context, settings
+        self._build_report = build_report
         self._prepare()
         # Of two hosts' clocks the later counts: which submission is the latest must not depend.
         self._newest = max((s.created for s in load_submissions(context.out)), default=0.0)
@@ -78,7 +85,8 @@ class Sender:
     def send_report(self, after: Sequence[str]) -> None:
         """Submit the job of the report."""
         submission = self._submission((Entry(REPORT),), REPORT, after)
-        self._send(submission, [SlurmReport(self._context, submission.token)], REPORT)
+        report = SlurmReport(self._context, submission.token, self._build_report)
+        self._send(submission, [report], REPORT)
 
     def cancel(self, element: str) -> None:
         """Cancel a job that another will replace."""
