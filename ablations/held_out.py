@@ -10,7 +10,7 @@ import torch
 
 from ablations.cells import Cell
 from ablations.drawing import Drawing
-from ablations.jobs import Context
+from ablations.jobs import Context, open_dataset
 from ablations.stages import FOLLOWED
 from scorekit.held_out_loss import compare_losses, evaluated_losses
 from scorekit.memory import ShrinkingBatch
@@ -38,7 +38,7 @@ class HeldOut:
             network = load_snapshot(path, cell.train, cell.data.channels, weights)
             network = network.to(device).requires_grad_(False)
             begin, end = self.world.share(n)
-            dataset = self.context.dataset(cell.data)
+            dataset = open_dataset(self.context, cell.data)
             # Small images many at a time, whatever is sampled at a time.
             size = max(self.context.sampling_batch, PIXELS // cell.data.image_size**2)
             batches = ShrinkingBatch(size, "loss on training and test images")

@@ -48,23 +48,24 @@ class Context:
         """The folder of the sample dumps."""
         return self.out / "samples"
 
-    def dataset(self, facts: DataFacts) -> Dataset:
-        """Open a prepared dataset, every byte of which is checked once in a process.
 
-        Raises CorruptFile where it is not the one that was planned, or damaged: then it is set
-        aside, and the next launch prepares it again.
-        """
-        directory = self.data_root / facts.store
-        dataset = open_store(directory)
-        if dataset.fingerprint != facts.fingerprint:
-            raise CorruptFile(directory, "its images changed since the grid was planned")
-        try:
-            _check_bytes(directory, dataset.fingerprint)
-        except CorruptFile as error:
-            aside = set_aside(directory).name
-            reason = f"{error.reason}; the data are set aside as {aside}, and prepared again"
-            raise CorruptFile(error.path, reason) from error
-        return dataset
+def open_dataset(context: Context, facts: DataFacts) -> Dataset:
+    """Open a prepared dataset, every byte of which is checked once in a process.
+
+    Raises CorruptFile where it is not the one that was planned, or damaged: then it is set
+    aside, and the next launch prepares it again.
+    """
+    directory = context.data_root / facts.store
+    dataset = open_store(directory)
+    if dataset.fingerprint != facts.fingerprint:
+        raise CorruptFile(directory, "its images changed since the grid was planned")
+    try:
+        _check_bytes(directory, dataset.fingerprint)
+    except CorruptFile as error:
+        aside = set_aside(directory).name
+        reason = f"{error.reason}; the data are set aside as {aside}, and prepared again"
+        raise CorruptFile(error.path, reason) from error
+    return dataset
 
 
 @lru_cache(maxsize=64)

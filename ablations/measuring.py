@@ -10,7 +10,7 @@ import numpy as np
 
 from ablations.cells import MAX_REFERENCE, Cell
 from ablations.drawing import Drawing
-from ablations.jobs import Context, Job, sample_file
+from ablations.jobs import Context, Job, open_dataset, sample_file
 from ablations.stages import FOLLOWED, Stage
 from scorekit.files import atomic_write, save_array
 from scorekit.memory import ShrinkingBatch
@@ -138,7 +138,7 @@ class Measuring:
 
     def _reference(self, cell: Cell, stage: Stage) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
-            dataset = self.context.dataset(cell.data)
+            dataset = open_dataset(self.context, cell.data)
             images = dataset.train if stage.settings["split"] == "train" else dataset.test
             n = len(images)
             first = MAX_REFERENCE * stage.settings.get("block", 0)
@@ -165,7 +165,7 @@ class Measuring:
         """Take the distances of noise, of a Gaussian and of held-out real images."""
 
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
-            dataset = self.context.dataset(cell.data)
+            dataset = open_dataset(self.context, cell.data)
             reference = self.statistics(cell, cell.reference_stage())
             held_out = dataset.test if cell.reference == "train" else dataset.train
             rows = {
@@ -207,7 +207,7 @@ class Measuring:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             fakes = self.drawing.samples(job, iteration, denoise=denoise, final=final)
             fake, _ = self.features(job, stage.needs[len(real) :], job.n_sampled)
-            held_out = np.array(self.context.dataset(cell.data).test[: cell.n_final])
+            held_out = np.array(open_dataset(self.context, cell.data).test[: cell.n_final])
             test = self._alone(held_out, cell.data.extractor)
             arrays: dict[str, np.ndarray] = {}
             for name, images, features in (("fake", fakes, fake), ("held_out", held_out, test)):

@@ -17,7 +17,7 @@ from ablations.conditioning_figure import conditioning_figure
 from ablations.generalisation import interpolation_artefacts, neighbour_artefacts
 from ablations.hype_dumps import open_dumps
 from ablations.hype_score import hype_scores, hype_table, read_ratings
-from ablations.jobs import Context
+from ablations.jobs import Context, open_dataset
 from ablations.manifest import load_manifest
 from ablations.mixture import sample_mixture
 from ablations.mixture_figure import mixture_artefact
@@ -96,7 +96,7 @@ def _mixtures(run: Run) -> list[Artefact]:
         with FractionReporter() as progress:
             mixture = sample_mixture(
                 facts,
-                run.context.dataset(facts),
+                open_dataset(run.context, facts),
                 run.context.store,
                 device=run.context.device,
                 run=run.sample,

@@ -16,6 +16,7 @@ from ablations.dumps import dump_samples
 from ablations.failures import clear_failure, record_failure
 from ablations.held_out import HeldOut
 from ablations.jobs import (
+    open_dataset,
     Context,
     Job,
     progress_path,
@@ -137,7 +138,7 @@ class Worker:
 
     def train(self, cell: Cell) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
-            dataset = self.context.dataset(cell.data)
+            dataset = open_dataset(self.context, cell.data)
             peak = PeakMemory(self.context.device)
             trainer = Trainer(
                 cell.train,
@@ -216,7 +217,7 @@ class Worker:
                 checkpoint=self.checkpoint_digest(cell, iteration),
                 iteration=iteration,
                 fake=fake[: cell.n_dump],
-                real=self.context.dataset(cell.data).train,
+                real=open_dataset(self.context, cell.data).train,
                 directory=self.context.samples,
             )
 

@@ -80,7 +80,10 @@ MUTANTS = [
     *_of(
         "ablations/work.py",
         ("fake=fake[: cell.n_dump]", "fake=fake[-cell.n_dump :]"),
-        ("real=self.context.dataset(cell.data).train", "real=self.context.dataset(cell.data).test"),
+        (
+            "real=open_dataset(self.context, cell.data).train",
+            "real=open_dataset(self.context, cell.data).test",
+        ),
         ("test=test[:, 1]", "test=test[:, 0]"),
     ),
     *_of(

@@ -34,7 +34,7 @@ def context(out, world=None, **changes):
     return dataclasses.replace(plain, **changes, **({} if world is None else {"world": world}))
 
 
-def evaluation(out):
+def evaluation_of(out):
     return next(
         job
         for job in plan_jobs(load_manifest(out).cells)
@@ -42,7 +42,7 @@ def evaluation(out):
     )
 
 
-def run(world, out, name, stops=False):
+def run_as(world, out, name, stops=False):
     """Run a job of a grid as one of its ranks; with ``stops``, rank 1 asks to stop at once."""
     job = next(job for job in plan_jobs(load_manifest(out).cells) if job.name == name)
     if not stops:
@@ -60,7 +60,7 @@ def run_looking_alone(world, out, name):
 
     if not world.is_main:
         drawing.find_tensors = look
-    run(world, out, name)
+    run_as(world, out, name)
 
 
 def unmeasured(folder, finished):
@@ -89,7 +89,7 @@ def measured(out):
 def expected(finished, tmp_path_factory):
     """What one process measures."""
     out = unmeasured(tmp_path_factory.mktemp("alone") / "out", finished)
-    work.run_job(evaluation(out), context(out))
+    work.run_job(evaluation_of(out), context(out))
     found = measured(out)
     assert any("sample" in name for name in found)
     assert any("features" in name for name in found)
@@ -102,8 +102,8 @@ def test_the_same_weights_give_the_same_bytes_on_any_number_of_ranks(
 ):
     """Five ranks are more than the two batches of a stage."""
     out = unmeasured(tmp_path / "out", finished)
-    job = evaluation(out)
-    codes = exit_codes(start_ranks(size, run, out, job.name, grouped=False))
+    job = evaluation_of(out)
+    codes = exit_codes(start_ranks(size, run_as, out, job.name, grouped=False))
     assert codes == [0] * size
     assert measured(out) == expected
     assert job_is_done(job, context(out))
@@ -112,18 +112,18 @@ def test_the_same_weights_give_the_same_bytes_on_any_number_of_ranks(
 
 def test_ranks_go_on_from_what_one_process_drew(finished, expected, tmp_path):
     out = unmeasured(tmp_path / "out", finished)
-    job = evaluation(out)
+    job = evaluation_of(out)
     count = iter(range(100))
     with pytest.raises(Stopped):
         work.run_job(job, context(out), stop=lambda: next(count) >= 5)
     assert len(list((out / "stages").rglob("chunk-*"))) == 1
-    assert exit_codes(start_ranks(2, run, out, job.name, grouped=False)) == [0, 0]
+    assert exit_codes(start_ranks(2, run_as, out, job.name, grouped=False)) == [0, 0]
     assert measured(out) == expected
 
 
 def test_ranks_mend_a_damaged_snapshot_together(finished, expected, tmp_path):
     out = unmeasured(tmp_path / "out", finished)
-    job = evaluation(out)
+    job = evaluation_of(out)
     damaged = sorted(
         StageStore(out / "stages").directory(job.cell.train_stage()).glob("snapshot-*.pt")
     )
@@ -138,8 +138,8 @@ def test_ranks_mend_a_damaged_snapshot_together(finished, expected, tmp_path):
 
 def test_a_stop_of_one_rank_stops_all_without_a_failure(finished, expected, tmp_path):
     out = unmeasured(tmp_path / "out", finished)
-    job = evaluation(out)
-    assert exit_codes(start_ranks(3, run, out, job.name, True, grouped=False)) == [0, 0, 0]
+    job = evaluation_of(out)
+    assert exit_codes(start_ranks(3, run_as, out, job.name, True, grouped=False)) == [0, 0, 0]
     assert read_failure(out, job.name) is None
     assert not job_is_done(job, context(out))
 
@@ -148,7 +148,7 @@ def test_the_baseline_is_one_ranks_work(finished, tmp_path):
     out = unmeasured(tmp_path / "out", finished)
     shutil.rmtree(out / "stages" / "baseline")
     job = next(job for job in plan_jobs(load_manifest(out).cells) if job.kind == "baseline")
-    assert exit_codes(start_ranks(2, run, out, job.name, grouped=False)) == [0, 0]
+    assert exit_codes(start_ranks(2, run_as, out, job.name, grouped=False)) == [0, 0]
     assert job_is_done(job, context(out))
 
 
@@ -204,7 +204,7 @@ def test_the_first_failure_is_the_one_on_record(finished, tmp_path):
     shutil.rmtree(out / "stages" / "train")
     shutil.move(out / "data" / "digits-v1", out / "data" / "elsewhere")
     job = next(job for job in plan_jobs(load_manifest(out).cells) if job.kind == "train")
-    assert exit_codes(start_ranks(2, run, out, job.name, grouped=False)) == [1, 1]
+    assert exit_codes(start_ranks(2, run_as, out, job.name, grouped=False)) == [1, 1]
     failure = read_failure(out, job.name)
     assert failure["kind"] == "failed"
     assert "digits-v1" in failure["message"]

@@ -91,14 +91,14 @@ def test_the_sources_numbers_stand_marked_and_absent_data_is_said(tiny_run):
 
 @pytest.mark.slow
 def test_cost_has_every_objective_and_way_against_one_pass(tiny_run):
-    cost = table(tiny_run, "cost")
-    mlp = cost[cost["group"].str.startswith("MLP")]
+    rows = table(tiny_run, "cost")
+    mlp = rows[rows["group"].str.startswith("MLP")]
     assert len(mlp) == 14
     reference = mlp[mlp["kind"] == "reference"]
     assert list(reference["ratio"].astype(float)) == [1.0]
-    left_out = cost[cost["status"].str.startswith("left out")]
+    left_out = rows[rows["status"].str.startswith("left out")]
     assert set(left_out["method"]) == {"exact SM"} and len(left_out) == 2
-    conv = cost[cost["group"].str.startswith("Conv")].set_index(["method", "way"])["peak_bytes"]
+    conv = rows[rows["group"].str.startswith("Conv")].set_index(["method", "way"])["peak_bytes"]
     finite = float(conv["FD-SSM", "finite difference"])
     # Twice and more at sizes where activations outweigh weights and scratch space.
     assert float(conv["SSM", "double backward"]) > 1.5 * finite
@@ -393,11 +393,11 @@ def test_what_cannot_be_compiled_is_a_row_that_says_so(tmp_path, monkeypatch):
 
     monkeypatch.setattr(finite_difference_cost, "compiled", failing)
     assert run(out, *flags, compile="true") == 0
-    cost = table(out, "cost").query("group.str.startswith('MLP')", engine="python")
-    failed = cost[cost["status"].str.contains("fails compiled")]
+    rows = table(out, "cost").query("group.str.startswith('MLP')", engine="python")
+    failed = rows[rows["status"].str.contains("fails compiled")]
     assert list(failed["status"]) == ["left out: fails compiled (RuntimeError: no graph of this)"]
     assert list(failed["mode"]) == ["compiled"]
-    others = cost.drop(failed.index)
+    others = rows.drop(failed.index)
     assert (others["status"] == "done").sum() == len(others) - 1  # exact SM is not unrolled
     assert set(others["mode"]) == {"eager", "compiled"}
 
@@ -406,10 +406,10 @@ def test_a_machine_without_a_compiler_has_no_compiled_rows(tmp_path, monkeypatch
     out = tmp_path / "out"
     monkeypatch.setattr(finite_difference_cost, "compile_unavailable_reason", lambda: "no g++")
     assert run(out, "--parts", "cost", "--only", "cost/mlp", compile="true") == 0
-    cost = table(out, "cost").query("mode == 'compiled'")
-    assert set(cost["kind"]) == {"pending"}
-    assert set(cost["seconds"]) == {""}
-    assert (cost["status"] == "left out: no g++").sum() == len(cost) - 1
+    rows = table(out, "cost").query("mode == 'compiled'")
+    assert set(rows["kind"]) == {"pending"}
+    assert set(rows["seconds"]) == {""}
+    assert (rows["status"] == "left out: no g++").sum() == len(rows) - 1
 
 
 def test_results_are_json_without_nan(tmp_path):

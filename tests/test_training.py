@@ -410,7 +410,7 @@ def test_ema_weights_are_the_average_of_the_weights_after_each_step(digits, tmp_
         seen.append([p.detach().double().clone() for p in parameters])
         ema_update(averaged, parameters, momentum)
 
-    monkeypatch.setattr(training, "ema_update", spy)
+    monkeypatch.setattr("scorekit.training.ema_update", spy)
     settings = replace(SETTINGS, iterations=5, ema_momentum=0.9)
     trainer = Trainer(settings, digits, tmp_path, compile=False)
     average = [p.detach().double().clone() for p in trainer.network.parameters()]

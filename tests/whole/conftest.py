@@ -75,7 +75,7 @@ def whole(tmp_path_factory):
         # NCSN's own hundred steps at each noise scale would take a minute.
         few = dataclasses.replace(resolution._NCSN_LADDER, n_steps_each=3)
         patch.setattr(resolution, "_NCSN_LADDER", few)
-        patch.setattr(launch, "refresh_report", lambda out, build: out)  # half of the time, and no number
+        patch.setattr(launch, "refresh_report", lambda out, build: out)  # half of the time
         assert launch.main(every) == 0
         assert launch.main(half) == 0
         _part_the_choices(folder / "bf16")
