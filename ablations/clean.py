@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ablations.cells import Cell
-from ablations.dumps import dump_name
-from ablations.jobs import Context, Job, job_is_done, selected_iterations
-from ablations.lock import launcher_lock
-from ablations.manifest import load_manifest
-from ablations.stages import Stage
-from ablations.surroundings import use_any_terminal
-from scorekit.training import snapshot_path
+from ablations.engine.context import Context
+from ablations.engine.lock import launcher_lock
+from ablations.engine.manifest import load_manifest
+from ablations.engine.stages import Stage
+from ablations.engine.surroundings import use_any_terminal
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.dumps import dump_name
+from ablations.pipeline.jobs import Job, job_is_done
+from ablations.pipeline.selection import selected_iterations
+from scorekit.checkpoints.store import snapshot_path
 
 
 @dataclass(frozen=True, kw_only=True)

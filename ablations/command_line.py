@@ -8,28 +8,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from ablations.cells import Cell, DataFacts
-from ablations.early_checks import check_out, check_text, check_texts
-from ablations.finite_difference_plan import FINITE_DIFFERENCE, PARTS, PLAN_FILE
-from ablations.grids import GRIDS, budget_cells, data_facts, load_grid
-from ablations.jobs import Context, Job, plan_jobs
-from ablations.manifest import Manifest, load_manifest
-from ablations.naming import file_name
-from ablations.plan import describe_budgets
-from ablations.selection import select_cells, split_datasets
-from ablations.settings import (
-    BUDGETS,
-    EXECUTION_SETTINGS,
-    Budget,
-    Settings,
-    apply_overrides,
-    parse_overrides,
-)
-from ablations.slurm_settings import SlurmSettings, slurm_settings
-from ablations.without_effect import describe_without_effect
-from scorekit.machine import usable_cores
-from scorekit.metrics import extractor_digest
-from scorekit.training import check_accumulation
+from ablations.engine.context import Context
+from ablations.engine.manifest import PLAN_FILE, Manifest, load_manifest
+from ablations.engine.settings import Budget, apply_overrides, parse_overrides
+from ablations.executors.slurm.settings import SlurmSettings, slurm_settings
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.data import DataFacts, data_facts
+from ablations.pipeline.early_checks import check_out, check_text, check_texts
+from ablations.pipeline.estimate import describe_budgets
+from ablations.pipeline.jobs import Job, plan_jobs
+from ablations.pipeline.naming import file_name
+from ablations.pipeline.patterns import select_cells, split_datasets
+from ablations.studies.finite_difference.study import FINITE_DIFFERENCE, PARTS
+from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, load_grid
+from ablations.studies.ncsnv2.settings import BUDGETS, EXECUTION_SETTINGS, Settings
+from ablations.studies.ncsnv2.without_effect import describe_without_effect
+from scorekit.metrics.spaces import extractor_digest
+from scorekit.runtime.machine import usable_cores
+from scorekit.training.gradients import check_accumulation
 
 #: Far above any use; more would fill the memory before anything is run.
 MAX_COUNT = 10_000

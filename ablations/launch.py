@@ -4,10 +4,8 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from ablations.cells import Cell, image_sizes
-from ablations.code_snapshot import code_digest
 from ablations.command_line import (
     Plan,
     load_cells,
@@ -15,31 +13,31 @@ from ablations.command_line import (
     output_folder,
     parse_arguments,
 )
-from ablations.early_checks import check_extractors, too_few_images
-from ablations.executors import Outcome, blocked_by, local_slots, run_inline, run_submitted
-from ablations.failures import clear_failure, read_failure
-from ablations.finite_difference_plan import FINITE_DIFFERENCE
-from ablations.interruption import interrupt_on_sigterm
-from ablations.jobs import (
-    Job,
-    job_is_done,
-    more_jobs,
-    plan_jobs,
-    seconds_spent,
-    snapshot_jobs,
-)
-from ablations.leftovers import remove_leftovers
-from ablations.lock import launcher_lock
-from ablations.manifest import save_manifest
-from ablations.plan import check_disk, describe_plan, describe_warnings
-from ablations.progress import make_reporter
-from ablations.refresh import build_grid_report, mark_stale, refresh_report
-from ablations.settings import budget_label
-from ablations.status import describe_status
-from ablations.surroundings import use_any_terminal
+from ablations.engine.code_snapshot import code_digest
+from ablations.engine.console import make_reporter
+from ablations.engine.disk import check_disk
+from ablations.engine.failures import clear_failure, read_failure
+from ablations.engine.interruption import interrupt_on_sigterm
+from ablations.engine.lock import launcher_lock
+from ablations.engine.manifest import save_manifest
+from ablations.engine.refresh import mark_stale, refresh_report
+from ablations.engine.surroundings import use_any_terminal
+from ablations.executors.inline import run_inline
+from ablations.executors.leftovers import remove_leftovers
+from ablations.executors.local import _slots, run_submitted
+from ablations.executors.outcome import Outcome, blocked_by
+from ablations.executors.status import describe_status
+from ablations.pipeline.cell import Cell, image_sizes
+from ablations.pipeline.early_checks import check_extractors, too_few_images
+from ablations.pipeline.estimate import describe_plan, describe_warnings
+from ablations.pipeline.jobs import Job, job_is_done, plan_jobs, snapshot_jobs
+from ablations.pipeline.selection import seconds_spent
+from ablations.studies.finite_difference.study import FINITE_DIFFERENCE
+from ablations.studies.ncsnv2.report import build_grid_report
+from ablations.studies.ncsnv2.settings import budget_label
 
 if TYPE_CHECKING:
-    from ablations.slurm import SlurmGrid
+    from ablations.executors.slurm.grid import SlurmGrid
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -49,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.grid == FINITE_DIFFERENCE:
             # Imported here: its models and statistics would slow down every other start.
-            from ablations.finite_difference import launch_parts
+            from ablations.studies.finite_difference.study import launch_parts
 
             return launch_parts(args)
         if args.status:
@@ -57,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(describe_status(_all_jobs(cells), context))
             return 0
         if args.cancel:
-            from ablations.slurm import cancel_all
+            from ablations.executors.slurm.grid import cancel_all
 
             print(f"cancelled {cancel_all(output_folder(args))} jobs in Slurm")
             return 0
@@ -164,24 +162,9 @@ def _settled(plan: Plan, *, retry_failed: bool, dumps: bool = True) -> tuple[Out
     return outcome, todo
 
 
-def run_more(plan: Plan, kind: str, cells: list[Cell], *, snapshot: str) -> dict[str, str]:
-    """Run jobs of a kind that grids have not, here, for evaluated cells; return what failed, why.
-
-    ``kind`` is "interpolate" or "neighbours", ``snapshot`` "last" or "selected". Raises ValueError
-    where OUT is in use.
-    """
-    jobs = more_jobs(kind, cells, snapshot=snapshot)
-    jobs = [job for job in jobs if not job_is_done(job, plan.context)]
-    outcome = Outcome()
-    if jobs:
-        with launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:
-            run_inline(jobs, plan.context, reporter, outcome)
-    return outcome.failed
-
-
 def _slurm_grid(plan: Plan, todo: list[Job], outcome: Outcome) -> "SlurmGrid":
     """Return what Slurm is to run; jobs that wait for a failed one are noted as failed."""
-    from ablations.slurm import SlurmGrid
+    from ablations.executors.slurm.grid import SlurmGrid
 
     context, jobs = plan.context, []
     for job in todo:
@@ -230,13 +213,6 @@ def _run_on_slurm(plan: Plan, todo: list[Job], outcome: Outcome) -> None:
 
 def _all_jobs(cells: list[Cell]) -> list[Job]:
     return [*plan_jobs(cells), *snapshot_jobs(cells)]
-
-
-def _slots(plan: Plan) -> list[dict[str, Any]]:
-    import torch
-
-    gpus = range(torch.cuda.device_count()) if plan.context.device == "cuda" else ()
-    return local_slots(plan.workers, gpus=list(gpus), ranks=plan.gpus)
 
 
 if __name__ == "__main__":

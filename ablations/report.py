@@ -4,105 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from ablations.context_tables import (
-    held_out_table,
-    hyperparameter_table,
-    quoted_scores_table,
-    settings_table,
-    timing_table,
-)
-from ablations.figures import distance_curves, ema_curves, loss_curves
-from ablations.finite_difference_plan import PLAN_FILE
-from ablations.finite_difference_report import build_finite_difference_report
-from ablations.page import Collapsed, Section, Words, write_page
-from ablations.pictures import Picture, own_style
-from ablations.presentation import is_papers, joined, seeds_text
-from ablations.quality_figures import distance_against_n, steps_curve
-from ablations.quality_tables import quality_table, steps_table
-from ablations.results import Results
-from ablations.sample_figures import grid_keys, sample_grid, sample_overview
-from ablations.settings import BUDGETS
-from ablations.step_size_table import step_size_table
-from ablations.surroundings import use_any_terminal
-from ablations.table_files import markdown
-from ablations.tables import ablation_table
-
-NOT_THE_PAPERS = (
-    "These numbers compare the variants under these conditions; they are not the paper's numbers "
-    "and do not stand for them."
-)
-
-
-def sections(results: Results) -> list[Section]:
-    """What the page holds, in its order: a new table or figure is a line here."""
-    both = (True, False)
-    steps = steps_table(results)
-    curve = None if steps is None else steps_curve(results, steps)
-    sizes = None if steps is None else step_size_table(results)
-    everything, results = results, results.ablation
-    return [
-        Section(
-            id="ablation",
-            title="Ablation",
-            blocks=[ablation_table(results), quoted_scores_table(results)],
-        ),
-        Section(
-            id="samples",
-            title="Samples",
-            blocks=_sample_pictures(results),
-            # One of the two settings is enough inside the page: they hardly differ to the eye.
-            only_files=_sample_grids(results, denoise=False),
-        ),
-        Section(
-            id="quality",
-            title="Other metrics",
-            blocks=[
-                quality_table(results),
-                *(distance_against_n(results, denoise=denoise) for denoise in both),
-            ],
-        ),
-        Section(
-            id="steps",
-            title="Ways of sampling",
-            blocks=[block for block in (steps, curve, sizes) if block is not None],
-        ),
-        Section(
-            id="curves",
-            title="Over training",
-            blocks=(distance_curves(results, denoise=denoise) for denoise in both),
-        ),
-        Section(
-            id="ema",
-            title="Averaged weights",
-            blocks=(ema_curves(results, denoise=denoise) for denoise in both),
-        ),
-        Section(id="loss", title="Loss", blocks=[loss_curves(results), held_out_table(results)]),
-        Section(
-            id="hyperparameters",
-            title="Hyperparameters",
-            blocks=[
-                hyperparameter_table(results),
-                Collapsed(
-                    summary="Every setting of every row", blocks=[settings_table(everything)]
-                ),
-            ],
-        ),
-        Section(id="timings", title="Time and memory", blocks=[timing_table(results)]),
-    ]
-
-
-@own_style()
-def build_report(results: Results, directory: Path) -> Path:
-    """Write tables/, figures/ and index.html below `directory`; the path of the page.
-
-    The page is written last, so one that is there is whole. Raises OSError when the directory
-    cannot be written to.
-    """
-    return write_page(directory, sections(results), _words(results))
+from ablations.engine.manifest import PLAN_FILE
+from ablations.engine.surroundings import use_any_terminal
+from ablations.reporting.table_files import markdown
+from ablations.studies.finite_difference.report import build_finite_difference_report
+from ablations.studies.ncsnv2.report import build_report
+from ablations.studies.ncsnv2.sections.ablation import ablation_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -115,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, help="output folder of a grid, finished or running")
     out = parser.parse_args(argv).out
-    from ablations.collect import collect  # what builds a report need not know how files lie
+    from ablations.pipeline.collect import (
+        collect,  # what builds a report need not know how files lie
+    )
 
     try:
         if (out / PLAN_FILE).exists():
@@ -130,109 +42,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print()
     print(markdown(ablation_table(results)))
     return 0
-
-
-def _sample_pictures(results: Results) -> Iterator[Picture | Collapsed]:
-    for denoise in (True, False):
-        yield sample_overview(results, denoise=denoise)
-    count = sum(denoise for _, _, denoise in grid_keys(results))
-    if count:
-        yield Collapsed(
-            summary=f"Larger grids with the denoising step, one per variant ({count})",
-            note="Those without the denoising step are in figures/.",
-            blocks=_sample_grids(results, denoise=True),
-        )
-
-
-def _sample_grids(results: Results, *, denoise: bool) -> Iterator[Picture]:
-    for dataset, variant, denoised in grid_keys(results):
-        if denoised == denoise:
-            yield sample_grid(results, dataset, variant, denoise=denoise)
-
-
-def _words(results: Results) -> Words:
-    run, datasets = results.run, results.run["datasets"]
-    done = f"{run['n_done']} of {run['n_cells']} cells done"
-    problems = _problems(results)
-    return Words(
-        title=f"NCSN to NCSNv2: {', '.join(datasets)}, budget {run['budget']}",
-        eyebrow="Ablation report",
-        heading="From NCSN to NCSNv2, technique by technique",
-        lead="The techniques of Song & Ermon (2020) are put on NCSN one group after another: "
-        "averaged weights (5), noise levels and sampler settings (1, 2, 4), and noise conditioning "
-        "(3). NCSNv2 has them all. Each variant is trained and sampled, and its samples are "
-        "compared with real images.",
-        budget=str(run["budget"]),
-        budget_note=budget_note(run),
-        running="" if run["complete"] else f"Still running: {done}.",
-        running_note=_counts(results)
-        + "A row without a number says why; build the report again for what has come since.",
-        problems_title=f"{len(problems)} {'cell' if len(problems) == 1 else 'cells'} without a "
-        "full result:",
-        problems=problems,
-        warning=_other_code(run),
-        facts=[
-            ("Grid", str(run["grid"])),
-            ("Data set" if len(datasets) == 1 else "Data sets", ", ".join(datasets) or "—"),
-            ("Seeds", seeds_text(results)),
-            ("State", done),
-            ("Hardware", str(run["hardware"])),
-            ("Software", ", ".join(f"{name} {v}" for name, v in run["software"].items())),
-            ("Code", _codes(run)),
-        ],
-        footer="Y. Song and S. Ermon, “Improved Techniques for Training Score-Based Generative "
-        "Models”, 2020. A Fréchet distance in one feature space cannot be compared with one in "
-        "another, nor one at a given n with one at another n.",
-    )
-
-
-def _codes(run: Mapping[str, Any]) -> str:
-    """Which versions of the code made the results, all of them named, and which made the page."""
-    codes, present = run["codes"], run["code"]
-    if len(codes) > 1:
-        made = f"the results come from {len(codes)} versions of the code: {', '.join(codes)}"
-    else:
-        made = codes[0] if codes else "—"
-    return made if set(codes) <= {present} else f"{made}; this page is by another, {present}"
-
-
-def _other_code(run: Mapping[str, Any]) -> str:
-    """A warning where results are not of the code that makes the page, else nothing."""
-    others = sorted(set(run["codes"]) - {run["code"]})
-    if not others:
-        return ""
-    return (
-        f"Results are of another version of the code ({joined(others)}) than the present one "
-        f"({run['code']}), which may give others; another --out runs them anew."
-    )
-
-
-def budget_note(run: Mapping[str, Any]) -> str:
-    """What a page says of a budget: what it is, and that its numbers are not the paper's."""
-    label = str(run["budget"])
-    name, changed = label.partition(",")[0], ", changed: " in label
-    if name not in BUDGETS:
-        return NOT_THE_PAPERS
-    description = BUDGETS[name].description
-    note = f"{description[0].upper()}{description[1:]}{', but for what is changed' * changed}."
-    return note if is_papers(run) else f"{note} {NOT_THE_PAPERS}"
-
-
-def _counts(results: Results) -> str:
-    """How many cells are in which state: "3 done, 1 failed. "."""
-    counts = results.cells.drop_duplicates(["dataset", "variant", "seed"])["status"].value_counts()
-    order = ("done", "running", "planned", "failed", "diverged")
-    text = joined(f"{counts[status]} {status}" for status in order if status in counts)
-    return f"{text}. " if text else ""
-
-
-def _problems(results: Results) -> list[str]:
-    cells = results.cells[results.cells["status"].isin(["failed", "diverged"])]
-    return [
-        f"{cell['dataset']}, {cell['variant']}, seed {cell['seed']}: {cell['status']}"
-        + (f" ({cell['message']})" if isinstance(cell["message"], str) else "")
-        for cell in cells.to_dict("records")
-    ]
 
 
 if __name__ == "__main__":

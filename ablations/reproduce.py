@@ -9,19 +9,35 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
 import torch
 
 from ablations import launch
-from ablations.artefacts import save_artefacts
-from ablations.command_line import load_cells, make_plan, output_folder, parse_arguments
-from ablations.interruption import interrupt_on_sigterm
-from ablations.pictures import own_style
-from ablations.presentation import write_file
-from ablations.reproductions import FIGURE_DATA, ITEMS, Item, Run
-from ablations.surroundings import use_any_terminal
-from ablations.variants import NCSNV2
-from scorekit.presets import TABLE_4
+from ablations.command_line import (
+    Plan,
+    load_cells,
+    make_plan,
+    output_folder,
+    parse_arguments,
+)
+from ablations.engine.console import make_reporter
+from ablations.engine.interruption import interrupt_on_sigterm
+from ablations.engine.lock import launcher_lock
+from ablations.engine.surroundings import use_any_terminal
+from ablations.executors.inline import run_inline
+from ablations.executors.outcome import Outcome
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.jobs import job_is_done, more_jobs
+from ablations.reporting.artefacts import save_artefacts
+from ablations.reporting.pictures import own_style
+from ablations.studies.ncsnv2.reproductions import FIGURE_DATA, ITEMS, Item, Run
+from ablations.studies.ncsnv2.variants import NCSNV2
+from scorekit.files import write_file
+from scorekit.techniques.table_4 import TABLE_4
+
+if TYPE_CHECKING:
+    pass
 
 
 def find_items(names: Sequence[str]) -> list[Item]:
@@ -175,3 +191,18 @@ if __name__ == "__main__":
     use_any_terminal()
     interrupt_on_sigterm()
     sys.exit(main())
+
+
+def run_more(plan: Plan, kind: str, cells: list[Cell], *, snapshot: str) -> dict[str, str]:
+    """Run jobs of a kind that grids have not, here, for evaluated cells; return what failed, why.
+
+    ``kind`` is "interpolate" or "neighbours", ``snapshot`` "last" or "selected". Raises ValueError
+    where OUT is in use.
+    """
+    jobs = more_jobs(kind, cells, snapshot=snapshot)
+    jobs = [job for job in jobs if not job_is_done(job, plan.context)]
+    outcome = Outcome()
+    if jobs:
+        with launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:
+            run_inline(jobs, plan.context, reporter, outcome)
+    return outcome.failed

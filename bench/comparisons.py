@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
-from ablations.presentation import number
+from ablations.reporting.wording import number
 from bench.machine import slug
-from scorekit.compilation import PRECISIONS, Precision, autocast, precision_context
 from scorekit.files import CorruptFile, read_json, write_json
+from scorekit.runtime.compilation import PRECISIONS, Precision, autocast, precision_context
 
 
 @dataclass(frozen=True, kw_only=True)

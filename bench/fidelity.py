@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ablations.cells import Cell, DataFacts
-from ablations.grids import data_facts
-from ablations.resolution import resolve
-from ablations.settings import BUDGETS
-from ablations.variants import parse_variant
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.data import DataFacts, data_facts
+from ablations.studies.ncsnv2.resolution import resolve
+from ablations.studies.ncsnv2.settings import BUDGETS
+from ablations.studies.ncsnv2.variants import parse_variant
 from bench.comparisons import (
     REFERENCE,
     Comparison,
@@ -40,17 +40,15 @@ from bench.comparisons import (
 )
 from bench.machine import conditions, default_device
 from bench.measurements import RESULTS
-from scorekit.compilation import (
-    Precision,
-    compile_unavailable_reason,
-    compiled,
-)
-from scorekit.data import Dataset, prepare, to_float, to_uint8
-from scorekit.features import extract_features
-from scorekit.metrics import FeatureStatistics, feature_statistics, frechet_distance
-from scorekit.networks import ScoreNetwork
-from scorekit.samplers import AnnealedLangevin
-from scorekit.training import Diverged, Trainer
+from scorekit.data.pixels import to_float, to_uint8
+from scorekit.data.registry import Dataset, prepare
+from scorekit.metrics.features import extract_features
+from scorekit.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from scorekit.models.score_network import ScoreNetwork
+from scorekit.runtime.compilation import Precision, compile_unavailable_reason, compiled
+from scorekit.runtime.interruption import Diverged
+from scorekit.sampling.langevin import AnnealedLangevin
+from scorekit.training.trainer import Trainer
 
 _BATCH = 256  # images that are sampled, or scored, at a time
 _CURVE_POINTS = 40

@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from ablations.cells import Cell
-from ablations.code_snapshot import code_digest
 from ablations.command_line import make_plan, parse_arguments
-from ablations.dumps import dump_name
-from ablations.jobs import Context, selected_iterations
-from ablations.manifest import save_manifest
-from ablations.stages import Stage
-from scorekit.data import prepare
+from ablations.engine.code_snapshot import code_digest
+from ablations.engine.context import Context
+from ablations.engine.manifest import save_manifest
+from ablations.engine.stages import Stage
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.dumps import dump_name
+from ablations.pipeline.selection import selected_iterations
+from scorekit.data.registry import prepare
 from scorekit.files import sealed_json
 
 _CONDITIONS = {"device": "made up", "peak_memory_bytes": 2**28, "compile": False}

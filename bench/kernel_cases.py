@@ -13,8 +13,8 @@ from kernels.langevin_step import langevin_step
 from kernels.max_pairwise_distance import max_pairwise_distance
 from kernels.mixture_score import mixture_score
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.ema import ema_update
-from scorekit.networks import ScoreNetwork
+from scorekit.models.score_network import ScoreNetwork
+from scorekit.techniques.ema import ema_update
 
 
 def _images(setting: Setting, batch: int) -> tuple[int, ...]:

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from kernels.precision import float32_precision
-from scorekit.machine import cpu_facts, cpu_model
-from scorekit.timing import time_calls
+from scorekit.runtime.machine import cpu_facts, cpu_model
+from scorekit.runtime.timing import time_calls
 
 _ROOT = Path(__file__).parents[1]
 # Instruction sets that decide which code Inductor and oneDNN generate.

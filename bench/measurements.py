@@ -13,7 +13,7 @@ import torch
 from bench.machine import Peaks, conditions, default_device, measure_peaks
 from bench.registry import Case, Pair, Setting
 from scorekit.files import CorruptFile, read_json, write_json
-from scorekit.timing import Timing, measure
+from scorekit.runtime.timing import Timing, measure
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -7,12 +7,13 @@ import torch
 
 from bench import plain
 from bench.registry import Pair, Setting, case
-from scorekit.compilation import autocast, precision_context
-from scorekit.networks import ScoreNetwork, forward_flops
-from scorekit.samplers import AnnealedLangevin
-from scorekit.store import Dataset
-from scorekit.train_settings import TrainSettings
-from scorekit.training import Trainer, build_network
+from scorekit.data.store import Dataset
+from scorekit.models.score_network import ScoreNetwork, forward_flops
+from scorekit.runtime.compilation import autocast, precision_context
+from scorekit.sampling.langevin import AnnealedLangevin
+from scorekit.training.networks import build_network
+from scorekit.training.settings import TrainSettings
+from scorekit.training.trainer import Trainer
 
 _STEP_SIZE, _N_STEPS_EACH = 6.2e-6, 5  # Song & Ermon (2020), Table 4: CIFAR-10
 _BATCH, _TRAINING_BATCH = 8, 16

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import elu
 
-from scorekit.networks import ScoreNetwork
-from scorekit.objectives import dsm_loss
+from scorekit.models.score_network import ScoreNetwork
+from scorekit.objectives.dsm import dsm_loss
 
 
 def instance_norm_plus(
@@ -29,8 +29,8 @@ def instance_norm_plus(
 def unfused() -> Iterator[None]:
     """Run the networks' normalisations and ELUs as torch's own single operations."""
     with (
-        mock.patch("scorekit.layers.instance_norm_plus", instance_norm_plus),
-        mock.patch("scorekit.layers.elu", elu),
+        mock.patch("scorekit.models.layers.instance_norm_plus", instance_norm_plus),
+        mock.patch("scorekit.models.layers.elu", elu),
     ):
         yield
 

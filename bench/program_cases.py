@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 
-from ablations.cells import Cell
-from ablations.collect import collect
 from ablations.command_line import make_plan, parse_arguments
-from ablations.jobs import Job
+from ablations.engine.disk import check_disk
 from ablations.launch import main
-from ablations.plan import check_disk
-from ablations.report import build_report
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.collect import collect
+from ablations.pipeline.jobs import Job
+from ablations.studies.ncsnv2.report import build_report
 from bench.finished import write_finished
 from bench.registry import Pair, Setting, case
 

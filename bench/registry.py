@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scorekit.compilation import compiled
+from scorekit.runtime.compilation import compiled
 
 Group = Literal["kernel", "network", "training", "sampler", "data", "launcher", "report"]
 

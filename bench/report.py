@@ -21,11 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from tabulate import tabulate
 
-from ablations.pictures import DPI, FAINT, GRID, INK
-from ablations.presentation import number, write_file
+from ablations.reporting.pictures import DPI, FAINT, GRID, INK
+from ablations.reporting.wording import number
 from bench.comparisons import REFERENCE, Fidelity, fidelity_table, load_fidelity
 from bench.machine import Peaks
 from bench.measurements import RESULTS, Measurement, Session, load_session
+from scorekit.files import write_file
 
 _COLOURS = {
     "kernel": "#23449b",

@@ -216,3 +216,15 @@ def save_array(path: str | Path, array: np.ndarray) -> Path:
     """Write an array as .npy, whole or not at all; the path."""
     atomic_write(path, lambda file: np.save(file, array))
     return Path(path)
+
+
+def write_file(path: Path, data: bytes | str) -> Path:
+    """Write a file whole or not at all, making its directory; text as UTF-8. Returns `path`."""
+    content = data.encode("utf-8") if isinstance(data, str) else data
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, lambda file: _write(file, content))
+    return path
+
+
+def _write(file: BinaryIO, content: bytes) -> None:
+    file.write(content)

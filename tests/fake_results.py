@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ablations.finite_difference_plan import FiniteDifferencePlan, Trial
-from ablations.finite_difference_results import TrialResult, TrialResults
-from ablations.results import (
+from ablations.engine.frames import make_frame
+from ablations.engine.manifest import FiniteDifferencePlan
+from ablations.pipeline.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
@@ -26,8 +26,9 @@ from ablations.results import (
     Results,
     SampleSet,
     empty_results,
-    make_frame,
 )
+from ablations.studies.finite_difference.results import TrialResult, TrialResults
+from ablations.studies.finite_difference.trials import Trial
 
 # Variant -> (slug, techniques, weights, distance it settles at).
 VARIANTS = {

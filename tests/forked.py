@@ -20,8 +20,14 @@ from typing import Any
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
-        *("pytest", "sklearn.datasets", "safetensors.torch", "torch_fidelity", "scorekit.features"),
-        *("ablations.launch", "ablations.report", "ablations.collect"),
+        *(
+            "pytest",
+            "sklearn.datasets",
+            "safetensors.torch",
+            "torch_fidelity",
+            "scorekit.metrics.features",
+        ),
+        *("ablations.launch", "ablations.report", "ablations.pipeline.collect"),
     ]
 )
 _TEMPORARY = re.compile(r"\.\d+(-[0-9a-f]{8})?\.tmp")
@@ -83,7 +89,7 @@ def reporter(out: str) -> int:
 
 def collector(out: str) -> None:
     """Collect a folder again and again, until killed."""
-    from ablations.collect import collect
+    from ablations.pipeline.collect import collect
 
     while True:
         collect(Path(out))

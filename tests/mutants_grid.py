@@ -11,7 +11,7 @@ def _of(path: str, *changes: tuple[str, str], tests: tuple[str, ...] = _WHOLE) -
 
 MUTANTS = [
     *_of(
-        "ablations/drawing.py",
+        "ablations/pipeline/sampling.py",
         # Raw rows from averaged weights, and averaged rows from raw ones.
         ("snapshot, cell.variant.weights)", 'snapshot, "ema")'),
         ("snapshot, cell.variant.weights)", 'snapshot, "raw")'),
@@ -38,7 +38,7 @@ MUTANTS = [
         ('| {"n": stop - start}', '| {"n": stop}'),
     ),
     *_of(
-        "ablations/measuring.py",
+        "ablations/pipeline/measuring.py",
         # --reference test measured against training images.
         ('if stage.settings["split"] == "train" else dataset.test', "if stage else dataset.test"),
         ("order[first : first + MAX_REFERENCE]", "order[first : first + n // 2]"),
@@ -67,7 +67,7 @@ MUTANTS = [
         ("nearest_in_blocks(features, blocks()", "nearest_in_blocks(features[::-1], blocks()"),
     ),
     *_of(
-        "ablations/jobs.py",
+        "ablations/pipeline/jobs.py",
         # The snapshot of the other denoise setting, the largest distance, the last.
         (
             "cell.distance_stage(iteration, denoise=denoise, final=False))",
@@ -78,7 +78,7 @@ MUTANTS = [
         ('"denoised.npy" if denoise else "last.npy"', '"last.npy" if denoise else "denoised.npy"'),
     ),
     *_of(
-        "ablations/work.py",
+        "ablations/pipeline/evaluation.py",
         ("fake=fake[: cell.n_dump]", "fake=fake[-cell.n_dump :]"),
         (
             "real=open_dataset(self.context, cell.data).train",
@@ -87,7 +87,7 @@ MUTANTS = [
         ("test=test[:, 1]", "test=test[:, 0]"),
     ),
     *_of(
-        "ablations/cells.py",
+        "ablations/pipeline/cell.py",
         (
             "return _reference_stage(self.data, self.reference)",
             'return _reference_stage(self.data, "train")',
@@ -112,11 +112,11 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "ablations/variants.py",
+        "ablations/studies/ncsnv2/variants.py",
         ('return "ema" if self.ema else "raw"', 'return "raw" if self.ema else "ema"'),
     ),
     *_of(
-        "ablations/collect.py",
+        "ablations/pipeline/collect.py",
         (
             '"weights": _WEIGHTS[cell.variant.weights],\n            "denoise"',
             '"weights": "EMA",\n            "denoise"',
@@ -131,7 +131,7 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "ablations/tables.py",
+        "ablations/studies/ncsnv2/sections/ablation.py",
         ("values.std(ddof=1)", "values.std(ddof=0)"),
         ('"distance_mean": values.mean()', '"distance_mean": values.min()'),
         (
@@ -141,7 +141,7 @@ MUTANTS = [
         ('final[final["denoise"] == denoise]', 'final[final["denoise"] != denoise]'),
     ),
     *_of(
-        "ablations/resolution.py",
+        "ablations/studies/ncsnv2/resolution.py",
         (
             "step_size=sampling.step_size,\n        step_rule",
             "step_size=1.1 * sampling.step_size,\n        step_rule",
@@ -149,23 +149,23 @@ MUTANTS = [
         ("conditional=not variant.conditioning", "conditional=variant.conditioning"),
     ),
     *_of(
-        "ablations/dumps.py",
+        "ablations/pipeline/dumps.py",
         ("np.random.Philox(key=cell.seed)", "np.random.Philox(key=0)"),
     ),
     *_of(
-        "ablations/held_out.py",
+        "ablations/pipeline/held_out.py",
         ('("test", dataset.test)', '("test", dataset.train)'),
         ('"ema" if cell.variant.ema else "raw"', '"raw" if cell.variant.ema else "ema"'),
         ("permutation(len(images))[:n]", "permutation(len(images))[-n:]"),
     ),
     *_of(
-        "scorekit/held_out_loss.py",
+        "scorekit/training/held_out_loss.py",
         ("WATCH_STEP - 1 - draw", "WATCH_STEP - 1"),
         ('("gap", test - train)', '("gap", train - test)'),
         ("total / draws", "total"),
     ),
     *_of(
-        "scorekit/samplers.py",
+        "scorekit/sampling/langevin.py",
         ("(step // self._steps_per_sigma)", "((step + 1) // self._steps_per_sigma)"),
         (
             "self._rate = step_size / float(sigmas[-1]) ** 2",
@@ -182,7 +182,7 @@ MUTANTS = [
         ("Stream.INITIAL)", "Stream.LANGEVIN)"),
     ),
     *_of(
-        "scorekit/metrics.py",
+        "scorekit/metrics/frechet.py",
         ("distance - 2 * overlap", "distance - overlap"),
         ("covariance / (n - 1), n=n", "covariance / n, n=n"),
         (

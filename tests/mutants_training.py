@@ -21,7 +21,7 @@ _PLAIN = _run("dsm-ema_momentum-0.8")
 _NOT_DSM = _run("ssm-objective-ssm_vr")
 
 _SETTINGS_IGNORED = [
-    Mutant("scorekit/training.py", old, new, tests)
+    Mutant("scorekit/training/trainer.py", old, new, tests)
     for old, new, tests in (
         ("amsgrad=settings.amsgrad,", "amsgrad=False,", _run("dsm-amsgrad-True")),
         ("eps=settings.adam_eps,", "eps=1e-2,", _run("dsm-adam_eps-0.03")),
@@ -48,7 +48,7 @@ _SETTINGS_IGNORED = [
         ),
     )
 ] + [
-    Mutant("scorekit/held_out_loss.py", old, new, tests)
+    Mutant("scorekit/training/held_out_loss.py", old, new, tests)
     for old, new, tests in (
         ("epsilon=settings.fd_epsilon,", "", _run("fd_ssm_vr-fd_epsilon-0.5")),
         (
@@ -76,7 +76,7 @@ _SAMPLER, _N = '            "sampler"', '            "n"'
 
 _LOOP = [
     *_of(
-        "scorekit/training.py",
+        "scorekit/training/trainer.py",
         _PLAIN,
         (_STEP, _EMA_FIRST),
         # The test loss.
@@ -101,13 +101,13 @@ _LOOP = [
         ("if done % settings.test_interval == 0:", "if done in snapshots:"),
     ),
     *_of(
-        "scorekit/training.py",
+        "scorekit/training/trainer.py",
         _NOT_DSM,
         ('                    objective="dsm",\n', '                    objective="fd_ssm",\n'),
         ("objective=self.settings.objective,", 'objective="dsm",'),
     ),
     *_of(
-        "scorekit/held_out_loss.py",
+        "scorekit/training/held_out_loss.py",
         _PLAIN,
         ("if augmented and settings.flip:", "if settings.flip:"),
         # Streams of noise.
@@ -115,30 +115,30 @@ _LOOP = [
         ("step, 2, Stream.FLIP)", "step, 2, Stream.NOISE_LEVEL)"),
     ),
     *_of(
-        "scorekit/held_out_loss.py",
+        "scorekit/training/held_out_loss.py",
         _NOT_DSM,
         ("step, shape, Stream.PERTURBATION)", "step, shape, Stream.INITIAL)"),
     ),
     *_of(
-        "scorekit/held_out_loss.py",
+        "scorekit/training/held_out_loss.py",
         _run("dsm-dequantisation-uniform"),
         ("shape, Stream.DEQUANTISATION)", "shape, Stream.PERTURBATION)"),
     ),
     *_of(
-        "scorekit/training.py",
+        "scorekit/training/trainer.py",
         (_MICRO_BATCHES,),
         ("return losses.sum() / self.settings.batch_size", "return losses.mean()"),
         ("index[first:last], step, self._key)", "index[: last - first], step, self._key)"),
     ),
     *_of(
-        "scorekit/gradients.py",
+        "scorekit/training/gradients.py",
         (_MICRO_BATCHES,),
         ("self._used[i], parameter.grad = True, None", "self._used[i] = True"),
         ("bounds = [i * n // parts ", "bounds = [i * (n // parts) "),
         ("self._loss += loss.detach()", "self._loss += loss.detach() / 2"),
     ),
     *_of(
-        "scorekit/train_settings.py",
+        "scorekit/training/settings.py",
         _run("dsm-snapshot_interval-4"),
         ("sorted({*regular, self.iterations})", "sorted({*regular})"),
         ("range(self.snapshot_interval, ", "range(1, "),
@@ -147,39 +147,39 @@ _LOOP = [
 
 _OBJECTIVES = [
     *_of(
-        "scorekit/objectives.py",
+        "scorekit/objectives/dsm.py",
         _run("dsm-dequantisation-uniform"),
         ("return 0.5 * residual", "return residual"),
         ("+ dequantisation) / 256.0", "+ dequantisation) / 255.0"),
         ("shape, Stream.PERTURBATION)\n", "shape, Stream.INITIAL)\n"),
     ),
     *_of(
-        "scorekit/objectives.py",
+        "scorekit/objectives/dsm.py",
         _PLAIN,
         ("images.to(torch.float32) / 255.0", "images.to(torch.float32) / 256.0"),
         ("x.flip(-1), x)", "x, x.flip(-1))"),
         ("x.flip(-1), x)", "x.flip(-2), x)"),
     ),
     *_of(
-        "scorekit/score_matching.py",
+        "scorekit/objectives/score_matching.py",
         _NOT_DSM,
         ("return sigma.square() * loss", "return sigma * loss"),
         ("return curvature[0] + 0.5 * _squared_norm", "return curvature[0] + _squared_norm"),
     ),
     *_of(
-        "scorekit/score_matching.py",
+        "scorekit/objectives/score_matching.py",
         _run("fd_ssm_vr-fd_epsilon-0.5"),
         ("curvature + 0.125 * _squared_norm", "curvature + 0.25 * _squared_norm"),
         ("curvature = 0.5 * rate * inner", "curvature = rate * inner"),
     ),
     *_of(
-        "scorekit/directional.py",
+        "scorekit/derivatives/directional.py",
         _run("fd_ssm_vr-projection-gaussian"),
         ("NOISE_FRACTION = 0.2", "NOISE_FRACTION = 0.1"),
         ("RELATIVE_EPSILON = 0.02", "RELATIVE_EPSILON = 0.01"),
     ),
     *_of(
-        "scorekit/projections.py",
+        "scorekit/objectives/projections.py",
         _run("ssm-objective-ssm_vr", "ssm-projection-sphere"),
         (
             "uniform(key, sample_index, step, shape, Stream.PROJECTION)",
@@ -192,12 +192,12 @@ _OBJECTIVES = [
         ("math.sqrt(math.prod(shape)) / norm", "1 / norm"),
     ),
     *_of(
-        "scorekit/ema.py",
+        "scorekit/techniques/ema.py",
         _PLAIN,
         ("1 - momentum)", "momentum)"),
     ),
     *_of(
-        "scorekit/techniques.py",
+        "scorekit/techniques/noise_scales.py",
         _PLAIN,
         ("np.geomspace(start, stop, n)", "np.linspace(start, stop, n)"),
     ),
@@ -205,7 +205,7 @@ _OBJECTIVES = [
 
 _NAMES = [
     *_of(
-        "ablations/cells.py",
+        "ablations/pipeline/cell.py",
         _DIGESTS,
         (_WEIGHTS + _ITERATION + _SAMPLER, _ITERATION + _SAMPLER),
         (_ITERATION + _SAMPLER, _SAMPLER),
@@ -232,14 +232,14 @@ _NAMES = [
         ),
     ),
     *_of(
-        "ablations/stages.py",
+        "ablations/engine/stages.py",
         _DIGESTS,
         ("self.settings, [s.digest for s in self.needs]]", "self.settings]"),
         ("[RESULTS_VERSION, self.kind, self.settings,", "[RESULTS_VERSION, self.kind,"),
         ("[RESULTS_VERSION, self.kind, self.settings,", "[RESULTS_VERSION, self.settings,"),
     ),
     *_of(
-        "ablations/resolution.py",
+        "ablations/studies/ncsnv2/resolution.py",
         _DIGESTS,
         ("amsgrad=settings.amsgrad,", ""),
         ("precision=settings.precision,", ""),
@@ -249,7 +249,7 @@ _NAMES = [
         ("test_interval=settings.test_interval,", ""),
     ),
     *_of(
-        "ablations/finite_difference_plan.py",
+        "ablations/studies/finite_difference/trials.py",
         _DIGESTS,
         ('"batch_size": effort.dkef_batch_size,', '"batch_size": 200,'),
         ('"sigma": effort.loss_sigma,', '"sigma": 0.3,'),
@@ -283,7 +283,7 @@ _POWER_CUTS = [
         ),
     ),
     *_of(
-        "scorekit/checkpoints.py",
+        "scorekit/checkpoints/store.py",
         _DURABILITY,
         (_SAVED, _REMOVED_FIRST),
         ("write_bytes(best, path.read_bytes())", "best.write_bytes(path.read_bytes())"),
@@ -293,7 +293,7 @@ _POWER_CUTS = [
         ),
     ),
     *_of(
-        "scorekit/preparation.py",
+        "scorekit/data/preparation.py",
         _DURABILITY,
         (
             "        for file in self._files.values():  # the images are on the disk before the "
@@ -308,7 +308,7 @@ _POWER_CUTS = [
         ),
     ),
     *_of(
-        "scorekit/locks.py",
+        "scorekit/runtime/locks.py",
         _DURABILITY,
         (
             "        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
@@ -316,7 +316,7 @@ _POWER_CUTS = [
         ),
     ),
     *_of(
-        "ablations/stages.py",
+        "ablations/engine/stages.py",
         _DURABILITY,
         ("            remove_temporaries(directory, older_s=0 if alone else 3600)\n", ""),
         ("seen = (stat.st_mtime_ns, stat.st_size)", "seen = (stat.st_mtime_ns, 0)"),
@@ -324,7 +324,7 @@ _POWER_CUTS = [
         ("            self._checked[path] = seen\n", ""),
     ),
     *_of(
-        "ablations/hype_ratings.py",
+        "ablations/hype/ratings.py",
         _DURABILITY,
         ("                os.fsync(file.fileno())\n", ""),
         ("                file.flush()\n", ""),
@@ -334,7 +334,7 @@ _POWER_CUTS = [
         ),
     ),
     *_of(
-        "ablations/dumps.py",
+        "ablations/pipeline/dumps.py",
         _DURABILITY,
         ("    os.replace(temporary, target)\n", "    shutil.copytree(temporary, target)\n"),
         (
@@ -345,12 +345,12 @@ _POWER_CUTS = [
         ),
     ),
     *_of(
-        "ablations/code_snapshot.py",
+        "ablations/engine/code_snapshot.py",
         _DURABILITY,
         ("    os.rename(temporary, folder)\n", "    shutil.copytree(temporary, folder)\n"),
     ),
     *_of(
-        "ablations/lock.py",
+        "ablations/engine/lock.py",
         _DURABILITY,
         ("                    os.utime(path)\n", "                    pass\n"),
         ("lease and lease.token == mine.token else", "lease else"),

@@ -11,7 +11,7 @@ def _of(path: str, *changes: tuple[str, str]) -> list[Mutant]:
 
 MUTANTS = [
     *_of(
-        "ablations/finite_difference_results.py",
+        "ablations/studies/finite_difference/results.py",
         ("[b - a for a, b in zip(first", "[a - b for a, b in zip(first"),
         ("math.log(b / a) for a, b in zip(first", "math.log(a / b) for a, b in zip(first"),
         ("0.5 + CONFIDENCE / 2, n - 1", "0.5 + CONFIDENCE / 2, n"),
@@ -19,18 +19,18 @@ MUTANTS = [
         ('paired_ratio if sort == "ratio"', 'paired_difference if sort == "ratio"'),
     ),
     *_of(
-        "ablations/finite_difference_tables.py",
+        "ablations/studies/finite_difference/sections/cost.py",
         ('end = min(curve["seconds"][-1]', 'end = max(curve["seconds"][-1]'),
     ),
     Mutant(
-        "ablations/finite_difference_tables.py",
+        "ablations/studies/finite_difference/sections/cost.py",
         "left=np.nan",
         "left=0.0",
         _TRIALS,
         why="shows only in runs where a curve begins after the other's end",
     ),
     *_of(
-        "ablations/finite_difference_comparisons.py",
+        "ablations/studies/finite_difference/sections/comparisons.py",
         ('[curves[name]["exact_sm"][-1]', '[curves[name]["exact_sm"][0]'),
         (
             "ratios = [a / b for a, b in zip(times[name]",
@@ -44,7 +44,7 @@ MUTANTS = [
         ('result["likelihoods"][name]["nll"]', 'result["likelihoods"]["broad"]["nll"]'),
     ),
     *_of(
-        "ablations/finite_difference_model_comparisons.py",
+        "ablations/studies/finite_difference/sections/comparisons.py",
         ('result["curve"]["nll"][-1]', 'result["curve"]["nll"][0]'),
         (
             "pick(sides[1][seed]) for seed in seeds",
@@ -53,14 +53,14 @@ MUTANTS = [
         ('result["curve"]["distance"][-1]', 'result["curve"]["distance"][0]'),
     ),
     *_of(
-        "ablations/finite_difference_distance.py",
+        "ablations/studies/finite_difference/experiments/distance.py",
         (
             "stage = cell.distance_stage(iteration, denoise=True",
             "stage = cell.distance_stage(iterations[0], denoise=True",
         ),
     ),
     *_of(
-        "ablations/finite_difference_training.py",
+        "ablations/studies/finite_difference/experiments/toy.py",
         ('"ssm": fields["SSM"].cpu()', '"ssm": fields["FD-SSM"].cpu()'),
         (
             "toy_mixture.fisher_divergence(field, truth, weights)",
@@ -68,14 +68,14 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "ablations/finite_difference_implicit.py",
+        "ablations/studies/finite_difference/experiments/implicit.py",
         (
             "feature_statistics(_features(extract_features, to_uint8(train.cpu()), device))",
             "feature_statistics(_features(extract_features, to_uint8(test.cpu()), device))",
         ),
     ),
     *_of(
-        "scorekit/timing.py",
+        "scorekit/runtime/timing.py",
         ("return ordered[rank - 1], ordered[n - rank]", "return ordered[0], ordered[n - rank]"),
     ),
 ]

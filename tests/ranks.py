@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 
-from scorekit.distributed import current_world, process_group
-from scorekit.training import Diverged, Stopped
+from scorekit.runtime.distributed import current_world, process_group
+from scorekit.runtime.interruption import Diverged, Stopped
 
 # Its children have torch imported, and nothing of what pytest's process has done.
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["scorekit.training", "ablations.work"])
+_context.set_forkserver_preload(["scorekit.training.trainer", "ablations.pipeline.evaluation"])
 
 
 def free_port() -> int:

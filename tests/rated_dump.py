@@ -36,7 +36,7 @@ class Served:
     """`python -m ablations.hype serve` on `dumps`; at a free port, or at `port`."""
 
     def __init__(self, dumps: list[Path], ratings: Path, port: int = 0) -> None:
-        command = [sys.executable, "-m", "ablations.hype", "serve", *map(str, dumps)]
+        command = [sys.executable, "-m", "ablations.hype.__main__", "serve", *map(str, dumps)]
         command += ["--ratings", str(ratings), "--port", str(port)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
         assert self.process.stdout is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ablations.architecture_tables import architecture_artefact, layer_rows
+from ablations.studies.ncsnv2.sections.architectures import architecture_artefact, layer_rows
 
 #: The paper's Table 3, by the abbreviations R (ResBlock), D (ResBlock down) and F (RefineBlock),
 #: filters and dilation.

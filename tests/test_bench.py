@@ -13,7 +13,7 @@ from bench.cases import CASES
 from bench.machine import Peaks, commit, conditions, device_class, measure_peaks, slug
 from bench.measurements import Measurement, Session, built, load_session
 from bench.registry import Pair, case
-from scorekit.timing import measure, median_interval
+from scorekit.runtime.timing import measure, median_interval
 
 CPU = torch.device("cpu")
 

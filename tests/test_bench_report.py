@@ -14,7 +14,7 @@ from bench.report import (
     seconds,
     table_text,
 )
-from scorekit.timing import Timing
+from scorekit.runtime.timing import Timing
 
 PEAKS = Peaks(copy={10**6: 1e9, 10**9: 1e8}, fp32=1e10, bf16=2e10)
 

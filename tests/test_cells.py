@@ -4,12 +4,14 @@ import pickle
 
 import pytest
 
-from ablations.cells import DataFacts, cell_from_json
-from ablations.resolution import resolve
-from ablations.settings import Settings, apply_overrides
-from ablations.stages import Stage
-from ablations.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
-from scorekit.networks import ARCHITECTURES
+from ablations.engine.settings import apply_overrides
+from ablations.engine.stages import Stage
+from ablations.pipeline.cell import cell_from_json
+from ablations.pipeline.data import DataFacts
+from ablations.studies.ncsnv2.resolution import resolve
+from ablations.studies.ncsnv2.settings import Settings
+from ablations.studies.ncsnv2.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
+from scorekit.models.score_network import ARCHITECTURES
 
 
 def facts(**changes):

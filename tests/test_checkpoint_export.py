@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_training import SETTINGS
 
-from scorekit.checkpoint_export import INDEX, export_checkpoint, import_checkpoint, main
-from scorekit.checkpoints import CheckpointStore, load_tensors
-from scorekit.data import prepare
+from scorekit.checkpoints.export import INDEX, export_checkpoint, import_checkpoint, main
+from scorekit.checkpoints.store import CheckpointStore, snapshot_path
+from scorekit.checkpoints.tensors import load_tensors
+from scorekit.data.registry import prepare
 from scorekit.files import CorruptFile, write_json
-from scorekit.train_settings import TrainSettings
-from scorekit.training import Trainer, snapshot_path
+from scorekit.training.settings import TrainSettings
+from scorekit.training.trainer import Trainer
 
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]
 SHARD = 2**15
@@ -225,7 +226,7 @@ def test_an_export_that_is_cut_short_leaves_the_earlier_one(
     def full(*arguments):
         raise OSError("no space left")
 
-    monkeypatch.setattr("scorekit.checkpoint_export.write_json", full)
+    monkeypatch.setattr("scorekit.checkpoints.export.write_json", full)
     with pytest.raises(OSError, match="no space"):
         export_checkpoint(undisturbed.directory, exported, shard_bytes=SHARD)
     assert import_checkpoint(exported, tmp_path / "moved") == 12

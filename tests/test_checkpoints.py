@@ -8,7 +8,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scorekit.checkpoints import CheckpointStore, find_tensors, load_tensors, save_tensors
+from scorekit.checkpoints.store import CheckpointStore
+from scorekit.checkpoints.tensors import find_tensors, load_tensors, save_tensors
 from scorekit.files import CorruptFile
 
 SLOW_FIXTURE = [HealthCheck.function_scoped_fixture]

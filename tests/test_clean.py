@@ -5,11 +5,11 @@ from tiny_grid import TOML
 
 from ablations import launch
 from ablations.clean import find_removable, main
-from ablations.jobs import selected_iterations
-from ablations.manifest import load_manifest
-from ablations.stages import StageStore
+from ablations.engine.manifest import load_manifest
+from ablations.engine.stages import StageStore
+from ablations.pipeline.selection import selected_iterations
+from scorekit.checkpoints.store import snapshot_path
 from scorekit.files import read_sealed_json, write_sealed_json
-from scorekit.training import snapshot_path
 
 
 @pytest.fixture

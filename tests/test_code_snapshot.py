@@ -4,9 +4,9 @@ import sys
 
 from tiny_grid import ROOT
 
-from ablations.code_snapshot import code_digest, snapshot_code
+from ablations.engine.code_snapshot import code_digest, snapshot_code
 
-WHERE = "import ablations.code_snapshot as c; print(c.__file__); print(c.code_digest())"
+WHERE = "import ablations.engine.code_snapshot as c; print(c.__file__); print(c.code_digest())"
 
 
 def test_a_copy_of_the_code_runs_in_place_of_the_original(tmp_path):

@@ -4,7 +4,7 @@ import shutil
 import numpy as np
 import pytest
 
-from ablations.collect import _qualities, collect
+from ablations.pipeline.collect import _qualities, collect
 from ablations.report import main
 
 

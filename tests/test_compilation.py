@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from scorekit import compilation
-from scorekit.compilation import (
+from scorekit.runtime import compilation
+from scorekit.runtime.compilation import (
     PRECISIONS,
     autocast,
     compile_seconds,
@@ -25,9 +25,9 @@ TRAIN = """
     import logging, sys
     from pathlib import Path
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
-    from scorekit.compilation import compiled
-    from scorekit.data import prepare
-    from scorekit.training import Trainer, TrainSettings
+    from scorekit.runtime.compilation import compiled
+    from scorekit.data.registry import prepare
+    from scorekit.training.trainer import Trainer, TrainSettings
     settings = TrainSettings(
         architecture="32-64", width=2, conditional=False, sigma_begin=5, sigma_end=0.05,
         n_levels=4, iterations=2, batch_size=4, learning_rate=1e-3,
@@ -116,7 +116,7 @@ def test_compiling_is_timed_and_happens_once_for_one_shape():
 
 COMPILE = """
     import torch
-    from scorekit.compilation import compiled
+    from scorekit.runtime.compilation import compiled
     counters = torch._dynamo.utils.counters
     compiled(lambda x: torch.sin(x) * 5 + 1, enable=True, device="cpu")(torch.ones(100))
     print(counters["inductor"]["fxgraph_cache_hit"], counters["inductor"]["fxgraph_cache_miss"])

@@ -6,18 +6,15 @@ import pytest
 import torch
 
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.consistent import (
+from scorekit.sampling.consistent import (
     check_consistent_step_size,
     consistent_amplitudes,
     refined_sigmas,
 )
-from scorekit.presets import published
-from scorekit.samplers import AnnealedLangevin
-from scorekit.techniques import (
-    geometric_sigmas,
-    ladder_ratio,
-    langevin_step_size,
-)
+from scorekit.sampling.langevin import AnnealedLangevin
+from scorekit.techniques.noise_scales import geometric_sigmas, ladder_ratio
+from scorekit.techniques.step_size import langevin_step_size
+from scorekit.techniques.table_4 import published
 
 SIGMAS = geometric_sigmas(5, 0.05, 8)
 CENTRE = 0.3

@@ -4,10 +4,11 @@ import dataclasses
 
 import pytest
 
-from ablations import cost
-from ablations.cost import estimate_hours
-from ablations.jobs import Context, plan_jobs
-from ablations.manifest import load_manifest
+from ablations.engine.context import Context
+from ablations.engine.manifest import load_manifest
+from ablations.pipeline import hours
+from ablations.pipeline.hours import estimate_hours
+from ablations.pipeline.jobs import plan_jobs
 
 
 def context(out):
@@ -29,7 +30,7 @@ def test_each_kind_of_step_is_timed_once_and_counted_as_often_as_it_is_taken(
         timed.append(step)
         return 3600.0
 
-    monkeypatch.setattr(cost, "_seconds", seconds)
+    monkeypatch.setattr(hours, "_seconds", seconds)
     trainings = [job for job in jobs if job.kind == "train"]
     evaluations = [job for job in jobs if job.kind == "evaluate"]
     # Of 4 images a step: an hour each.

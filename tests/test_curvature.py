@@ -9,9 +9,12 @@ from torch import nn
 from torch.func import hessian, vmap
 
 from kernels.philox import philox_key
-from scorekit.curvature import approximate_backpropagation_loss, curvature_propagation_loss
-from scorekit.projections import projections
-from scorekit.score_matching import score_matching_loss
+from scorekit.objectives.curvature import (
+    approximate_backpropagation_loss,
+    curvature_propagation_loss,
+)
+from scorekit.objectives.projections import projections
+from scorekit.objectives.score_matching import score_matching_loss
 
 
 class Coupling(nn.Module):

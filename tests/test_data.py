@@ -12,19 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit import data
-from scorekit.data import (
+from scorekit.data import registry
+from scorekit.data.embedded import digits_split, photo_patches
+from scorekit.data.pixels import to_float, to_uint8
+from scorekit.data.registry import (
     DataError,
     Request,
     Source,
     Splits,
     check,
-    digits_split,
-    photo_patches,
     prepare,
     register_dataset,
-    to_float,
-    to_uint8,
 )
 from scorekit.files import CorruptFile
 
@@ -148,7 +146,7 @@ def test_check_names_the_file_with_one_changed_byte(tmp_path, file):
 
 
 def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "KNOWN", dict(data.KNOWN))
+    monkeypatch.setattr(registry, "KNOWN", dict(registry.KNOWN))
     state = {"fail": True}
 
     @register_dataset("interrupted-for-test")

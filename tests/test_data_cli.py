@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from scorekit.data import prepare
-from scorekit.data_cli import main
+from scorekit.data.__main__ import main
+from scorekit.data.registry import prepare
 
 
 def photos(folder: Path) -> Path:
@@ -83,7 +83,7 @@ def test_a_failed_download_is_one_line(tmp_path, capsys, monkeypatch, name):
 def test_it_runs_as_a_module(tmp_path):
     prepare("digits", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "scorekit.data", "check", "--root", str(tmp_path)],
+        [sys.executable, "-m", "scorekit.data.registry", "check", "--root", str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=Path(__file__).parents[1],

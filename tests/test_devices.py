@@ -14,15 +14,17 @@ import pytest
 from ranks import exit_codes, run_ranks, start_ranks
 from tiny_grid import ROOT, environment, launch, launch_command
 
-from ablations import drawing, work
-from ablations.failures import read_failure
-from ablations.jobs import Context, job_is_done, plan_jobs
+from ablations.engine import run
+from ablations.engine.context import Context
+from ablations.engine.failures import read_failure
+from ablations.engine.manifest import load_manifest
+from ablations.engine.stages import Stage, StageStore
 from ablations.launch import main
-from ablations.manifest import load_manifest
-from ablations.stages import Stage, StageStore
-from scorekit.checkpoints import load_tensors
+from ablations.pipeline import sampling
+from ablations.pipeline.jobs import job_is_done, plan_jobs
+from scorekit.checkpoints.tensors import load_tensors
 from scorekit.files import read_json
-from scorekit.training import Stopped
+from scorekit.runtime.interruption import Stopped
 
 MEASURED = ("distance", "features", "sample", "quality")
 
@@ -46,10 +48,10 @@ def run_as(world, out, name, stops=False):
     """Run a job of a grid as one of its ranks; with ``stops``, rank 1 asks to stop at once."""
     job = next(job for job in plan_jobs(load_manifest(out).cells) if job.name == name)
     if not stops:
-        work.run_job(job, context(out, world))
+        run.run_job(job, context(out, world))
         return
     with pytest.raises(Stopped):
-        work.run_job(job, context(out, world), stop=lambda: world.rank == 1)
+        run.run_job(job, context(out, world), stop=lambda: world.rank == 1)
 
 
 def run_looking_alone(world, out, name):
@@ -59,7 +61,7 @@ def run_looking_alone(world, out, name):
         raise AssertionError(f"rank {world.rank} looks at {path}")
 
     if not world.is_main:
-        drawing.find_tensors = look
+        sampling.find_tensors = look
     run_as(world, out, name)
 
 
@@ -89,7 +91,7 @@ def measured(out):
 def expected(finished, tmp_path_factory):
     """What one process measures."""
     out = unmeasured(tmp_path_factory.mktemp("alone") / "out", finished)
-    work.run_job(evaluation_of(out), context(out))
+    run.run_job(evaluation_of(out), context(out))
     found = measured(out)
     assert any("sample" in name for name in found)
     assert any("features" in name for name in found)
@@ -115,7 +117,7 @@ def test_ranks_go_on_from_what_one_process_drew(finished, expected, tmp_path):
     job = evaluation_of(out)
     count = iter(range(100))
     with pytest.raises(Stopped):
-        work.run_job(job, context(out), stop=lambda: next(count) >= 5)
+        run.run_job(job, context(out), stop=lambda: next(count) >= 5)
     assert len(list((out / "stages").rglob("chunk-*"))) == 1
     assert exit_codes(start_ranks(2, run_as, out, job.name, grouped=False)) == [0, 0]
     assert measured(out) == expected

@@ -12,16 +12,19 @@ from typing import Any
 
 import pytest
 
-from ablations.cells import Cell, DataFacts
-from ablations.finite_difference_effort import Effort
-from ablations.finite_difference_plan import PARTS, build_trials
-from ablations.jobs import Context
-from ablations.resolution import resolve
-from ablations.settings import EXECUTION_SETTINGS, ROW_SETTINGS, Settings, apply_overrides
-from ablations.stages import Stage
-from ablations.variants import NCSNV2, Variant
-from scorekit.distributed import World
-from scorekit.train_settings import TrainSettings
+from ablations.engine.context import Context
+from ablations.engine.settings import apply_overrides
+from ablations.engine.stages import Stage
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.data import DataFacts
+from ablations.studies.finite_difference.budgets import Effort
+from ablations.studies.finite_difference.study import PARTS
+from ablations.studies.finite_difference.trials import build_trials
+from ablations.studies.ncsnv2.resolution import resolve
+from ablations.studies.ncsnv2.settings import EXECUTION_SETTINGS, ROW_SETTINGS, Settings
+from ablations.studies.ncsnv2.variants import NCSNV2, Variant
+from scorekit.runtime.distributed import World
+from scorekit.training.settings import TrainSettings
 
 DATA = DataFacts(
     name="cifar",

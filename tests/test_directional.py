@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 from kernels.philox import philox_key
-from scorekit import directional
-from scorekit.directional import (
-    default_epsilon,
+from scorekit.derivatives import directional, displacement
+from scorekit.derivatives.directional import (
     directional_derivative,
     directional_derivative_autograd,
     weights,
 )
-from scorekit.projections import projections
+from scorekit.derivatives.displacement import default_epsilon
+from scorekit.objectives.projections import projections
 
 torch.manual_seed(0)
 MATRIX = torch.randn(4, 4, dtype=torch.float64)
@@ -204,7 +204,7 @@ def test_a_too_small_epsilon_is_warned_of_once_and_one_that_moves_nothing_is_ref
     def f(x):
         return x.sin().sum(1)
 
-    directional._warn_of_rounding.cache_clear()
+    displacement._warn_of_rounding.cache_clear()
     with caplog.at_level(logging.WARNING, "scorekit"):
         for epsilon in (0.04, 0.003):
             directional_derivative(f, x, v, 2, epsilon=epsilon)

@@ -11,11 +11,13 @@ import torch
 from ranks import exit_codes, run_ranks, start_ranks
 from tiny_training import SETTINGS
 
-from scorekit.checkpoints import load_tensors
-from scorekit.data import Dataset, prepare
-from scorekit.distributed import RankDied, World, current_world
-from scorekit.gradients import GradientSum, micro_batches
-from scorekit.training import Diverged, Stopped, Trainer, snapshot_path
+from scorekit.checkpoints.store import snapshot_path
+from scorekit.checkpoints.tensors import load_tensors
+from scorekit.data.registry import Dataset, prepare
+from scorekit.runtime.distributed import RankDied, World, current_world
+from scorekit.runtime.interruption import Diverged, Stopped
+from scorekit.training.gradients import GradientSum, micro_batches
+from scorekit.training.trainer import Trainer
 
 # A batch's gradients are summed in another order, which changes their last bits. Adam divides a
 # gradient by its size, so that a weight whose gradient is next to zero may move otherwise by a part

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from scorekit.dkef import DKEF
-from scorekit.normaliser import log_normaliser
+from scorekit.models.dkef import DKEF
+from scorekit.models.normaliser import log_normaliser
 
 
 def exact_score_matching(log_density, x):

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from scorekit.dkef import DKEF
-from scorekit.dkef_training import DKEFSettings, best_ridge, fit_dkef
-from scorekit.normaliser import log_normaliser
+from scorekit.models.dkef import DKEF
+from scorekit.models.normaliser import log_normaliser
+from scorekit.training.dkef import DKEFSettings, best_ridge, fit_dkef
 
 MEANS = torch.tensor([[1.0, 1.0], [-1.0, -0.5], [1.0, -1.2]], dtype=torch.float64)
 WEIGHTS = torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64)

@@ -16,7 +16,7 @@ from kernels.dsm import (
     perturb_reference,
 )
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.objectives import dsm_loss
+from scorekit.objectives.dsm import dsm_loss
 
 SHAPES = [(2, 3, 5, 4), (3, 1, 1, 1), (1, 63), (2, 4, 4, 4), (0, 3, 4), (2, 0), (3,), (1, 1030)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

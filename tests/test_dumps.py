@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablations.dumps import dump_samples, encode_png
-from ablations.manifest import load_manifest
+from ablations.engine.manifest import load_manifest
+from ablations.pipeline.dumps import dump_samples, encode_png
 
 
 @pytest.fixture

@@ -20,16 +20,19 @@ import torch
 from test_cells import cell
 from tiny_training import SETTINGS
 
-from ablations import code_snapshot, lock
-from ablations.dumps import dump_name, dump_samples
-from ablations.hype_ratings import Ratings
-from ablations.lock import launcher_lock
-from ablations.stages import Stage, StageStore
-from scorekit import files, metrics, preparation
-from scorekit.checkpoints import CheckpointStore, save_tensors
-from scorekit.data import prepare
-from scorekit.store import Dataset
-from scorekit.training import Trainer
+from ablations.engine import code_snapshot, lock
+from ablations.engine.lock import launcher_lock
+from ablations.engine.stages import Stage, StageStore
+from ablations.hype.ratings import Ratings
+from ablations.pipeline.dumps import dump_name, dump_samples
+from scorekit import files
+from scorekit.checkpoints.store import CheckpointStore
+from scorekit.checkpoints.tensors import save_tensors
+from scorekit.data import preparation
+from scorekit.data.registry import prepare
+from scorekit.data.store import Dataset
+from scorekit.metrics import frechet
+from scorekit.training.trainer import Trainer
 
 
 class Calls:
@@ -103,14 +106,14 @@ def durable(name: str) -> list[tuple[str, str]]:
 # Files
 
 RECORD = {"a": [1] * 5000}
-STATISTICS = metrics.FeatureStatistics(n=9, mean=np.ones(64), covariance=np.eye(64))
+STATISTICS = frechet.FeatureStatistics(n=9, mean=np.ones(64), covariance=np.eye(64))
 WRITERS = {
     "bytes": lambda path: files.write_bytes(path, b"x" * 70_000),
     "json": lambda path: files.write_json(path, RECORD),
     "sealed": lambda path: files.write_sealed_json(path, RECORD),
     "array": lambda path: files.save_array(path, np.ones(9999)),
     "tensors": lambda path: save_tensors(path, {"a": torch.ones(9999)}),
-    "statistics": lambda path: metrics.save_statistics(path, STATISTICS),
+    "statistics": lambda path: frechet.save_statistics(path, STATISTICS),
 }
 
 
@@ -194,7 +197,7 @@ def test_a_files_stamps_say_whether_it_is_read_again(change, tmp_path, monkeypat
     read = []
     sha256 = files.sha256_file
     monkeypatch.setattr(
-        "ablations.stages.sha256_file", lambda path: read.append(path) or sha256(path)
+        "ablations.engine.stages.sha256_file", lambda path: read.append(path) or sha256(path)
     )
     if change == "content":  # as long as before, a nanosecond later
         path.write_bytes(b"resulT")

@@ -7,11 +7,11 @@ import torch
 from PIL import Image
 from test_plan import context
 
-from ablations.early_checks import check_extractors, check_out, check_text, too_few_images
-from ablations.jobs import plan_jobs
+from ablations.engine.manifest import load_manifest
 from ablations.launch import main
-from ablations.manifest import load_manifest
-from scorekit.data import prepare
+from ablations.pipeline.early_checks import check_extractors, check_out, check_text, too_few_images
+from ablations.pipeline.jobs import plan_jobs
+from scorekit.data.registry import prepare
 
 
 def pictures(folder, n, size=8):
@@ -68,7 +68,7 @@ def test_weights_are_tried_and_not_only_found(jobs, tmp_path, inception_weights)
 
 
 def test_nothing_is_loaded_where_nothing_is_left_to_do(finished, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "scorekit.features", None)
+    monkeypatch.setitem(sys.modules, "scorekit.metrics.features", None)
     flags = ["--grid", str(Path(__file__).parents[1] / "bench" / "tiny.toml"), "--device", "cpu"]
     assert main([*flags, "--out", str(finished / "out")]) == 0
     assert "nothing to do" in capsys.readouterr().out

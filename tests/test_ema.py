@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.ema import check_momentum, ema_update
+from scorekit.techniques.ema import check_momentum, ema_update
 
 
 @given(

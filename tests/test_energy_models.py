@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from scorekit.dkef import DKEF
-from scorekit.energy_models import ConvEnergy, MLPEnergy
-from scorekit.nice import NICE
+from scorekit.models.dkef import DKEF
+from scorekit.models.energy import ConvEnergy, MLPEnergy
+from scorekit.models.nice import NICE
 
 
 def mlp(activation="softplus"):

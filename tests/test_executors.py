@@ -4,16 +4,13 @@ import os
 
 import pytest
 
-from ablations.executors import (
-    Outcome,
-    critical_path,
-    local_slots,
-    run_inline,
-    submitted_world,
-)
-from ablations.failures import read_failure
-from ablations.jobs import Context, plan_jobs
-from ablations.manifest import load_manifest
+from ablations.engine.context import Context
+from ablations.engine.failures import read_failure
+from ablations.engine.manifest import load_manifest
+from ablations.executors.inline import run_inline
+from ablations.executors.local import local_slots, submitted_world
+from ablations.executors.outcome import Outcome, critical_path
+from ablations.pipeline.jobs import plan_jobs
 
 
 class Recorder:

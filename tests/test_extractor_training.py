@@ -9,17 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from scorekit import extractor_training
-from scorekit.features import extract_features
-from scorekit.metrics import uniform_noise_samples
+from scorekit.metrics import train_extractor
+from scorekit.metrics.baselines import uniform_noise_samples
+from scorekit.metrics.features import extract_features
 
 
 def test_training_is_deterministic(tmp_path, monkeypatch):
-    monkeypatch.setitem(extractor_training.EPOCHS, "digits-cnn", 1)
-    accuracy = [extractor_training.train("digits-cnn", tmp_path / str(i), seed=3) for i in range(2)]
+    monkeypatch.setitem(train_extractor.EPOCHS, "digits-cnn", 1)
+    accuracy = [train_extractor.train("digits-cnn", tmp_path / str(i), seed=3) for i in range(2)]
     assert accuracy[0] == accuracy[1]
     assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
-    extractor_training.train("digits-cnn", tmp_path / "2", seed=4)
+    train_extractor.train("digits-cnn", tmp_path / "2", seed=4)
     assert (tmp_path / "2").read_bytes() != (tmp_path / "0").read_bytes()
 
 
@@ -41,7 +41,7 @@ def test_cifar_cnn_is_trained_from_labelled_folders(tmp_path, capsys):
     train = ["train", "cifar-cnn", "--source", str(source), "--epochs", "2", "--device", "cpu"]
     threads = torch.get_num_threads()
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
-        assert extractor_training.main([*train, "--seed", seed, "--out", str(tmp_path / name)]) == 0
+        assert train_extractor.main([*train, "--seed", seed, "--out", str(tmp_path / name)]) == 0
     torch.set_num_threads(threads)
     assert "cifar-cnn: accuracy on the test split 0." in capsys.readouterr().out
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
@@ -56,7 +56,7 @@ def test_labels_are_the_sorted_class_folders(tmp_path):
     with tarfile.open(tmp_path / "images.tar.xz", "w:xz") as archive:
         archive.add(folder, arcname=".")
     for source in (folder, tmp_path / "images.tar.xz"):
-        splits = extractor_training.labelled_images(source)
+        splits = train_extractor.labelled_images(source)
         assert {split: len(images) for split, (images, _) in splits.items()} == {
             "train": 80,
             "test": 20,
@@ -85,7 +85,7 @@ def test_a_source_that_will_not_do_is_one_line(
         source = labelled_folder(tmp_path / "images", n_classes, splits)
         arguments += ["--source", str(source)]
     threads = torch.get_num_threads()
-    assert extractor_training.main(arguments) == 2
+    assert train_extractor.main(arguments) == 2
     torch.set_num_threads(threads)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)

@@ -8,23 +8,20 @@ import torch
 import torch_fidelity
 from scipy.ndimage import gaussian_filter
 
-from scorekit import extractors
-from scorekit.data import digits_split, photo_patches
-from scorekit.features import extract, extract_features
+from scorekit.data.embedded import digits_split, photo_patches
+from scorekit.data.imagefolder import Square, list_images, read_images
 from scorekit.files import CorruptFile
-from scorekit.imagefolder import Square, list_images, read_images
-from scorekit.metrics import (
-    FeatureStatistics,
+from scorekit.metrics import extractors
+from scorekit.metrics.baselines import pixel_gaussian_samples, uniform_noise_samples
+from scorekit.metrics.features import extract, extract_features
+from scorekit.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from scorekit.metrics.spaces import (
     MetricError,
     default_extractor,
     distance_label,
     extractor_digest,
     feature_dimension,
-    feature_statistics,
-    frechet_distance,
     metric_label,
-    pixel_gaussian_samples,
-    uniform_noise_samples,
 )
 
 SETS = {"digits": digits_split, "patches": photo_patches}

@@ -1,7 +1,7 @@
 import pytest
 
-from ablations.failures import clear_failure, failure_path, read_failure, record_failure
-from scorekit.training import Diverged
+from ablations.engine.failures import clear_failure, failure_path, read_failure, record_failure
+from scorekit.runtime.interruption import Diverged
 
 
 @pytest.mark.parametrize(

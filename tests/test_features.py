@@ -5,9 +5,10 @@ import pytest
 import torch
 from torch_fidelity.utils import create_feature_extractor
 
-from scorekit.data import digits_split
-from scorekit.features import extract, extract_features, register_extractor
-from scorekit.metrics import MetricError, distance_label, uniform_noise_samples
+from scorekit.data.embedded import digits_split
+from scorekit.metrics.baselines import uniform_noise_samples
+from scorekit.metrics.features import extract, extract_features, register_extractor
+from scorekit.metrics.spaces import MetricError, distance_label
 
 
 def test_one_pass_gives_features_and_logits(monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from ablations.grids import data_facts
+from ablations.pipeline.data import data_facts
 from bench.comparisons import (
     REFERENCE,
     Comparison,
@@ -19,8 +19,8 @@ from bench.comparisons import (
     ways,
 )
 from bench.fidelity import _Study, main, run
-from scorekit.data import prepare
-from scorekit.training import build_network
+from scorekit.data.registry import prepare
+from scorekit.training.networks import build_network
 
 CPU = torch.device("cpu")
 BF16 = Way(precision="bf16")

@@ -12,11 +12,22 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from ablations.figures import SMOOTHING, distance_curves, ema_curves, loss_curves
-from ablations.pictures import Picture, save_picture
-from ablations.presentation import file_slug, for_figure, variant_colour
-from ablations.results import Results
-from ablations.sample_figures import grid_keys, sample_grid, sample_overview, tile_images
+from ablations.pipeline.results import Results
+from ablations.reporting.pictures import Picture, save_picture
+from ablations.reporting.wording import file_slug, for_figure
+from ablations.studies.ncsnv2.sections.curves import (
+    SMOOTHING,
+    distance_curves,
+    ema_curves,
+    loss_curves,
+)
+from ablations.studies.ncsnv2.sections.samples import (
+    grid_keys,
+    sample_grid,
+    sample_overview,
+    tile_images,
+)
+from ablations.studies.ncsnv2.sections.style import variant_colour
 
 Build = Callable[[Path], Results]
 

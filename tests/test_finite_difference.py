@@ -16,22 +16,25 @@ import torch
 from scipy import stats
 from tiny_trials import command, wine
 
-from ablations import finite_difference, finite_difference_cost, report
-from ablations.finite_difference_cost import peak_bytes
-from ablations.finite_difference_effort import EFFORTS, Effort
-from ablations.finite_difference_learning import Learner, evaluation_iterations
-from ablations.finite_difference_plan import PARTS, build_trials
-from ablations.finite_difference_results import (
-    collect_trials,
+from ablations import report
+from ablations.launch import main
+from ablations.studies.finite_difference import study
+from ablations.studies.finite_difference.budgets import EFFORTS, Effort
+from ablations.studies.finite_difference.experiments import cost
+from ablations.studies.finite_difference.experiments.cost import peak_bytes
+from ablations.studies.finite_difference.experiments.learning import Learner, evaluation_iterations
+from ablations.studies.finite_difference.paired import (
     comparison,
     mean_and_spread,
     paired_difference,
     paired_ratio,
 )
-from ablations.finite_difference_tables import at_equal_time
-from ablations.launch import main
-from scorekit.compilation import compiled
-from scorekit.energy_models import MLPEnergy
+from ablations.studies.finite_difference.results import collect_trials
+from ablations.studies.finite_difference.sections.curves import at_equal_time
+from ablations.studies.finite_difference.study import PARTS
+from ablations.studies.finite_difference.trials import build_trials
+from scorekit.models.energy import MLPEnergy
+from scorekit.runtime.compilation import compiled
 
 ROOT = Path(__file__).parents[1]
 
@@ -107,12 +110,10 @@ def test_cost_has_every_objective_and_way_against_one_pass(tiny_run):
 def test_cost_of_ncsn_is_that_of_whole_training_steps(monkeypatch, tmp_path) -> None:
     settings = {"model": "ncsn", "width": 2, "batch_size": 2, "rounds": 2, "device": "cpu"}
     trained, steps = [], []
-    of_model, step = finite_difference_cost._model, torch.optim.Adam.step
-    monkeypatch.setattr(
-        finite_difference_cost, "_model", lambda s: trained.append(of_model(s)) or trained[-1]
-    )
+    of_model, step = cost._model, torch.optim.Adam.step
+    monkeypatch.setattr(cost, "_model", lambda s: trained.append(of_model(s)) or trained[-1])
     monkeypatch.setattr(torch.optim.Adam, "step", lambda self: (steps.append(1), step(self)))
-    found, _ = finite_difference_cost.cost(settings | {"compile": False}, tmp_path, lambda *a: None)
+    found, _ = cost.cost(settings | {"compile": False}, tmp_path, lambda *a: None)
     ((network, _, _),) = trained
     assert network.conditional and network.n_levels == 10
     assert [(row["objective"], row["way"]) for row in found["rows"]] == [
@@ -163,7 +164,7 @@ def test_the_same_command_again_does_nothing_and_the_report_needs_files_alone(ti
 
 
 def test_an_interrupted_run_goes_on_at_the_trial(tmp_path, monkeypatch, capsys):
-    toy, calls = finite_difference.RUNS["toy"], []
+    toy, calls = study.RUNS["toy"], []
 
     def interrupted(settings, directory, progress):
         calls.append(settings["seed"])
@@ -171,7 +172,7 @@ def test_an_interrupted_run_goes_on_at_the_trial(tmp_path, monkeypatch, capsys):
             raise KeyboardInterrupt
         return toy(settings, directory, progress)
 
-    monkeypatch.setitem(finite_difference.RUNS, "toy", interrupted)
+    monkeypatch.setitem(study.RUNS, "toy", interrupted)
     flags = ("--parts", "toy", "--seeds", "3")
     assert run(tmp_path / "out", *flags) == 130
     assert "continues" in capsys.readouterr().err
@@ -391,7 +392,7 @@ def test_what_cannot_be_compiled_is_a_row_that_says_so(tmp_path, monkeypatch):
 
         return fail
 
-    monkeypatch.setattr(finite_difference_cost, "compiled", failing)
+    monkeypatch.setattr(cost, "compiled", failing)
     assert run(out, *flags, compile="true") == 0
     rows = table(out, "cost").query("group.str.startswith('MLP')", engine="python")
     failed = rows[rows["status"].str.contains("fails compiled")]
@@ -404,7 +405,7 @@ def test_what_cannot_be_compiled_is_a_row_that_says_so(tmp_path, monkeypatch):
 
 def test_a_machine_without_a_compiler_has_no_compiled_rows(tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(finite_difference_cost, "compile_unavailable_reason", lambda: "no g++")
+    monkeypatch.setattr(cost, "compile_unavailable_reason", lambda: "no g++")
     assert run(out, "--parts", "cost", "--only", "cost/mlp", compile="true") == 0
     rows = table(out, "cost").query("mode == 'compiled'")
     assert set(rows["kind"]) == {"pending"}

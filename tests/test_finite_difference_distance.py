@@ -6,10 +6,10 @@ import pandas as pd
 import pytest
 from fake_results import finished_trials
 
-from ablations.finite_difference_comparisons import comparison_table
-from ablations.finite_difference_results import collect_trials
 from ablations.launch import main
-from ablations.measuring import Measuring
+from ablations.pipeline.measuring import Measuring
+from ablations.studies.finite_difference.results import collect_trials
+from ablations.studies.finite_difference.sections.comparisons import comparison_table
 
 TINY = (
     *("distance_iterations=4", "distance_snapshots=2", "distance_batch_size=2"),

@@ -9,10 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
-from ablations.finite_difference_flow import flow
-from ablations.finite_difference_plan import FLOW_OBJECTIVES
 from ablations.launch import main
-from scorekit.data import digits_split, to_float
+from ablations.studies.finite_difference.experiments.flow import flow
+from ablations.studies.finite_difference.trials import FLOW_OBJECTIVES
+from scorekit.data.embedded import digits_split
+from scorekit.data.pixels import to_float
 
 SETTINGS = {
     **{"dataset": "digits", "device": "cpu", "seed": 0, "iterations": 2, "batch_size": 8},

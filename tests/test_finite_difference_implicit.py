@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from fake_results import finished_trials
 
-from ablations.finite_difference_implicit import implicit
-from ablations.finite_difference_model_figures import implicit_picture
-from ablations.finite_difference_model_tables import IMPLICIT_COLUMNS, implicit_table
+from ablations.studies.finite_difference.experiments.implicit import implicit
+from ablations.studies.finite_difference.sections.implicit import (
+    IMPLICIT_COLUMNS,
+    implicit_picture,
+    implicit_table,
+)
 
 SETTINGS = {
     **{"dataset": "digits", "device": "cpu", "seed": 0, "iterations": 3, "warm_up": 1},
@@ -91,7 +94,7 @@ def test_the_caption_gives_each_data_set_its_own_held_out_distance_and_all_setti
 def test_panels_of_one_row_show_the_same_latents_where_a_seed_has_both(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "ablations.finite_difference_model_figures.draw_panels",
+        "ablations.studies.finite_difference.sections.curves.draw_panels",
         lambda rows, note, what: drawn.extend(rows),
     )
     implicit_picture(finished(tmp_path, digits=(297, 12.5)))

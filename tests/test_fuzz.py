@@ -17,18 +17,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from rated_dump import make_dump
 
-from ablations.grids import load_grid
-from ablations.hype_dumps import open_dumps
-from ablations.manifest import load_manifest
-from ablations.settings import Settings, apply_overrides, parse_overrides
-from scorekit.checkpoint_export import INDEX, export_checkpoint, import_checkpoint
-from scorekit.checkpoints import CheckpointStore, find_tensors, load_tensors, save_tensors
-from scorekit.data import prepare
+from ablations.engine.manifest import load_manifest
+from ablations.engine.settings import apply_overrides, parse_overrides
+from ablations.hype.dumps import open_dumps
+from ablations.studies.ncsnv2.grids import load_grid
+from ablations.studies.ncsnv2.settings import Settings
+from scorekit.checkpoints.export import INDEX, export_checkpoint, import_checkpoint
+from scorekit.checkpoints.store import CheckpointStore
+from scorekit.checkpoints.tensors import find_tensors, load_tensors, save_tensors
+from scorekit.data.imagefolder import Square, decode_image, list_images
+from scorekit.data.registry import prepare
+from scorekit.data.store import open_store
 from scorekit.files import CorruptFile, read_json, sealed_json
-from scorekit.imagefolder import Square, decode_image, list_images
-from scorekit.metrics import MetricError, feature_statistics, load_statistics, save_statistics
-from scorekit.released import ReleasedCheckpointError, load_released
-from scorekit.store import open_store
+from scorekit.metrics.frechet import feature_statistics, load_statistics, save_statistics
+from scorekit.metrics.spaces import MetricError
+from scorekit.models.released import ReleasedCheckpointError, load_released
 
 anything = settings(
     max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture]

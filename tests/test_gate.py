@@ -14,7 +14,7 @@ from bench.cases import CASES
 from bench.gate import Expectation, exit_code, judge, load_expected, main
 from bench.machine import Peaks, default_device, device_class
 from bench.measurements import Measurement, Session
-from scorekit.timing import Timing, measure
+from scorekit.runtime.timing import Timing, measure
 
 DEVICE = "cpu: made up, 2 threads"
 

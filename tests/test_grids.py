@@ -4,16 +4,18 @@ import os
 import pytest
 from test_cells import facts
 
-from ablations import grids
-from ablations.grids import GRIDS, budget_cells, build_cells, data_facts, load_grid
-from ablations.jobs import plan_jobs
-from ablations.resolution import resolve
-from ablations.settings import BUDGETS, apply_overrides
-from ablations.variants import NCSNV2, PAPER_VARIANTS
-from scorekit.data import prepare
-from scorekit.techniques import (
+from ablations.engine.settings import apply_overrides
+from ablations.pipeline.data import data_facts
+from ablations.pipeline.jobs import plan_jobs
+from ablations.studies.ncsnv2 import grids
+from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, build_cells, load_grid
+from ablations.studies.ncsnv2.resolution import resolve
+from ablations.studies.ncsnv2.settings import BUDGETS
+from ablations.studies.ncsnv2.variants import NCSNV2, PAPER_VARIANTS
+from scorekit.data.registry import prepare
+from scorekit.techniques.noise_scales import ladder_ratio
+from scorekit.techniques.step_size import (
     consistent_step_size,
-    ladder_ratio,
     langevin_step_size,
     steady_state_step_size,
 )

@@ -6,8 +6,8 @@ import torch
 from tiny_training import SETTINGS
 
 from kernels.philox import philox_key
-from scorekit.held_out_loss import compare_losses, evaluated_losses, keyed_losses
-from scorekit.training import build_network
+from scorekit.training.held_out_loss import compare_losses, evaluated_losses, keyed_losses
+from scorekit.training.networks import build_network
 
 
 def network_and_images(n=6, **changes):

@@ -22,21 +22,21 @@ from hypothesis import strategies as st
 from PIL import Image
 from rated_dump import Served, make_dump
 
-from ablations import quoted
-from ablations.hype import main
-from ablations.hype_dumps import open_dumps, pack_dumps
-from ablations.hype_ratings import Ratings, choose_images
-from ablations.hype_score import (
+from ablations.engine.frames import make_frame
+from ablations.hype import score
+from ablations.hype.__main__ import main
+from ablations.hype.dumps import open_dumps, pack_dumps
+from ablations.hype.ratings import Ratings, choose_images
+from ablations.hype.score import (
     RATING_COLUMNS,
     bootstrap_std,
     hype_scores,
     hype_table,
     read_ratings,
 )
-from ablations.hype_server import HypeServer, opaque_id
-from ablations.page import rich
-from ablations.results import make_frame
-from ablations.table_files import markdown, save_table
+from ablations.hype.server import HypeServer, opaque_id
+from ablations.reporting.page import rich
+from ablations.reporting.table_files import markdown, save_table
 from scorekit.files import CorruptFile
 
 
@@ -158,7 +158,7 @@ def test_without_ratings_there_are_the_papers_rows_alone():
 
 
 def test_the_quoted_scores_are_the_means_of_their_errors():
-    for model, hype, fakes, reals, _ in quoted.HYPE:
+    for model, hype, fakes, reals, _ in score.HYPE:
         assert hype == pytest.approx((fakes + reals) / 2, abs=0.0501), model
 
 
@@ -167,7 +167,7 @@ def test_the_quoted_scores_are_the_papers():
     if not paper.exists():
         pytest.skip("the paper's text is not beside this checkout")
     table = paper.read_text().split("Table 5: HYPE")[1]
-    for model, *values in quoted.HYPE:
+    for model, *values in score.HYPE:
         line = re.search(rf"^{re.escape(model.split()[0])}\b.*$", table, re.MULTILINE)
         assert line, model
         assert [float(v) for v in line[0].split("\t")[1:]] == values

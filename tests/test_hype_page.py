@@ -7,7 +7,7 @@ import time
 import pytest
 from rated_dump import Served, make_dump
 
-from ablations.hype_score import hype_scores, read_ratings
+from ablations.hype.score import hype_scores, read_ratings
 
 pytestmark = pytest.mark.slow
 OTHER = {"fake": "real", "real": "fake"}

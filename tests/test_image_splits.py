@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.data import DataError
-from scorekit.image_splits import split_folders, split_images
+from scorekit.data.image_splits import split_folders, split_images
+from scorekit.data.registry import DataError
 
 
 @settings(max_examples=50, deadline=None)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from scorekit import imagefolder
-from scorekit.data import DataError, check, prepare
+from scorekit.data import imagefolder
+from scorekit.data.registry import DataError, check, prepare
 
 CIFAR = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"
 

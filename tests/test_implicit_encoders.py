@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from scorekit.data import digits_split, to_float
-from scorekit.implicit_encoders import (
+from scorekit.data.embedded import digits_split
+from scorekit.data.pixels import to_float
+from scorekit.models.implicit_encoders import (
     Decoder,
     ImplicitEncoder,
     LatentScore,

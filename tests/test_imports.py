@@ -56,7 +56,7 @@ def test_kernels_know_torch_and_triton_only():
 
 
 def test_imports_inside_functions_are_seen():
-    assert imported("def f():\n    from ablations.cells import Cell\n    import a.b") == {
+    assert imported("def f():\n    from ablations.pipeline.cell import Cell\n    import a.b") == {
         "ablations",
         "a",
     }

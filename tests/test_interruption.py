@@ -101,7 +101,16 @@ def test_ctrl_c_shows_no_traceback_and_leaves_no_worker(tmp_path):
 
 def test_the_rating_page_in_the_background_of_a_script_ends_on_sigterm(tmp_path):
     dump = make_dump(tmp_path / "dump")
-    command = [sys.executable, "-u", "-m", "ablations.hype", "serve", str(dump), "--port", "0"]
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "ablations.hype.__main__",
+        "serve",
+        str(dump),
+        "--port",
+        "0",
+    ]
     process = background([*command, "--ratings", str(tmp_path / "ratings")])
     assert "rating page" in process.stdout.readline()
     process.terminate()
@@ -111,7 +120,7 @@ def test_the_rating_page_in_the_background_of_a_script_ends_on_sigterm(tmp_path)
 
 _TERMINATED = """
 import hashlib, time
-from ablations.interruption import Terminated
+from ablations.engine.interruption import Terminated
 terminated = Terminated(within_s={within_s})
 print("ready", flush=True)
 {work}

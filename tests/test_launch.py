@@ -16,10 +16,11 @@ from PIL import Image
 from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
 
 from ablations.command_line import make_plan, parse_arguments
-from ablations.jobs import plan_jobs, selected_iterations
+from ablations.engine.manifest import load_manifest, save_manifest
+from ablations.executors.slurm.settings import JOB_KINDS
 from ablations.launch import main
-from ablations.manifest import load_manifest, save_manifest
-from ablations.slurm_settings import JOB_KINDS
+from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.selection import selected_iterations
 
 
 def again(folder: Path, *flags: str) -> int:
@@ -52,7 +53,7 @@ def test_cells_share_training_and_trajectories(finished):
     assert manifest is not None
     # Two networks for three variants; two snapshots, each sampled once for both denoise settings.
     assert stages["train"] == 2
-    from ablations.stages import StageStore
+    from ablations.engine.stages import StageStore
 
     store = StageStore(out / "stages")
     extra = sum(len(set(selected_iterations(c, store).values())) for c in manifest.cells)

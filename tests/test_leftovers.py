@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ablations.leftovers import LOG_BYTES, prune_logs, remove_leftovers
+from ablations.executors.leftovers import LOG_BYTES, prune_logs, remove_leftovers
 
 
 def attempt(folder, name, age_s, log=b"line\n"):

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ablations import lock
-from ablations.interruption import interrupt_on_sigterm
-from ablations.lock import launcher_lock
+from ablations.engine import lock
+from ablations.engine.interruption import interrupt_on_sigterm
+from ablations.engine.lock import launcher_lock
 
 YEAR = 365 * 86400
 

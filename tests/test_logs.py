@@ -1,4 +1,4 @@
-from ablations.logs import last_lines
+from ablations.executors.logs import last_lines
 
 
 def test_the_last_lines_that_say_something_are_one_line(tmp_path):

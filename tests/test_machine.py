@@ -3,8 +3,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scorekit import machine
-from scorekit.machine import PeakMemory, conditions, usable_cores
+from scorekit.runtime import machine
+from scorekit.runtime.machine import PeakMemory, conditions, usable_cores
 
 MIB = 2**20
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from ablations.manifest import load_manifest, save_manifest
+from ablations.engine.manifest import load_manifest, save_manifest
 
 
 def test_a_manifest_survives_the_file_and_is_written_once(finished, tmp_path):

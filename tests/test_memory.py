@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scorekit.memory import BatchTooLarge, ShrinkingBatch
+from scorekit.runtime.memory import BatchTooLarge, ShrinkingBatch
 
 
 def fitting(most: int):

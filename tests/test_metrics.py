@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 
 from scorekit.files import CorruptFile
-from scorekit.metrics import (
+from scorekit.metrics.baselines import pixel_gaussian_samples, uniform_noise_samples
+from scorekit.metrics.frechet import (
     FeatureStatistics,
-    MetricError,
     feature_statistics,
     frechet_distance,
     load_statistics,
-    pixel_gaussian_samples,
     save_statistics,
-    uniform_noise_samples,
 )
+from scorekit.metrics.spaces import MetricError
 
 
 def random_features(seed: int, n: int, d: int) -> np.ndarray:

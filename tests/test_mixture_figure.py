@@ -10,16 +10,21 @@ import pytest
 import torch
 from scipy.spatial.distance import pdist
 
-from ablations import mixture
-from ablations.artefacts import save_artefacts
-from ablations.cells import DataFacts
-from ablations.mixture import arms, component_index, mean_pairwise_distance, sample_mixture
-from ablations.mixture_figure import PAPER_DISTANCES, mixture_artefact
-from ablations.stages import StageStore
-from scorekit.presets import published
-from scorekit.samplers import AnnealedLangevin
-from scorekit.store import Dataset
-from scorekit.techniques import geometric_sigmas
+from ablations.engine.stages import StageStore
+from ablations.pipeline.data import DataFacts
+from ablations.reporting.artefacts import save_artefacts
+from ablations.studies.ncsnv2 import mixture
+from ablations.studies.ncsnv2.mixture import (
+    arms,
+    component_index,
+    mean_pairwise_distance,
+    sample_mixture,
+)
+from ablations.studies.ncsnv2.sections.mixture import PAPER_DISTANCES, mixture_artefact
+from scorekit.data.store import Dataset
+from scorekit.sampling.langevin import AnnealedLangevin
+from scorekit.techniques.noise_scales import geometric_sigmas
+from scorekit.techniques.table_4 import published
 
 CORNERS = (10, 245)  # grey levels of the two test images
 

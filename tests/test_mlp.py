@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scorekit.mlp import MLP, smooth_activation
+from scorekit.models.mlp import MLP, smooth_activation
 
 
 @pytest.mark.parametrize("n_hidden", [1, 3])

@@ -3,13 +3,13 @@ import dataclasses
 import pytest
 from test_cells import cell, facts
 
-from ablations.dumps import dump_name
-from ablations.grids import GRIDS, Row
-from ablations.hype_dumps import _NAME
-from ablations.jobs import plan_jobs, snapshot_jobs
-from ablations.naming import file_name
-from ablations.settings import Settings
-from ablations.variants import NCSNV2
+from ablations.hype.dumps import _NAME
+from ablations.pipeline.dumps import dump_name
+from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
+from ablations.pipeline.naming import file_name
+from ablations.studies.ncsnv2.grids import GRIDS, Row
+from ablations.studies.ncsnv2.settings import Settings
+from ablations.studies.ncsnv2.variants import NCSNV2
 
 ORDINARY = ["digits", "cifar10-jpeg", "church_outdoor", "imagefolder:photos", "imagefolder:My-2.0"]
 ODD = [

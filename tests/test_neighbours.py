@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.metrics import MetricError
-from scorekit.neighbours import nearest_in_blocks, nearest_neighbours
+from scorekit.metrics.neighbours import nearest_in_blocks, nearest_neighbours
+from scorekit.metrics.spaces import MetricError
 
 
 @given(

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.layers import CondInstanceNormPlus, InstanceNormPlus, RefineBlock
-from scorekit.networks import (
+from scorekit.models.layers import CondInstanceNormPlus, InstanceNormPlus, RefineBlock
+from scorekit.models.score_network import (
     ARCHITECTURES,
     ScoreNetwork,
     architecture_for,
@@ -15,7 +15,7 @@ from scorekit.networks import (
     forward_flops,
     parameter_count,
 )
-from scorekit.techniques import geometric_sigmas
+from scorekit.techniques.noise_scales import geometric_sigmas
 
 
 def small(

@@ -7,9 +7,9 @@ import torch
 from scipy import stats
 
 from kernels.philox import Stream, philox_key, philox_uniform
-from scorekit.data import digits_split
-from scorekit.nice import NICE, from_logit, to_logit
-from scorekit.objectives import augment
+from scorekit.data.embedded import digits_split
+from scorekit.models.nice import NICE, from_logit, to_logit
+from scorekit.training.batches import augment
 
 
 def flow(dim, scale=0.4, **options):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from scorekit.normaliser import log_normaliser
+from scorekit.models.normaliser import log_normaliser
 
 
 def gaussian(std, shift=0.0):

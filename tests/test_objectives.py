@@ -9,8 +9,10 @@ from kernel_device import BOTH, DEVICE
 
 from kernels.dispatch import IMPL_VARIABLE
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.objectives import augment, dsm_loss, keyed_dsm_loss, maximum_likelihood_loss
-from scorekit.techniques import geometric_sigmas
+from scorekit.objectives.dsm import dsm_loss, keyed_dsm_loss
+from scorekit.objectives.likelihood import maximum_likelihood_loss
+from scorekit.techniques.noise_scales import geometric_sigmas
+from scorekit.training.batches import augment
 
 
 def draw(seed: int, shape: tuple[int, ...], n_levels: int = 6):

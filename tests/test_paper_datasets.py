@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablations.grids import data_facts
-from scorekit.data import DataError, check, prepare
+from ablations.pipeline.data import data_facts
+from scorekit.data.registry import DataError, check, prepare
+from scorekit.data.store import Dataset
 from scorekit.files import read_sealed_json, write_sealed_json
-from scorekit.store import Dataset
 
 CIFAR = Path(__file__).parents[1] / "../shared/data/cifar10-jpeg.tar.xz"
 

@@ -11,29 +11,35 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ablations.artefacts import Artefact, save_artefacts
-from ablations.colour_shift import colour_shifts, shift_curves, shift_strips, shift_table
-from ablations.conditioning_figure import conditioning_figure, conditioning_losses
-from ablations.figures import SMOOTHING, loss_curves
-from ablations.generalisation_figures import (
+from ablations.engine.frames import make_frame
+from ablations.pipeline.results import LOSS_COLUMNS, QUALITY_COLUMNS, Results, SampleSet
+from ablations.reporting.artefacts import Artefact, save_artefacts
+from ablations.reporting.image_grids import tile
+from ablations.reporting.pictures import Picture
+from ablations.reporting.table import Table
+from ablations.studies.ncsnv2.sections.colour_shift import (
+    colour_shifts,
+    shift_curves,
+    shift_strips,
+    shift_table,
+)
+from ablations.studies.ncsnv2.sections.conditioning import conditioning_figure, conditioning_losses
+from ablations.studies.ncsnv2.sections.curves import (
+    SMOOTHING,
+    ema_artefact,
+    group_artefact,
+    loss_artefacts,
+    loss_curves,
+)
+from ablations.studies.ncsnv2.sections.generalisation import (
     interpolation_picture,
     memorisation_summary,
     neighbour_distances_picture,
     neighbour_picture,
 )
-from ablations.image_grids import tile
-from ablations.paper_figures import (
-    ema_artefact,
-    group_artefact,
-    loss_artefacts,
-    overview_artefact,
-    sheet_artefacts,
-)
-from ablations.paper_tables import table_1, table_4, table_6
-from ablations.pictures import Picture
-from ablations.results import LOSS_COLUMNS, QUALITY_COLUMNS, Results, SampleSet, make_frame
-from ablations.tables import Table
-from scorekit.presets import TABLE_4
+from ablations.studies.ncsnv2.sections.paper_tables import table_1, table_4, table_6
+from ablations.studies.ncsnv2.sections.samples import overview_artefact, sheet_artefacts
+from scorekit.techniques.table_4 import TABLE_4
 
 TINT = np.array([0.0, 0.1, -0.2])
 

@@ -4,13 +4,15 @@ from collections import Counter
 
 import pytest
 
-from ablations import cells, jobs
-from ablations.grids import GRIDS, build_cells
-from ablations.jobs import Context, plan_jobs
-from ablations.manifest import load_manifest
-from ablations.plan import check_disk, describe_plan, describe_warnings, disk_bytes
-from ablations.settings import BUDGETS
-from scorekit.networks import parameter_count
+from ablations.engine.context import Context
+from ablations.engine.disk import check_disk
+from ablations.engine.manifest import load_manifest
+from ablations.pipeline import cell, flops
+from ablations.pipeline.estimate import describe_plan, describe_warnings, disk_bytes
+from ablations.pipeline.jobs import plan_jobs
+from ablations.studies.ncsnv2.grids import GRIDS, build_cells
+from ablations.studies.ncsnv2.settings import BUDGETS
+from scorekit.models.score_network import parameter_count
 
 
 def context(out):
@@ -21,26 +23,26 @@ def context(out):
 
 def test_the_disk_estimate_covers_what_was_written(finished):
     out = finished / "out"
-    cells = load_manifest(out).cells
+    cell = load_manifest(out).cells
     written = sum(
         path.stat().st_size
         for folder in ("stages/train", "stages/sample", "samples")
         for path in (out / folder).rglob("*")
         if path.suffix in (".pt", ".npy", ".png")
     )
-    estimate = disk_bytes(cells, plan_jobs(cells))
+    estimate = disk_bytes(cell, plan_jobs(cell))
     # Networks of width 2 weigh less than the envelope of their files.
     assert 0.1 * written < estimate < 10 * written
 
 
 def test_a_full_disk_is_found_before_work_starts(finished, tmp_path, monkeypatch):
-    cells = load_manifest(finished / "out").cells
+    cell = load_manifest(finished / "out").cells
     free = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
     with pytest.raises(ValueError, match=r"0 MiB are free, about \d+ MiB are needed"):
-        check_disk(cells, plan_jobs(cells), context(tmp_path))
+        check_disk(cell, plan_jobs(cell), context(tmp_path))
     # Where all is done nothing is needed.
-    check_disk(cells, plan_jobs(cells), context(finished / "out"))
+    check_disk(cell, plan_jobs(cell), context(finished / "out"))
 
 
 @pytest.fixture
@@ -62,12 +64,12 @@ def counted(monkeypatch):
         return cell._train_stage
 
     encoder = Encoder(sort_keys=True, allow_nan=False)
-    monkeypatch.setattr("ablations.stages._CANONICAL_JSON", encoder)
-    monkeypatch.setattr("ablations.jobs.parameter_count", build)
-    monkeypatch.setattr(cells.Cell, "train_stage", train_stage)
-    jobs._parameters.cache_clear()
-    cells._reference_stage.cache_clear()
-    cells._baseline_stage.cache_clear()
+    monkeypatch.setattr("ablations.engine.stages._CANONICAL_JSON", encoder)
+    monkeypatch.setattr("ablations.pipeline.jobs.parameter_count", build)
+    monkeypatch.setattr(cell.Cell, "train_stage", train_stage)
+    flops._parameters.cache_clear()
+    cell._reference_stage.cache_clear()
+    cell._baseline_stage.cache_clear()
     return counts
 
 
@@ -105,9 +107,9 @@ def test_describing_a_plan_takes_work_in_proportion_to_its_cells(finished, tmp_p
 
 
 def test_too_few_samples_for_a_covariance_are_a_warning_with_the_numbers(finished):
-    cells = load_manifest(finished / "out").cells
-    lines = describe_warnings(cells)
+    cell = load_manifest(finished / "out").cells
+    lines = describe_warnings(cell)
     assert len(lines) == 2
     assert "n_selection = 4 samples for the 64 features of digits-cnn" in lines[0]
-    many = [dataclasses.replace(cell, n_selection=65, n_final=65) for cell in cells]
+    many = [dataclasses.replace(cell, n_selection=65, n_final=65) for cell in cell]
     assert describe_warnings(many) == []

@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scorekit import imagefolder, preparation
-from scorekit.data import DataError, check, prepare
+from scorekit.data import imagefolder, preparation
+from scorekit.data.registry import DataError, check, prepare
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
 FORK = multiprocessing.get_context("fork")

@@ -4,7 +4,8 @@ from pathlib import Path
 import fake_results
 import pytest
 
-from ablations.presentation import conditions, is_papers, seeds_text, without_folders
+from ablations.reporting.wording import is_papers, seeds_text, without_folders
+from ablations.studies.ncsnv2.sections.style import conditions
 
 
 @pytest.mark.parametrize(

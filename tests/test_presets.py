@@ -5,7 +5,7 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from scorekit.presets import TABLE_4, published, published_evaluations
+from scorekit.techniques.table_4 import TABLE_4, published, published_evaluations
 
 # model, data set, side, sigma_1, L, T, epsilon, batch size, training iterations
 PRINTED = [

@@ -1,9 +1,11 @@
 import time
 
-from ablations import progress
-from ablations.jobs import Context, plan_jobs, progress_path
-from ablations.manifest import load_manifest
-from ablations.progress import FractionReporter, ProgressReporter
+from ablations.engine import console
+from ablations.engine.console import FractionReporter, ProgressReporter
+from ablations.engine.context import Context
+from ablations.engine.manifest import load_manifest
+from ablations.engine.progress import progress_path
+from ablations.pipeline.jobs import plan_jobs
 from scorekit.files import write_json
 
 
@@ -35,7 +37,7 @@ def test_lines_say_what_starts_ends_and_fails(finished, tmp_path, capsys):
 
 def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
     clock = iter([0.0, 1.0, 45.0, 46.0, 80.0])
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(console.time, "monotonic", lambda: next(clock))
     with FractionReporter() as report:
         for fraction in (0.1, 0.5, 0.6, 0.9):
             report(fraction, "steps")

@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate, stats
 
-from scorekit.propositions import (
+from scorekit.techniques.propositions import (
     mixture_responsibilities,
     radius_log_density,
     responsibility_bound,

@@ -1,4 +1,4 @@
-from ablations.published import published_hyperparameters
+from ablations.studies.ncsnv2.quoted import published_hyperparameters
 
 
 def test_the_hyperparameter_table_shows_ours_the_papers_and_why_they_differ():

@@ -6,9 +6,9 @@ import fake_results
 import numpy as np
 import pytest
 
-from ablations.pictures import save_picture
-from ablations.quality_figures import distance_against_n, steps_curve
-from ablations.quality_tables import steps_table
+from ablations.reporting.pictures import save_picture
+from ablations.studies.ncsnv2.sections.quality import distance_against_n
+from ablations.studies.ncsnv2.sections.steps import steps_curve, steps_table
 
 
 def lines(axes, label):

@@ -6,8 +6,10 @@ import fake_results
 import pandas as pd
 import pytest
 
-from ablations.quality_tables import quality_table, steps_table
-from ablations.results import HYPERPARAMETER_COLUMNS, make_frame
+from ablations.engine.frames import make_frame
+from ablations.pipeline.results import HYPERPARAMETER_COLUMNS
+from ablations.studies.ncsnv2.sections.quality import quality_table
+from ablations.studies.ncsnv2.sections.steps import steps_table
 
 
 def test_every_metric_stands_with_its_feature_space_and_spread(tmp_path):

@@ -2,7 +2,7 @@ import os
 
 import pytest
 
-from ablations.refresh import mark_stale, refresh_report
+from ablations.engine.refresh import mark_stale, refresh_report
 
 
 @pytest.fixture

@@ -11,9 +11,9 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scorekit.networks import ARCHITECTURES, ScoreNetwork
-from scorekit.released import ReleasedCheckpointError, load_released
-from scorekit.techniques import geometric_sigmas
+from scorekit.models.released import ReleasedCheckpointError, load_released
+from scorekit.models.score_network import ARCHITECTURES, ScoreNetwork
+from scorekit.techniques.noise_scales import geometric_sigmas
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "data" / "reference-networks"
 needs_reference = pytest.mark.skipif(

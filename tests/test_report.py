@@ -15,12 +15,18 @@ from types import ModuleType
 import fake_results
 import pytest
 
-from ablations.context_tables import hyperparameter_table, quoted_scores_table, timing_table
-from ablations.page import Collapsed, Section, Words, rich, table_groups, write_page
-from ablations.pictures import Picture
-from ablations.report import build_report, main, sections
-from ablations.results import Results
-from ablations.tables import Table, ablation_table
+from ablations.pipeline.results import Results
+from ablations.report import main
+from ablations.reporting.page import Collapsed, Section, Words, rich, table_groups, write_page
+from ablations.reporting.pictures import Picture
+from ablations.reporting.table import Table
+from ablations.studies.ncsnv2.report import build_report, sections
+from ablations.studies.ncsnv2.sections.ablation import ablation_table
+from ablations.studies.ncsnv2.sections.settings_and_times import (
+    hyperparameter_table,
+    quoted_scores_table,
+    timing_table,
+)
 
 _VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -299,9 +305,9 @@ def test_rich_text_is_escaped_before_it_is_marked() -> None:
 
 
 def _fake_collect(monkeypatch: pytest.MonkeyPatch, collect: Callable[[Path], Results]) -> None:
-    module = ModuleType("ablations.collect")
+    module = ModuleType("ablations.pipeline.collect")
     module.__dict__["collect"] = collect
-    monkeypatch.setitem(sys.modules, "ablations.collect", module)
+    monkeypatch.setitem(sys.modules, "ablations.pipeline.collect", module)
 
 
 def test_main_prints_the_page_and_the_table(

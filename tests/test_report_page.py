@@ -16,10 +16,10 @@ from typing import Any
 import fake_results
 import pytest
 
-from ablations.context_tables import timing_table
-from ablations.report import build_report
-from ablations.results import Results
-from ablations.tables import ablation_table
+from ablations.pipeline.results import Results
+from ablations.studies.ncsnv2.report import build_report
+from ablations.studies.ncsnv2.sections.ablation import ablation_table
+from ablations.studies.ncsnv2.sections.settings_and_times import timing_table
 
 pytestmark = pytest.mark.slow
 

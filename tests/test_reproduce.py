@@ -12,7 +12,7 @@ from tiny_grid import TOML
 
 from ablations import reproduce
 from ablations.reproduce import find_items, main
-from ablations.reproductions import FIGURE_DATA, ITEMS
+from ablations.studies.ncsnv2.reproductions import FIGURE_DATA, ITEMS
 
 NAMES = [name for item in ITEMS for name in (item.name, *item.aliases)]
 

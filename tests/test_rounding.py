@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from scorekit import rounding
-from scorekit.rounding import finite_difference_error
-from scorekit.score_matching import Conditioned, score_matching_loss
+from scorekit.objectives import rounding
+from scorekit.objectives.rounding import finite_difference_error
+from scorekit.objectives.score_matching import Conditioned, score_matching_loss
 
 torch.manual_seed(0)
 X, V = torch.randn(16, 3), torch.randn(16, 3).sign()

@@ -12,17 +12,13 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from scorekit import sample_quality
-from scorekit.data import digits_split, photo_patches
-from scorekit.extractors import EXTRACTORS
-from scorekit.features import extract
-from scorekit.metrics import (
-    WEIGHTS,
-    MetricError,
-    feature_statistics,
-    frechet_distance,
-)
-from scorekit.sample_quality import inception_score, kernel_distance, precision_recall
+from scorekit.data.embedded import digits_split, photo_patches
+from scorekit.metrics import sample_quality
+from scorekit.metrics.extractors import EXTRACTORS
+from scorekit.metrics.features import extract
+from scorekit.metrics.frechet import feature_statistics, frechet_distance
+from scorekit.metrics.sample_quality import inception_score, kernel_distance, precision_recall
+from scorekit.metrics.spaces import WEIGHTS, MetricError
 
 
 def normal(seed: int, n: int, d: int) -> np.ndarray:

@@ -11,18 +11,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kernels.dispatch import IMPL_VARIABLE
 from kernels.mixture_score import mixture_score
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit import samplers
-from scorekit.compilation import compile_unavailable_reason
-from scorekit.consistent import refined_sigmas
-from scorekit.layers import InstanceNormPlus
-from scorekit.networks import ScoreNetwork
-from scorekit.samplers import AnnealedLangevin, interpolation_angles
-from scorekit.techniques import (
-    geometric_sigmas,
-    ladder_ratio,
-    langevin_step_size,
-    langevin_variance_ratio,
-)
+from scorekit.models.layers import InstanceNormPlus
+from scorekit.models.score_network import ScoreNetwork
+from scorekit.runtime.compilation import compile_unavailable_reason
+from scorekit.sampling import langevin
+from scorekit.sampling.consistent import refined_sigmas
+from scorekit.sampling.langevin import AnnealedLangevin, interpolation_angles
+from scorekit.techniques.noise_scales import geometric_sigmas, ladder_ratio
+from scorekit.techniques.step_size import langevin_step_size, langevin_variance_ratio
 
 SHAPE = (1, 4, 4)
 
@@ -532,7 +528,7 @@ def test_a_captured_step_serves_one_mode_and_takes_new_conditions(monkeypatch):
         captured.append(step)
         return step
 
-    monkeypatch.setattr(samplers, "cuda_graph", stand_in)
+    monkeypatch.setattr(langevin, "cuda_graph", stand_in)
     drawer, index = sampler(seed=1), torch.arange(3)
     monkeypatch.setattr(drawer, "_graphed", True)
     for part in (index, index + 3):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations.collect import MAX_LOSSES, collect
+from ablations.pipeline.collect import MAX_LOSSES, collect
 from bench.finished import write_finished
 
 
@@ -35,7 +35,7 @@ def test_ten_thousand_finished_cells_are_collected_in_500_megabytes(tmp_path):
 
 
 def test_every_result_is_read_once(tmp_path, monkeypatch):
-    from ablations import stages
+    from ablations.engine import stages
 
     cells = write_finished(tmp_path / "out", 8)
     read = []

@@ -10,12 +10,11 @@ from torch import nn
 from torch.func import grad, hessian, jacrev, vmap
 
 from kernels.philox import philox_key
-from scorekit.compilation import compile_unavailable_reason, compiled, precision_context
-from scorekit.directional import default_epsilon
-from scorekit.networks import ScoreNetwork
-from scorekit.objectives import dsm_loss
-from scorekit.projections import PROJECTION_KINDS, projections
-from scorekit.score_matching import (
+from scorekit.derivatives.displacement import default_epsilon
+from scorekit.models.score_network import ScoreNetwork
+from scorekit.objectives.dsm import dsm_loss
+from scorekit.objectives.projections import PROJECTION_KINDS, projections
+from scorekit.objectives.score_matching import (
     OBJECTIVES,
     WAYS,
     Conditioned,
@@ -23,6 +22,7 @@ from scorekit.score_matching import (
     needs_projection,
     score_matching_loss,
 )
+from scorekit.runtime.compilation import compile_unavailable_reason, compiled, precision_context
 
 B, SHAPE, DIM = 3, (1, 2, 3), 6
 EPSILON = 1e-3

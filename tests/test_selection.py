@@ -1,9 +1,9 @@
 import pytest
 from test_cells import facts
 
-from ablations.grids import GRIDS
-from ablations.selection import select_cells, split_datasets
-from ablations.settings import Settings
+from ablations.pipeline.patterns import select_cells, split_datasets
+from ablations.studies.ncsnv2.grids import GRIDS
+from ablations.studies.ncsnv2.settings import Settings
 
 
 @pytest.fixture(scope="module")

@@ -2,15 +2,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablations.settings import (
-    BUDGETS,
-    LADDER_SETTINGS,
-    Settings,
-    apply_overrides,
-    budget_label,
-    coerce,
-    parse_overrides,
-)
+from ablations.engine.settings import apply_overrides, coerce, parse_overrides
+from ablations.studies.ncsnv2.settings import BUDGETS, LADDER_SETTINGS, Settings, budget_label
 
 
 def test_overrides_are_typed_by_the_setting():

@@ -14,12 +14,12 @@ import pytest
 from slurm_cluster import NODES
 from tiny_grid import ROOT, environment, launch_command, results
 
-from ablations import slurm_sender
-from ablations.jobs import plan_jobs, snapshot_jobs
+from ablations.engine.manifest import load_manifest
+from ablations.executors.slurm import sender
+from ablations.executors.slurm.grid import SlurmGrid, cancel_all, live_ids
+from ablations.executors.slurm.submissions import REPORT, latest_ids, load_submissions
 from ablations.launch import main
-from ablations.manifest import load_manifest
-from ablations.slurm import SlurmGrid, cancel_all, live_ids
-from ablations.submissions import REPORT, latest_ids, load_submissions
+from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
 
 pytestmark = pytest.mark.slow
 FLAGS = ("--executor", "slurm", "--device", "cpu", "--slurm", "time=30")
@@ -132,7 +132,7 @@ def test_like_jobs_are_arrays_with_what_they_were_given(slurm, tmp_path):
 
 def test_more_jobs_than_an_array_takes_are_several(slurm, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    monkeypatch.setattr(slurm_sender, "largest_array", lambda: 3)
+    monkeypatch.setattr(sender, "largest_array", lambda: 3)
     code = run_here(slurm, monkeypatch, tmp_path, "--slurm", "begin=now+3600")
     assert code == 130
     cells = load_manifest(out).cells
@@ -209,7 +209,7 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
 ):
     """It dies at each write of a record: before sbatch, and after it, with the ids unknown."""
     out, later = tmp_path / "out", ("--slurm", "begin=now+3600")
-    save = slurm_sender.save_submission
+    save = sender.save_submission
     deaths = 0
     for at in itertools.cycle((1, 2, 3, 4)):
         calls = iter(range(1, 1000))
@@ -221,7 +221,7 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
             if last:
                 raise Died
 
-        monkeypatch.setattr(slurm_sender, "save_submission", dying)
+        monkeypatch.setattr(sender, "save_submission", dying)
         try:
             code = run_here(slurm, monkeypatch, tmp_path, *later)
         except Died:

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from ablations.slurm_queue import (
+from ablations.executors.slurm.queue import (
     QueuedJob,
     SlurmError,
     ended_states,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablations.slurm_settings import JOB_KINDS, SlurmSettings, slurm_settings
+from ablations.executors.slurm.settings import JOB_KINDS, SlurmSettings, slurm_settings
 
 
 @pytest.mark.parametrize(

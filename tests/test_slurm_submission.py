@@ -8,11 +8,12 @@ import shlex
 import pytest
 from stand_in_slurm import StandInSlurm
 
-from ablations.jobs import Context, plan_jobs, snapshot_jobs
-from ablations.manifest import load_manifest
-from ablations.slurm import SlurmGrid, cancel_all
-from ablations.slurm_settings import slurm_settings
-from ablations.submissions import load_submissions, save_submission
+from ablations.engine.context import Context
+from ablations.engine.manifest import load_manifest
+from ablations.executors.slurm.grid import SlurmGrid, cancel_all
+from ablations.executors.slurm.settings import slurm_settings
+from ablations.executors.slurm.submissions import load_submissions, save_submission
+from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
 
 
 @pytest.fixture

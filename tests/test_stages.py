@@ -11,9 +11,9 @@ import time
 
 import pytest
 
-from ablations.stages import RESULTS_VERSION, Stage, StageStore
-from scorekit import locks
+from ablations.engine.stages import RESULTS_VERSION, Stage, StageStore
 from scorekit.files import CorruptFile, read_sealed_json, write_sealed_json
+from scorekit.runtime import locks
 
 STAGE = Stage("train", {"width": 2, "name": "x"})
 
@@ -112,10 +112,10 @@ def test_two_processes_do_not_work_on_one_stage(tmp_path):
 
 
 def test_a_result_tells_the_code_as_it_was_begun(tmp_path, monkeypatch):
-    monkeypatch.setattr("ablations.stages.code_digest", lambda: "begun")
+    monkeypatch.setattr("ablations.engine.stages.code_digest", lambda: "begun")
 
     def edited_meanwhile(directory):
-        monkeypatch.setattr("ablations.stages.code_digest", lambda: "edited")
+        monkeypatch.setattr("ablations.engine.stages.code_digest", lambda: "edited")
         return {}, []
 
     store = StageStore(tmp_path)
@@ -127,7 +127,7 @@ def test_a_result_tells_the_code_as_it_was_begun(tmp_path, monkeypatch):
 def test_a_store_knows_the_versions_of_the_code_whose_results_it_read(tmp_path, monkeypatch):
     stages = [Stage("sample", {"a": a}) for a in (1, 2, 3)]
     for stage, code in zip(stages, ("one", "two", "three"), strict=True):
-        monkeypatch.setattr("ablations.stages.code_digest", lambda code=code: code)
+        monkeypatch.setattr("ablations.engine.stages.code_digest", lambda code=code: code)
         StageStore(tmp_path).run(stage, lambda directory: ({}, []))
     store = StageStore(tmp_path)
     assert store.codes == set()
@@ -139,7 +139,7 @@ def test_a_store_knows_the_versions_of_the_code_whose_results_it_read(tmp_path, 
 def test_a_result_names_the_code_of_all_that_it_was_made_from(tmp_path, monkeypatch):
     last = Stage("sample", {}, (STAGE,))
     for stage, code in ((STAGE, "one"), (last, "two")):
-        monkeypatch.setattr("ablations.stages.code_digest", lambda code=code: code)
+        monkeypatch.setattr("ablations.engine.stages.code_digest", lambda code=code: code)
         StageStore(tmp_path).run(stage, execute)
     shutil.rmtree(StageStore(tmp_path).directory(STAGE))
     store = StageStore(tmp_path)

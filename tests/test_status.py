@@ -2,12 +2,15 @@ import time
 
 import pytest
 
-from ablations.failures import record_failure
-from ablations.jobs import Context, plan_jobs, progress_path, snapshot_jobs
-from ablations.manifest import load_manifest
-from ablations.slurm_queue import QueuedJob, SlurmError
-from ablations.status import describe_status, job_state
-from ablations.submissions import Entry, Submission, save_submission
+from ablations.engine.context import Context
+from ablations.engine.failures import record_failure
+from ablations.engine.manifest import load_manifest
+from ablations.engine.progress import progress_path
+from ablations.engine.state import job_state
+from ablations.executors.slurm.queue import QueuedJob, SlurmError
+from ablations.executors.slurm.submissions import Entry, Submission, save_submission
+from ablations.executors.status import describe_status
+from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
 from scorekit.files import write_json
 
 
@@ -53,8 +56,10 @@ def test_what_is_left_follows_from_this_process_s_speed(jobs, tmp_path):
 def slurm(monkeypatch):
     """What squeue and sacct would say."""
     queue: dict[str, QueuedJob] = {}
-    monkeypatch.setattr("ablations.slurm.queued_jobs", lambda: queue)
-    monkeypatch.setattr("ablations.slurm.ended_states", lambda ids: {"7_2": "OUT_OF_MEMORY"})
+    monkeypatch.setattr("ablations.executors.slurm.grid.queued_jobs", lambda: queue)
+    monkeypatch.setattr(
+        "ablations.executors.slurm.grid.ended_states", lambda ids: {"7_2": "OUT_OF_MEMORY"}
+    )
     return queue
 
 
@@ -100,7 +105,7 @@ def test_without_an_answer_of_slurm_the_files_speak(jobs, tmp_path, monkeypatch)
         raise SlurmError("squeue: unable to contact the controller")
 
     save_submission(Submission(entries=(Entry(jobs[0].name),), slurm_id="7"), tmp_path)
-    monkeypatch.setattr("ablations.slurm.queued_jobs", no_answer)
+    monkeypatch.setattr("ablations.executors.slurm.grid.queued_jobs", no_answer)
     lines = describe_status(jobs, context(tmp_path)).splitlines()
     assert lines[0].startswith("Slurm does not answer; from files alone: squeue: unable")
     assert all(line.startswith("PLANNED") for line in lines[1:])

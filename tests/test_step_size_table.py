@@ -7,8 +7,8 @@ import fake_results
 import numpy as np
 import pytest
 
-from ablations import quoted
-from ablations.step_size_table import step_size_table
+from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.sections.step_sizes import step_size_table
 
 CURVES = Path(__file__).parents[2] / "shared" / "data" / "acsm-fids"
 

@@ -2,9 +2,8 @@ import json
 
 import pytest
 
-from ablations.jobs import plan_jobs, snapshot_jobs
-from ablations.manifest import load_manifest
-from ablations.submissions import (
+from ablations.engine.manifest import load_manifest
+from ablations.executors.slurm.submissions import (
     Entry,
     Submission,
     latest_ids,
@@ -13,6 +12,7 @@ from ablations.submissions import (
     submission_path,
     superseded,
 )
+from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
 
 
 def test_submissions_read_back_oldest_first(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PRINTS = "from ablations.surroundings import use_any_terminal as use; use(); print('σ — 1')"
+PRINTS = "from ablations.engine.surroundings import use_any_terminal as use; use(); print('σ — 1')"
 
 
 def run(
@@ -36,7 +36,7 @@ def test_what_a_terminal_has_no_character_for_is_no_reason_to_fail(encoding, sho
 def test_a_closed_stream_is_not_printed_into_a_file(tmp_path, closed):
     program = f"""
 import os, sys
-from ablations.surroundings import use_any_terminal
+from ablations.engine.surroundings import use_any_terminal
 use_any_terminal()
 print("a", flush=True)
 print("b", file=sys.stderr, flush=True)

@@ -17,18 +17,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ablations import quoted
-from ablations.context_tables import (
+from ablations.engine.frames import make_frame
+from ablations.pipeline.results import CELL_COLUMNS, DISTANCE_COLUMNS, empty_results
+from ablations.reporting.table import Table
+from ablations.reporting.table_files import (
+    csv_text,
+    latex_text,
+    markdown,
+    markdown_text,
+    save_table,
+)
+from ablations.reporting.wording import distance_text, duration, number
+from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.report import build_report
+from ablations.studies.ncsnv2.sections.ablation import ablation_table
+from ablations.studies.ncsnv2.sections.settings_and_times import (
     hyperparameter_table,
     quoted_scores_table,
     settings_table,
     timing_table,
 )
-from ablations.presentation import distance_text, duration, number, variant_order, without_ema
-from ablations.report import build_report
-from ablations.results import CELL_COLUMNS, DISTANCE_COLUMNS, empty_results, make_frame
-from ablations.table_files import csv_text, latex_text, markdown, markdown_text, save_table
-from ablations.tables import Table, ablation_table
+from ablations.studies.ncsnv2.sections.style import variant_order, without_ema
 
 
 def _rows(frame: pd.DataFrame, **where: object) -> pd.DataFrame:

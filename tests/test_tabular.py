@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from scorekit.store import DataError
-from scorekit.tabular import TABLES, Whitening, independent_columns, load_table
+from scorekit.data.store import DataError
+from scorekit.data.tabular import TABLES, Whitening, independent_columns, load_table
 
 UCI = Path(__file__).parents[2] / "shared" / "data" / "uci"
 #: name -> rows, D, (train, valid, test)

@@ -6,8 +6,8 @@ from torch import nn
 from torch.func import jvp
 from torch.nn import functional
 
-from scorekit.propagation import ELEMENTWISE
-from scorekit.taylor import Jet, second_order_jet
+from scorekit.derivatives.propagation import ELEMENTWISE
+from scorekit.derivatives.taylor import Jet, second_order_jet
 
 torch.manual_seed(0)
 X, V = (torch.randn(4, 6, dtype=torch.float64) for _ in range(2))

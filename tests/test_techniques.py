@@ -10,24 +10,26 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.distance import pdist
 
-from scorekit.consistent import check_consistent_step_size
-from scorekit.presets import published
-from scorekit.techniques import (
+from scorekit.sampling.consistent import check_consistent_step_size
+from scorekit.techniques.noise_scales import (
     MAX_COVERAGE,
-    affordable_steps,
-    check_step_size,
-    consistent_step_size,
     coverage,
     geometric_sigmas,
     initial_noise_scale,
     ladder_ratio,
-    langevin_step_size,
-    langevin_variance_ratio,
     n_noise_scales,
     noise_scale_ratio,
+)
+from scorekit.techniques.step_size import (
+    affordable_steps,
+    check_step_size,
+    consistent_step_size,
+    langevin_step_size,
+    langevin_variance_ratio,
     steady_state_step_size,
     steady_variance_ratio,
 )
+from scorekit.techniques.table_4 import published
 
 SHARED = Path(__file__).parents[2] / "shared"
 
@@ -109,7 +111,7 @@ def test_equal_images_are_refused():
 
 @pytest.mark.slow
 def test_technique_1_on_every_training_image_of_cifar10_jpeg(tmp_path):
-    from scorekit.data import prepare
+    from scorekit.data.registry import prepare
 
     archive = SHARED / "data" / "cifar10-jpeg.tar.xz"
     if not archive.exists():

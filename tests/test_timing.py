@@ -2,7 +2,7 @@
 
 import torch
 
-from scorekit.timing import time_by_turns
+from scorekit.runtime.timing import time_by_turns
 
 
 def test_all_run_in_every_round_in_an_order_that_flips():

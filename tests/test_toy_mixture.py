@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from kernels.philox import philox_key
-from scorekit import toy_mixture
-from scorekit.energy_models import MLPEnergy
+from scorekit.data import toy_mixture
+from scorekit.models.energy import MLPEnergy
 
 KEY = philox_key(0)
 

@@ -17,17 +17,20 @@ from tiny_training import SETTINGS
 
 from kernels.philox import Stream, philox_integers, philox_key, philox_normal
 from kernels.precision import float32_precision
-from scorekit import held_out_loss, training
-from scorekit.checkpoints import load_tensors, save_tensors
-from scorekit.compilation import compile_unavailable_reason
-from scorekit.data import prepare
-from scorekit.ema import ema_update
+from scorekit.checkpoints.store import snapshot_path
+from scorekit.checkpoints.tensors import load_tensors, save_tensors
+from scorekit.data.registry import prepare
 from scorekit.files import CorruptFile
-from scorekit.objectives import augment
-from scorekit.projections import projections
-from scorekit.score_matching import annealed_score_matching_loss
-from scorekit.train_settings import OtherSettings
-from scorekit.training import Diverged, Stopped, Trainer, load_snapshot, snapshot_path
+from scorekit.objectives.projections import projections
+from scorekit.objectives.score_matching import annealed_score_matching_loss
+from scorekit.runtime.compilation import compile_unavailable_reason
+from scorekit.runtime.interruption import Diverged, Stopped
+from scorekit.techniques.ema import ema_update
+from scorekit.training import held_out_loss
+from scorekit.training.batches import augment
+from scorekit.training.networks import load_snapshot
+from scorekit.training.settings import OtherSettings
+from scorekit.training.trainer import Trainer
 
 
 @pytest.fixture(scope="module")
@@ -196,9 +199,9 @@ def test_a_killed_process_resumes_bit_for_bit(digits, undisturbed, tmp_path):
         import sys
         from pathlib import Path
         import torch
-        from scorekit.data import prepare
-        from scorekit.train_settings import TrainSettings
-        from scorekit.training import Trainer
+        from scorekit.data.registry import prepare
+        from scorekit.training.settings import TrainSettings
+        from scorekit.training.trainer import Trainer
         torch.set_num_threads({torch.get_num_threads()})
         settings = TrainSettings(**{vars(SETTINGS)!r})
         dataset = prepare("digits", {str(digits.directory.parent)!r})
@@ -410,7 +413,7 @@ def test_ema_weights_are_the_average_of_the_weights_after_each_step(digits, tmp_
         seen.append([p.detach().double().clone() for p in parameters])
         ema_update(averaged, parameters, momentum)
 
-    monkeypatch.setattr("scorekit.training.ema_update", spy)
+    monkeypatch.setattr("scorekit.training.trainer.ema_update", spy)
     settings = replace(SETTINGS, iterations=5, ema_momentum=0.9)
     trainer = Trainer(settings, digits, tmp_path, compile=False)
     average = [p.detach().double().clone() for p in trainer.network.parameters()]

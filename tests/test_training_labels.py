@@ -1,10 +1,11 @@
 import dataclasses
 
-from ablations.cells import DataFacts
-from ablations.resolution import resolve
-from ablations.settings import BUDGETS, apply_overrides
-from ablations.training_labels import training_labels
-from ablations.variants import parse_variant
+from ablations.engine.settings import apply_overrides
+from ablations.pipeline.data import DataFacts
+from ablations.pipeline.training_labels import training_labels
+from ablations.studies.ncsnv2.resolution import resolve
+from ablations.studies.ncsnv2.settings import BUDGETS
+from ablations.studies.ncsnv2.variants import parse_variant
 
 DATA = DataFacts(
     name="digits",

@@ -7,13 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.metrics import (
-    FeatureStatistics,
-    MetricError,
-    feature_statistics,
-    frechet_distance,
-)
-from scorekit.uncertainty import bootstrap_interval, extrapolate_distance
+from scorekit.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
+from scorekit.metrics.spaces import MetricError
+from scorekit.metrics.uncertainty import bootstrap_interval, extrapolate_distance
 
 
 def gaussian(d: int, shift: float) -> FeatureStatistics:

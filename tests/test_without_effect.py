@@ -2,11 +2,12 @@ import pytest
 from test_cells import cell, facts
 
 from ablations.command_line import make_plan, parse_arguments
-from ablations.grids import Row
+from ablations.engine.settings import apply_overrides
 from ablations.launch import main
-from ablations.settings import LADDER_SETTINGS, Settings, apply_overrides
-from ablations.variants import Variant
-from ablations.without_effect import describe_without_effect, without_effect
+from ablations.studies.ncsnv2.grids import Row
+from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings
+from ablations.studies.ncsnv2.variants import Variant
+from ablations.studies.ncsnv2.without_effect import describe_without_effect, without_effect
 
 #: Another value than the paper's or the preset's, of every setting of the ladder.
 OTHER = dict(zip(LADDER_SETTINGS, (30.0, 0.02, 7, 0.1, 3, 1e-6), strict=True))

@@ -6,21 +6,17 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from ablations import cells, drawing, measuring, work
-from ablations.collect import collect
-from ablations.failures import read_failure
-from ablations.jobs import (
-    Context,
-    final_stages,
-    job_is_done,
-    more_jobs,
-    plan_jobs,
-    selected_iterations,
-)
-from ablations.manifest import load_manifest
-from scorekit import samplers
-from scorekit.memory import BatchTooLarge
-from scorekit.training import Stopped
+from ablations.engine import run
+from ablations.engine.context import Context
+from ablations.engine.failures import read_failure
+from ablations.engine.manifest import load_manifest
+from ablations.pipeline import cell, measuring, sampling
+from ablations.pipeline.collect import collect
+from ablations.pipeline.jobs import final_stages, job_is_done, more_jobs, plan_jobs
+from ablations.pipeline.selection import selected_iterations
+from scorekit.runtime.interruption import Stopped
+from scorekit.runtime.memory import BatchTooLarge
+from scorekit.sampling import langevin
 
 
 def context(out, data_root, **changes):
@@ -56,7 +52,7 @@ def test_a_job_without_its_dumps_is_not_done(copy):
     assert job_is_done(job, where)
     shutil.rmtree(out / "samples")
     assert not job_is_done(job, where)
-    work.run_job(job, where)
+    run.run_job(job, where)
     assert job_is_done(job, where)
     assert len(list((out / "samples").iterdir())) == 2
 
@@ -68,7 +64,7 @@ def test_the_sampling_batch_changes_no_sample_beyond_rounding(copy, batch):
     shutil.rmtree(out / "stages" / "distance")
     shutil.rmtree(out / "stages" / "features")
     shutil.rmtree(out / "stages" / "sample")
-    work.run_job(job, context(out, out / "data", sampling_batch=batch))
+    run.run_job(job, context(out, out / "data", sampling_batch=batch))
     after = sample_bytes(out)
     assert after
     for name, data in after.items():
@@ -87,8 +83,8 @@ def test_a_whole_job_compiles_each_step_once(copy, monkeypatch):
     def compiled(function, *, enable, device):
         return torch.compile(function, backend=counted, fullgraph=True, dynamic=False)
 
-    monkeypatch.setattr(samplers, "compiled", compiled)
-    work.run_job(job, context(out, out / "data"))
+    monkeypatch.setattr(langevin, "compiled", compiled)
+    run.run_job(job, context(out, out / "data"))
     # The Langevin step and the denoising step, over two snapshots and two blocks of samples.
     assert counted.frame_count == 2
     torch._dynamo.reset()
@@ -100,7 +96,7 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
     for kind in ("distance", "features", "sample"):
         shutil.rmtree(out / "stages" / kind)
     drawn = []
-    original = drawing.AnnealedLangevin.sample
+    original = sampling.AnnealedLangevin.sample
 
     def counting(self, index, *arguments, **keywords):
         if len(drawn) == 1:
@@ -109,12 +105,12 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
         drawn.append(index.tolist())
         return original(self, index, *arguments, **keywords)
 
-    monkeypatch.setattr(drawing.AnnealedLangevin, "sample", counting)
+    monkeypatch.setattr(sampling.AnnealedLangevin, "sample", counting)
     where = context(out, out / "data", sampling_batch=2)
     with pytest.raises(KeyboardInterrupt):
-        work.run_job(job, where)
+        run.run_job(job, where)
     assert len(list((out / "stages" / "sample").rglob("chunk-0-2.pt"))) == 1
-    work.run_job(job, where)
+    run.run_job(job, where)
     assert drawn[2] == [2, 3]  # the first two were not drawn again
     assert not list((out / "stages" / "sample").rglob("chunk-*"))
     for name, data in sample_bytes(out).items():
@@ -131,10 +127,10 @@ def test_a_stopped_evaluation_leaves_no_failure_and_continues_to_the_same_bytes(
     where = context(out, out / "data")
     count = iter(range(10**6))
     with pytest.raises(Stopped, match="stopped"):
-        work.run_job(job, where, stop=lambda: next(count) >= asked)
+        run.run_job(job, where, stop=lambda: next(count) >= asked)
     assert read_failure(out, job.name) is None
     assert not job_is_done(job, where)
-    work.run_job(job, where)
+    run.run_job(job, where)
     assert job_is_done(job, where)
     after = sample_bytes(out)
     assert after
@@ -151,7 +147,7 @@ def test_a_job_stopped_whenever_it_is_asked_ends_all_the_same(copy):
     while not job_is_done(job, context(out, out / "data")):
         count = iter(range(10**6))
         try:
-            work.run_job(job, context(out, out / "data"), stop=lambda count=count: next(count) >= 8)
+            run.run_job(job, context(out, out / "data"), stop=lambda count=count: next(count) >= 8)
         except Stopped:
             stops += 1
             assert stops < 50
@@ -165,7 +161,7 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same_samples(copy, mo
     before = sample_bytes(out)
     for kind in ("distance", "features", "sample", "quality"):
         shutil.rmtree(out / "stages" / kind)
-    original = drawing.AnnealedLangevin.sample
+    original = sampling.AnnealedLangevin.sample
     sizes = []
 
     def small(self, index, *arguments, **keywords):
@@ -174,8 +170,8 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same_samples(copy, mo
             raise torch.OutOfMemoryError("out of memory")
         return original(self, index, *arguments, **keywords)
 
-    monkeypatch.setattr(drawing.AnnealedLangevin, "sample", small)
-    work.run_job(job, context(out, out / "data"))
+    monkeypatch.setattr(sampling.AnnealedLangevin, "sample", small)
+    run.run_job(job, context(out, out / "data"))
     assert sizes.count(4) == 1
     assert set(sizes) == {2, 4}
     assert "sampling: out of memory with a batch of 4; going on with batches of 2" in caplog.text
@@ -194,9 +190,9 @@ def test_a_device_too_small_for_one_image_is_a_clear_failure(copy, monkeypatch):
     def full(self, *arguments, **keywords):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(drawing.AnnealedLangevin, "sample", full)
+    monkeypatch.setattr(sampling.AnnealedLangevin, "sample", full)
     with pytest.raises(BatchTooLarge, match="not even a batch of 1"):
-        work.run_job(job, context(out, out / "data"))
+        run.run_job(job, context(out, out / "data"))
     assert "not even a batch of 1" in read_failure(out, job.name)["message"]
 
 
@@ -207,7 +203,7 @@ def test_neighbours_of_blocks_are_those_of_the_whole_split(copy, monkeypatch, sn
 
     def found(data_root):
         where = context(out, data_root)
-        work.run_job(job, where)
+        run.run_job(job, where)
         (shown,) = (s for s in collect(out).neighbours if s.snapshot == snapshot)
         (stage,) = final_stages(job, selected_iterations(job.cell, where.store))
         assert where.store.result(stage)["n_searched"] == shown.n_searched == job.cell.data.n_train
@@ -225,7 +221,7 @@ def test_neighbours_of_blocks_are_those_of_the_whole_split(copy, monkeypatch, sn
     # The first block differs too, so that it must be made again.
     for n in (400, 1499):
         shutil.rmtree(out / "data" / "reference")
-        for module in (cells, measuring):
+        for module in (cell, measuring):
             monkeypatch.setattr(module, "MAX_REFERENCE", n)
         _, parts = found(out / "data")
         assert set(parts) == set(whole)

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scorekit.checkpoints import load_tensors
+from scorekit.checkpoints.tensors import load_tensors
 
 ROOT = Path(__file__).parents[1]
 

@@ -1,6 +1,6 @@
 """A training run of seconds: 24 iterations, four snapshots."""
 
-from scorekit.train_settings import TrainSettings
+from scorekit.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(
     architecture="32-64",

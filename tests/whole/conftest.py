@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ablations import reproduce
 from scorekit.files import read_sealed_json, write_sealed_json
 
 # Two variants that differ in every group, and two other ways to sample one of them.
@@ -57,8 +58,9 @@ def whole(tmp_path_factory):
     photographs of three with flips; ``--reference test``. The last NCSNv2 has neighbours, and pairs
     of samples that are interpolated. In bfloat16 the two denoise settings choose two snapshots.
     """
-    from ablations import launch, resolution
+    from ablations import launch
     from ablations.command_line import make_plan, parse_arguments
+    from ablations.studies.ncsnv2 import resolution
 
     folder = tmp_path_factory.mktemp("whole")
     _photographs(folder / "photos")
@@ -84,7 +86,7 @@ def whole(tmp_path_factory):
             plan = make_plan(parse_arguments(flags))
             chosen = [cell for cell in plan.cells if cell.label == "NCSNv2"]
             for kind in ("interpolate", "neighbours"):
-                assert launch.run_more(plan, kind, chosen[-1:], snapshot="selected") == {}
+                assert reproduce.run_more(plan, kind, chosen[-1:], snapshot="selected") == {}
     torch.set_num_threads(threads)
     return folder / "fp32", folder / "bf16"
 

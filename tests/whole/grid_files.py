@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scorekit.store import open_store
+from scorekit.data.store import open_store
 
 
 @dataclass

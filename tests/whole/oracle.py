@@ -13,8 +13,8 @@ from scipy.optimize import brentq
 from scipy.spatial.distance import cdist, pdist
 from scipy.special import logsumexp, ndtr
 
-from scorekit.extractors import EXTRACTORS
-from scorekit.networks import ScoreNetwork
+from scorekit.metrics.extractors import EXTRACTORS
+from scorekit.models.score_network import ScoreNetwork
 
 LANGEVIN, INITIAL, PERTURBATION, NOISE_LEVEL, DEQUANTISATION = 0, 1, 2, 3, 5
 TEST_STEP = 2**32 - 1  # the test loss's noise: a step that no iteration has

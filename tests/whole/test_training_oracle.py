@@ -15,9 +15,11 @@ import pytest
 import torch
 import training_oracle
 
-from scorekit.store import Dataset
-from scorekit.train_settings import TrainSettings
-from scorekit.training import Trainer, load_snapshot, snapshot_path
+from scorekit.checkpoints.store import snapshot_path
+from scorekit.data.store import Dataset
+from scorekit.training.networks import load_snapshot
+from scorekit.training.settings import TrainSettings
+from scorekit.training.trainer import Trainer
 
 # Five epochs of 30 images in batches of 8, which run across their ends; Adam's epsilon is large
 # lest a weight whose gradient is a rounding error takes a whole step.

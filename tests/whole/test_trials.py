@@ -9,8 +9,8 @@ import trials_oracle
 from tiny_trials import command, wine
 from trials_oracle import NAMES, Trials
 
-from ablations.finite_difference_comparisons import comparison_table
-from ablations.finite_difference_results import collect_trials
+from ablations.studies.finite_difference.results import collect_trials
+from ablations.studies.finite_difference.sections.comparisons import comparison_table
 
 pytestmark = pytest.mark.slow
 
@@ -19,14 +19,14 @@ PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    from ablations import finite_difference
     from ablations.launch import main
+    from ablations.studies.finite_difference import study
 
     folder = tmp_path_factory.mktemp("trials")
     flags = command(folder / "out", "--data-root", str(wine(folder / "data")))
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(finite_difference, "refresh_report", lambda out, build: out)
+        patch.setattr(study, "refresh_report", lambda out, build: out)
         assert main(flags) == 0
     torch.set_num_threads(threads)
     return folder / "out"

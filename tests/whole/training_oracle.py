@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from kernels.dispatch import plain_operations
-from scorekit.networks import ScoreNetwork
+from scorekit.models.score_network import ScoreNetwork
 
 NOISE, LEVEL, FLIP, DEQUANTISATION, PROJECTION = 2, 3, 4, 5, 7
 TEST_STEP = 0xFFFFFFFF

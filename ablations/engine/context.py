@@ -1,0 +1,36 @@
+"""Where and how jobs run."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ablations.engine.stages import StageStore
+from scorekit.runtime.distributed import World
+
+
+@dataclass(frozen=True, kw_only=True)
+class Context:
+    """Where and how jobs run: nothing here can change a result beyond rounding."""
+
+    out: Path
+    data_root: Path
+    device: str
+    threads: int
+    compile: bool
+    sampling_batch: int
+    inception_weights: Path | None = None
+    accumulation: int = 1
+    world: World = field(default_factory=World)  # this process's place among a job's ranks
+
+    @cached_property
+    def store(self) -> StageStore:
+        """The stages' folders; kept, because it remembers which files it has checked.
+
+        What is known of real images stands beside them: every grid on them shares it.
+        """
+        return StageStore(self.out / "stages", {"reference": self.data_root}, self.world)
+
+    @property
+    def samples(self) -> Path:
+        """The folder of the sample dumps."""
+        return self.out / "samples"

@@ -1,0 +1,229 @@
+"""Cells: a variant on a dataset with a seed, every setting resolved, and the stages they share."""
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+from typing import Any
+
+from torch import Tensor
+
+from ablations.engine.stages import Stage
+from ablations.pipeline.data import DataFacts
+from ablations.studies.ncsnv2.variants import Variant
+from scorekit.models.score_network import ARCHITECTURES
+from scorekit.techniques.noise_scales import geometric_sigmas
+from scorekit.training.settings import TrainSettings
+
+#: Pairs of samples that are interpolated, and images between the two of a pair (App. B.2).
+N_PAIRS, N_BETWEEN = 6, 8
+#: Training images shown beside each sample, nearest first.
+N_NEIGHBOURS = 8
+#: The most real images whose features are taken, and in memory, at a time: a random block of them
+#: stands for a larger split in a distance, and neighbours are searched for block by block.
+MAX_REFERENCE = 50_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One row of the ablation, resolved: nothing in it depends on where or how it is run."""
+
+    data: DataFacts
+    variant: Variant
+    seed: int
+    train: TrainSettings
+    sampler: str
+    sampling_levels: int  # L when sampling; the training's, unless the row sets another
+    n_steps_each: int
+    step_size: float
+    step_rule: str  # what gave it: "Technique 4", "steady state", "consistent", "Table 4", "given"
+    reference: str
+    n_selection: int
+    n_final: int
+    n_loss: int
+    n_dump: int
+    row: str = ""  # what sets its sampling apart from its variant's own row: "consistent", "25×1"
+
+    @property
+    def label(self) -> str:
+        """The variant, and how it is sampled where that is not its own way: "NCSNv2, 25×1"."""
+        return self.variant.name + (f", {self.row}" if self.row else "")
+
+    @property
+    def slug(self) -> str:
+        """The label for files and flags, in ASCII: ncsnv2, ncsnv2-25x1, ncsnv2-eps1e-05."""
+        row = self.row.lower().replace("×", "x").replace("ε=", "eps").replace(", ", "-")
+        return self.variant.slug + (f"-{row}" if row else "")
+
+    @property
+    def name(self) -> str:
+        """dataset/row/seed, as ``--only`` matches it and the tables show it."""
+        return f"{self.data.name}/{self.slug}/seed{self.seed}"
+
+    @property
+    def score_evaluations(self) -> int:
+        """Network evaluations per sample, with the denoising step."""
+        if self.sampler == "consistent":
+            return (self.sampling_levels - 1) * self.n_steps_each + 1
+        return self.sampling_levels * self.n_steps_each + 1
+
+    @property
+    def sampling_sigmas(self) -> Tensor:
+        """The ladder that samples descend, float32 (L,): the training's ends, L levels."""
+        train = self.train
+        return geometric_sigmas(train.sigma_begin, train.sigma_end, self.sampling_levels)
+
+    def train_stage(self) -> Stage:
+        """Training: shared by the cells that differ in Technique 5 only."""
+        return self._train_stage
+
+    @cached_property
+    def _train_stage(self) -> Stage:
+        # Kept with its digest, which every job and every later stage of the cell asks for.
+        settings = _values(self.train) | {"data": self.data.fingerprint}
+        # The first revision is left out, so that a change of one network renames no other's.
+        if (revision := ARCHITECTURES[self.train.architecture].revision) > 1:
+            settings["architecture_revision"] = revision
+        return Stage("train", settings)
+
+    def sample_stages(self, iteration: int, *, final: bool) -> list[Stage]:
+        """Trajectories from a snapshot: the selection's samples and, for the full number, the rest.
+
+        The final set begins with the selection's samples, so no trajectory is run twice.
+        """
+        bounds = [(0, self.n_selection)]
+        if final and self.n_final > self.n_selection:
+            bounds.append((self.n_selection, self.n_final))
+        return [_sample_stage(self, iteration, start, stop) for start, stop in bounds]
+
+    def interpolation_stage(self, iteration: int) -> Stage:
+        """Pairs of samples and what lies between them (App. B.2); with both denoise settings."""
+        settings = {"pairs": N_PAIRS, "between": N_BETWEEN, "mix_seed": (self.seed + 2**31) % 2**32}
+        return Stage("interpolate", self._sampling(iteration) | settings, (self.train_stage(),))
+
+    def _sampling(self, iteration: int) -> dict[str, Any]:
+        return {
+            "weights": self.variant.weights,
+            "iteration": iteration,
+            "sampler": self.sampler,
+            "n_levels": self.sampling_levels,
+            "n_steps_each": self.n_steps_each,
+            "step_size": self.step_size,
+            "seed": self.seed,
+            "precision": self.train.precision,
+            "shape": [self.data.channels, self.data.image_size, self.data.image_size],
+        }
+
+    def loss_stage(self, iteration: int) -> Stage:
+        """The loss of a snapshot on training and test images, equally many of each."""
+        n = min(self.n_loss, self.data.n_train, self.data.n_test)
+        settings = {
+            "weights": self.variant.weights,
+            "iteration": iteration,
+            "n": n,
+            # A small split is gone through several times, each time with other noise.
+            "draws": -(-self.n_loss // n),
+        }
+        return Stage("loss", settings, (self.train_stage(),))
+
+    def distance_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
+        """The Fréchet distance of samples from one snapshot."""
+        return _measured_stage(self, "distance", iteration, denoise, final)
+
+    def quality_stage(self, iteration: int, *, denoise: bool) -> Stage:
+        """All other metrics of the final samples, and the uncertainty of their distance."""
+        return _measured_stage(self, "quality", iteration, denoise, True)
+
+    def neighbour_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
+        """The nearest of all training images of a snapshot's samples, and of held-out images."""
+        features = self._feature_stages(iteration, denoise=denoise, final=final)
+        settings = {"neighbours": N_NEIGHBOURS, "flip": self.data.flip, "n_held_out": self.n_final}
+        return Stage("neighbours", settings, (*self.training_blocks(), *features))
+
+    def training_blocks(self) -> tuple[Stage, ...]:
+        """Features of all training images, in blocks; the first are those of a distance."""
+        n = -(-self.data.n_train // MAX_REFERENCE)
+        return tuple(_reference_stage(self.data, "train", block) for block in range(n))
+
+    def _feature_stages(self, iteration: int, *, denoise: bool, final: bool) -> tuple[Stage, ...]:
+        return tuple(
+            _feature_stage(self.data, sample, denoise)
+            for sample in self.sample_stages(iteration, final=final)
+        )
+
+    def reference_stage(self) -> Stage:
+        """Features and statistics of the real images."""
+        return _reference_stage(self.data, self.reference)
+
+    def baseline_stage(self) -> Stage:
+        """Distances of noise, of a Gaussian fitted to the pixels and of held-out real images."""
+        return _baseline_stage(self.data, self.reference, self.n_final)
+
+    def with_seed(self, seed: int) -> "Cell":
+        """Return the same cell with another seed."""
+        train = dataclasses.replace(self.train, seed=seed)
+        return dataclasses.replace(self, seed=seed, train=train)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cell as JSON values; :func:`cell_from_json` reads them back."""
+        parts = {name: _values(getattr(self, name)) for name in ("data", "variant", "train")}
+        return _values(self) | parts
+
+
+def image_sizes(cells: Iterable[Cell]) -> list[int]:
+    """Return the sides of the images that cells are of, each once, the smallest first."""
+    return sorted({cell.data.image_size for cell in cells})
+
+
+def _values(record: Any) -> dict[str, Any]:
+    """Return a dataclass's fields as they are: ``asdict`` copies deeply, at ten times the price."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+
+
+# Asked for again and again while a cell is looked at; kept for about so long, with their digests.
+@lru_cache(maxsize=256)
+def _sample_stage(cell: Cell, iteration: int, start: int, stop: int) -> Stage:
+    settings = cell._sampling(iteration) | {"start": start, "stop": stop}
+    return Stage("sample", settings, (cell.train_stage(),))
+
+
+@lru_cache(maxsize=256)
+def _feature_stage(data: DataFacts, sample: Stage, denoise: bool) -> Stage:
+    space = {"extractor": data.extractor, "extractor_fingerprint": data.extractor_fingerprint}
+    return Stage("features", space | {"denoise": denoise}, (sample,))
+
+
+@lru_cache(maxsize=256)
+def _measured_stage(cell: Cell, kind: str, iteration: int, denoise: bool, final: bool) -> Stage:
+    features = cell._feature_stages(iteration, denoise=denoise, final=final)
+    return Stage(kind, {}, (cell.reference_stage(), *features))
+
+
+# Stages of a dataset and feature space, few in any grid, however many cells share them.
+@lru_cache(maxsize=64)
+def _reference_stage(data: DataFacts, split: str, block: int = 0) -> Stage:
+    settings: dict[str, Any] = {
+        "data": data.fingerprint,
+        "split": split,
+        "extractor": data.extractor,
+        "extractor_fingerprint": data.extractor_fingerprint,
+    }
+    return Stage("reference", settings | ({"block": block} if block else {}))
+
+
+@lru_cache(maxsize=64)
+def _baseline_stage(data: DataFacts, split: str, n: int) -> Stage:
+    settings = {"data": data.fingerprint, "n": n}
+    return Stage("baseline", settings, (_reference_stage(data, split),))
+
+
+def cell_from_json(record: dict[str, Any]) -> Cell:
+    """Return the cell that :meth:`Cell.to_json` gave; raises TypeError or ValueError where bad."""
+    return Cell(
+        **record
+        | {
+            "data": DataFacts(**record["data"]),
+            "variant": Variant(**record["variant"]),
+            "train": TrainSettings(**record["train"]),
+        }
+    )

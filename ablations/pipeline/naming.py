@@ -1,0 +1,33 @@
+"""File names made of names that users give: safe in any folder, and different where those are."""
+
+import hashlib
+import re
+
+from ablations.pipeline.cell import Cell
+
+_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]{0,99}")
+_WITH_DIGEST = re.compile(r".*\+[0-9a-f]{16}")
+#: Folders of images are called "imagefolder:NAME"; their files, as ever, "imagefolder-NAME".
+_FOLDER = "imagefolder"
+
+
+def file_name(text: str) -> str:
+    """Return a file name for a text, another one for each: ASCII, 100 characters at most.
+
+    The text itself where that can be, else what can be kept of it, "+" and 16 digits of its
+    SHA-256.
+    """
+    plain = re.sub(f"^{_FOLDER}:", f"{_FOLDER}-", text)
+    # What another text's name could look like is not kept.
+    doubtful = text.startswith(f"{_FOLDER}-") or _WITH_DIGEST.fullmatch(text)
+    if _PLAIN.fullmatch(plain) and not doubtful:
+        return plain
+    kept = re.sub(r"[^A-Za-z0-9_.,]+", "-", plain).strip("-.,")[:60] or "unnamed"
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{kept}+{digest}"
+
+
+def cell_file_name(cell: Cell) -> str:
+    """Return what the files of a cell are called: data-row-seed, another for each cell's name."""
+    # No slug holds "-ncsn" inside it, so that its beginning is found whatever the data's name is.
+    return f"{file_name(cell.data.name)}-{cell.slug}-seed{cell.seed}"

@@ -1,0 +1,211 @@
+"""From settings to a cell: what the techniques, Table 4 and the budget leave to be derived."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from ablations.pipeline.cell import Cell
+from ablations.pipeline.data import DataFacts
+from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings
+from ablations.studies.ncsnv2.variants import Variant
+from scorekit.models.score_network import architecture_for, check_image_size
+from scorekit.sampling.consistent import check_consistent_step_size
+from scorekit.techniques.noise_scales import (
+    geometric_sigmas,
+    ladder_ratio,
+    n_noise_scales,
+    noise_scale_ratio,
+)
+from scorekit.techniques.step_size import (
+    affordable_steps,
+    check_n_steps_each,
+    check_step_size,
+    consistent_step_size,
+    langevin_step_size,
+    steady_state_step_size,
+)
+from scorekit.techniques.table_4 import (
+    TABLE_4,
+    Published,
+    default_reference,
+    published,
+    published_evaluations,
+)
+from scorekit.training.settings import TrainSettings
+
+
+def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) -> Cell:
+    """Return the cell that these settings mean for a variant on a dataset.
+
+    Derived settings follow the variant's groups: (1,2,4) gives ladder and step size by Techniques
+    say; (3) gives network, learning rate (App. B.1) and dequantisation (as the authors trained
+    each network); (5) the weights that are sampled. Raises ValueError for a value out of range.
+    """
+    row = None if settings.preset is None else _row(settings.preset, variant)
+    ladder = _computed_ladder(settings, data, row) if variant.noise_scales else _NCSN_LADDER
+    sampling = _sampling_ladder(settings, variant, ladder)
+    architecture = settings.architecture or architecture_for(data.image_size)
+    check_image_size(architecture, data.image_size)
+    train = TrainSettings(
+        architecture=architecture,
+        width=settings.width,
+        conditional=not variant.conditioning,
+        sigma_begin=ladder.sigma_begin,
+        sigma_end=ladder.sigma_end,
+        n_levels=ladder.n_levels,
+        iterations=_first(settings.iterations, row and row.iterations, 300_000),
+        batch_size=_first(settings.batch_size, row and row.batch_size, 128),
+        learning_rate=_first(settings.learning_rate, 1e-4 if variant.conditioning else 1e-3),
+        adam_eps=_first(settings.adam_eps, row and row.adam_eps, 1e-8),
+        amsgrad=settings.amsgrad,
+        ema_momentum=settings.ema_momentum,
+        flip=data.flip if settings.flip is None else settings.flip,
+        dequantisation=settings.dequantisation or ("none" if variant.conditioning else "uniform"),
+        objective=settings.objective,
+        fd_epsilon=settings.fd_epsilon if settings.objective.startswith("fd_") else None,
+        precision=settings.precision,
+        snapshot_interval=settings.snapshot_interval,
+        test_interval=settings.test_interval,
+        seed=seed,
+    )
+    return Cell(
+        data=data,
+        variant=variant,
+        seed=seed,
+        train=train,
+        sampler=settings.sampler,
+        sampling_levels=sampling.n_levels,
+        n_steps_each=sampling.n_steps_each,
+        step_size=sampling.step_size,
+        step_rule=sampling.step_rule,
+        reference=settings.reference or default_reference(data.name),
+        n_selection=settings.n_selection,
+        n_final=_first(settings.n_final, max(settings.n_selection, _full_n(data))),
+        n_loss=settings.n_loss,
+        n_dump=settings.n_dump,
+    )
+
+
+def _full_n(data: DataFacts) -> int:
+    """The authors' sample count: App. B.2 states it for CelebA, they said CIFAR-10's elsewhere."""
+    return 50_000 if quoted.family(data.name) == "CIFAR-10" else 10_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Ladder:
+    sigma_begin: float
+    sigma_end: float
+    n_levels: int
+    n_steps_each: int
+    step_size: float
+    step_rule: str
+
+
+def _ladder_of(row: Published) -> _Ladder:
+    return _Ladder(
+        sigma_begin=row.sigma_begin,
+        sigma_end=row.sigma_end,
+        n_levels=row.n_levels,
+        n_steps_each=row.n_steps_each,
+        step_size=row.epsilon,
+        step_rule="Table 4",
+    )
+
+
+#: The same for every dataset (Table 4).
+_NCSN_LADDER = _ladder_of(published("NCSN", "cifar10"))
+
+
+def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> _Ladder:
+    """Return the ladder that samples descend; ValueError for one the sampler or network refuses."""
+    check_n_steps_each(trained.n_steps_each)
+    ladder, levels = trained, settings.sampling_levels
+    if levels is not None:
+        if not variant.conditioning:
+            raise ValueError(
+                f"sampling_levels = {levels:g} needs a network with Technique 3; that of "
+                f"{variant.name} knows its own {trained.n_levels} noise scales only"
+            )
+        n_levels = max(2, round(levels * trained.n_levels)) if levels < 1 else int(levels)
+        ladder = dataclasses.replace(trained, n_levels=n_levels)
+    if ladder.step_rule != "given" and (
+        settings.sampler == "consistent" or ladder.n_levels != trained.n_levels
+    ):
+        ladder = _with_rule(ladder, settings.sampler)
+    if settings.sampler == "consistent":
+        if ladder.n_steps_each > 1 and not variant.conditioning:
+            raise ValueError(
+                f"sampler = 'consistent' with n_steps_each = {ladder.n_steps_each} needs a network "
+                f"with Technique 3, since it refines the noise scales; {variant.name} has none"
+            )
+        check_consistent_step_size(ladder.step_size, _sigmas(ladder), ladder.n_steps_each)
+    else:
+        check_step_size(ladder.step_size, ladder.sigma_end)
+    return ladder
+
+
+def _with_rule(ladder: _Ladder, sampler: str) -> _Ladder:
+    """Return the ladder with the step size that the rule made for its sampling gives."""
+    compute: Callable[[float, float, int], float] = langevin_step_size
+    rule = "Technique 4"
+    if sampler == "consistent":
+        rule, compute = "consistent", consistent_step_size
+    elif ladder.n_steps_each == 1:
+        # Technique 4 looks at one noise scale; with one step at each, samples end with twice the
+        # variance that they should have, on any ladder.
+        rule, compute = "steady state", steady_state_step_size
+    gamma = ladder_ratio(_sigmas(ladder))
+    step_size = compute(gamma, ladder.sigma_end, ladder.n_steps_each)
+    return dataclasses.replace(ladder, step_size=step_size, step_rule=rule)
+
+
+def _sigmas(ladder: _Ladder) -> Tensor:
+    return geometric_sigmas(ladder.sigma_begin, ladder.sigma_end, ladder.n_levels)
+
+
+def _row(preset: str, variant: Variant) -> Published:
+    """Return Table 4's row; a dataset without an NCSN row lends that of NCSNv2 for training."""
+    if not variant.noise_scales and any((r.model, r.dataset) == ("NCSN", preset) for r in TABLE_4):
+        return published("NCSN", preset)
+    return published("NCSNv2", preset)
+
+
+def _computed_ladder(settings: Settings, data: DataFacts, row: Published | None) -> _Ladder:
+    if settings.coverage is not None and settings.n_levels:
+        raise ValueError(
+            f"coverage = {settings.coverage:g} has no effect beside n_levels = "
+            f"{settings.n_levels}, which it would give; leave one of them out"
+        )
+    if row is not None and not any(getattr(settings, name) is not None for name in LADDER_SETTINGS):
+        return _ladder_of(row)
+    sigma_end = _first(settings.sigma_end, row and row.sigma_end, 0.01)
+    sigma_begin = _first(settings.sigma_begin, row and row.sigma_begin, data.max_distance)
+    published_levels = row.n_levels if row is not None and settings.coverage is None else None
+    n_levels = _first(settings.n_levels, published_levels, 0)
+    if n_levels == 0:
+        gamma = noise_scale_ratio(data.dim, _first(settings.coverage, 0.5))
+        n_levels = n_noise_scales(sigma_begin, sigma_end, gamma)
+    evaluations = _first(settings.score_evaluations, published_evaluations(data.image_size))
+    n_steps_each = _first(
+        settings.n_steps_each,
+        row and row.n_steps_each,
+        affordable_steps(evaluations, n_levels),
+    )
+    ladder = _Ladder(
+        sigma_begin=sigma_begin,
+        sigma_end=sigma_end,
+        n_levels=n_levels,
+        n_steps_each=n_steps_each,
+        step_size=_first(settings.step_size, math.nan),
+        step_rule="given",
+    )
+    return ladder if settings.step_size is not None else _with_rule(ladder, "annealed")
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)

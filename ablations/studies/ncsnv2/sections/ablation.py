@@ -1,0 +1,178 @@
+"""The table of the ablation: what every variant scored, or why it has no score."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from ablations.pipeline.results import Results
+from ablations.reporting.table import Table
+from ablations.reporting.wording import distance_text, joined, number, text_or_empty, yes_no
+from ablations.studies.ncsnv2.sections.style import conditions, dataset_order, variant_order
+
+_MEASURE = ["label", "feature_space", "n", "n_reference", "reference"]
+_ABLATION_COLUMNS = [
+    *("kind", "dataset", "variant", "techniques", "weights", "denoise"),
+    *("label", "feature_space", "distance_mean", "distance_std", "n_seeds", "n_seeds_planned"),
+    *("n", "n_reference", "reference", "iteration", "status", "budget"),
+]
+
+
+def ablation_table(results: Results) -> Table:
+    """Final distance of every data set, variant, weights and denoising setting, then references.
+
+    The mean over the seeds that have one, with the sample standard deviation when there are
+    several (Song & Ermon 2020, Section 6, carries the protocol). A cell without a number has a row
+    with its status.
+    """
+    records: list[dict[str, Any]] = []
+    for dataset in dataset_order(results):
+        cells = results.cells[results.cells["dataset"] == dataset]
+        final = results.distances[
+            (results.distances["dataset"] == dataset) & (results.distances["purpose"] == "final")
+        ]
+        keys = set(zip(cells["variant"], cells["weights"], strict=True))
+        keys |= set(zip(final["variant"], final["weights"], strict=True))
+        for variant in variant_order(variant for variant, _ in keys):
+            for weights in sorted(w for v, w in keys if v == variant):
+                for denoise in (False, True):
+                    records += _variant_records(
+                        _of(cells, variant, weights),
+                        _of(final[final["denoise"] == denoise], variant, weights),
+                        {"dataset": dataset, "variant": variant, "weights": weights}
+                        | {"denoise": denoise},
+                    )
+        records += _reference_records(results.references[results.references["dataset"] == dataset])
+    every = dict.fromkeys(_ABLATION_COLUMNS) | {"budget": str(results.run["budget"])}
+    records = [every | record for record in records]
+    raw = pd.DataFrame(records, columns=_ABLATION_COLUMNS)
+    display = pd.DataFrame(
+        {
+            "Dataset": raw["dataset"],
+            "Variant": raw["variant"],
+            "Weights": [text_or_empty(value) or "—" for value in raw["weights"]],
+            "Denoised": [yes_no(value) for value in raw["denoise"]],
+            "Distance ↓": [_distance_cell(record) for record in records],
+            "n": [number(value) for value in raw["n"]],
+            "Reference": [
+                f"{number(r['n_reference'])} {text_or_empty(r['reference'])}".strip()
+                for r in records
+            ],
+            "Checkpoint": [text_or_empty(value) or "—" for value in raw["iteration"]],
+            "Status": raw["status"],
+        },
+        dtype="str",
+    )
+    display["Checkpoint"] = [_thousands(text) for text in display["Checkpoint"]]
+    caption = (
+        "Fréchet distance, lower is better, named with its feature space; n generated images "
+        "against the reference images. Checkpoint: the training iteration with the smallest "
+        f"distance during training{_selection_n(results)}, per seed. With several seeds: mean ± "
+        "sample standard deviation. Reference rows are no model: they say what noise, a Gaussian "
+        f"and real images score. {conditions(results)}"
+    )
+    return Table(
+        name="ablation",
+        title="Ablation",
+        caption=caption,
+        raw=raw,
+        display=display,
+        kinds=tuple(raw["kind"]),
+        numeric=("n", "Checkpoint"),
+    )
+
+
+def _of(frame: pd.DataFrame, variant: str, weights: str) -> pd.DataFrame:
+    return frame[(frame["variant"] == variant) & (frame["weights"] == weights)]
+
+
+def _variant_records(
+    cells: pd.DataFrame, final: pd.DataFrame, key: dict[str, Any]
+) -> list[dict[str, Any]]:
+    there = final[np.isfinite(final["distance"].astype(float))]
+    base = key | {
+        "kind": _kind(cells),
+        "techniques": joined(cells["techniques"].dropna()) or "none",
+        "n_seeds_planned": cells["seed"].nunique(),
+        "n_seeds": 0,
+        "state": " / ".join(sorted(set(cells["status"]) - {"done"})) or "not there",
+        "status": _status(cells, set(there["seed"])),
+    }
+    if there.empty:
+        return [base | {"distance_mean": np.nan, "distance_std": np.nan}]
+    records = []
+    for measure, group in there.groupby(_MEASURE, dropna=False, sort=True):
+        values = group["distance"].astype(float)
+        records.append(
+            base
+            | dict(zip(_MEASURE, measure, strict=True))
+            | {
+                "distance_mean": values.mean(),
+                "distance_std": values.std(ddof=1) if len(values) > 1 else np.nan,
+                "n_seeds": group["seed"].nunique(),
+                "iteration": ";".join(str(i) for i in sorted(set(group["iteration"].dropna()))),
+            }
+        )
+    return records
+
+
+def _reference_records(references: pd.DataFrame) -> list[dict[str, Any]]:
+    return [
+        {
+            "kind": "reference",
+            "dataset": row["dataset"],
+            "variant": row["name"],
+            "label": row["label"],
+            "distance_mean": row["distance"],
+            "n": row["n"],
+            "n_reference": row["n_reference"],
+            "status": "reference" if pd.notna(row["distance"]) else "reference, not measured",
+        }
+        for row in references.to_dict("records")
+    ]
+
+
+def _kind(cells: pd.DataFrame) -> str:
+    statuses = set(cells["status"])
+    if statuses & {"failed", "diverged"}:
+        return "problem"
+    return "pending" if statuses & {"running", "planned"} else "ours"
+
+
+def _status(cells: pd.DataFrame, measured: set[Any]) -> str:
+    if cells.empty:
+        return "not a cell of this grid"
+    many = len(cells) > 1
+    parts = []
+    for row in cells.sort_values("seed").to_dict("records"):
+        state, message = row["status"], text_or_empty(row["message"])
+        if state == "done" and row["seed"] not in measured:
+            state = "done, but no final distance"
+        if state != "done":
+            which = f"seed {row['seed']} " if many else ""
+            parts.append(f"{which}{state}" + (f": {message}" if message else ""))
+    n_done = int((cells["status"] == "done").sum())
+    if many and n_done < len(cells):
+        parts.insert(0, f"{n_done} of {len(cells)} seeds done")
+    return "; ".join(parts) or "done"
+
+
+def _distance_cell(record: dict[str, Any]) -> str:
+    if pd.isna(record["distance_mean"]):
+        # One word here; the whole reason is in the status column.
+        return "—" if record["kind"] == "reference" else record["state"]
+    text = distance_text(record["distance_mean"], record["distance_std"])
+    seeds = record["n_seeds"] or 0
+    return f"{record['label']} {text}" + (f" ({seeds} seeds)" if seeds > 1 else "")
+
+
+def _thousands(text: str) -> str:
+    return " / ".join(f"{int(part):,}" if part.isdigit() else part for part in text.split(";"))
+
+
+def _selection_n(results: Results) -> str:
+    selection = results.distances[results.distances["purpose"] == "selection"]
+    counts = joined(sorted(set(selection["n"].dropna())))
+    return f" (n = {counts})" if counts else ""

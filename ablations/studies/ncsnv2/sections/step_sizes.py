@@ -1,0 +1,89 @@
+"""Published distances against the step size, beside what the rules give on the same ladder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from ablations.pipeline.results import Results
+from ablations.reporting.table import Table
+from ablations.reporting.wording import number, step_rules
+from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.sections.style import dataset_order
+from scorekit.techniques.noise_scales import geometric_sigmas, ladder_ratio
+from scorekit.techniques.step_size import (
+    consistent_step_size,
+    langevin_step_size,
+    steady_state_step_size,
+)
+from scorekit.techniques.table_4 import published
+
+_COLUMNS = ["sampler", "n_steps_each", "adversarial", "epsilon", "fid", "fid_denoised"]
+
+
+def step_size_table(results: Results) -> Table | None:
+    """FID over epsilon as others measured it, and each rule's epsilon; None without CIFAR-10.
+
+    Rows of a rule have no distance: none was measured at exactly its epsilon.
+    """
+    if not any(quoted.family(name) == "CIFAR-10" for name in dataset_order(results)):
+        return None
+    records: list[dict[str, Any]] = []
+    for (sampler, n, adversarial), points in quoted.STEP_SIZE_CURVES.items():
+        key = {"sampler": sampler, "n_steps_each": n, "adversarial": adversarial}
+        rows: list[dict[str, Any]] = [
+            key
+            | {"epsilon": epsilon, "fid": without, "fid_denoised": denoised}
+            | {"source": quoted.STEP_SIZE_SOURCE, "kind": "paper"}
+            for epsilon, without, denoised in points
+        ]
+        rows += [
+            key | {"epsilon": epsilon, "step_rule": rule, "source": "computed", "kind": "reference"}
+            for rule, epsilon in _rules(sampler, n).items()
+        ]
+        records += sorted(rows, key=lambda row: row["epsilon"])
+    raw = pd.DataFrame(records, columns=[*_COLUMNS, "step_rule", "source", "kind"])
+    display = pd.DataFrame(
+        {
+            "Sampler": raw["sampler"],
+            "Steps at each scale": [number(value) for value in raw["n_steps_each"]],
+            "Network": [
+                "NCSNv2 trained with an adversarial term" if value else "NCSNv2"
+                for value in raw["adversarial"]
+            ],
+            "ε": [number(value) for value in raw["epsilon"]],
+            "Rule of ε": raw["step_rule"].fillna("—"),
+            "FID ↓": [number(value) for value in raw["fid"]],
+            "FID, denoised ↓": [number(value) for value in raw["fid_denoised"]],
+            "Source": raw["source"],
+        },
+        dtype="str",
+    )
+    return Table(
+        name="step_sizes",
+        title="Published distance against the step size",
+        caption=(
+            f"Quoted from {quoted.STEP_SIZE_SOURCE}: CIFAR-10, L = 232 from σ₁ = 50 to 0.01, n = "
+            "5,000 samples, EMA 0.9999; points chosen from their curves. None of these distances "
+            "was measured here. Rows without one say where a rule's ε lies among them. "
+            f"{step_rules(raw['step_rule'])}"
+        ),
+        raw=raw,
+        display=display,
+        kinds=tuple(raw["kind"]),
+        numeric=("Steps at each scale", "ε", "FID ↓", "FID, denoised ↓"),
+    )
+
+
+def _rules(sampler: str, n_steps_each: int) -> dict[str, float]:
+    """Each rule's epsilon on Table 4's ladder, Technique 4's for the same steps at each scale."""
+    row = published("NCSNv2", "cifar10")
+    gamma = ladder_ratio(geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels))
+    made = consistent_step_size if sampler == "consistent" else steady_state_step_size
+    return {
+        "Technique 4": langevin_step_size(gamma, row.sigma_end, n_steps_each),
+        "consistent" if sampler == "consistent" else "steady state": made(
+            gamma, row.sigma_end, n_steps_each
+        ),
+    }

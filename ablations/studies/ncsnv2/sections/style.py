@@ -1,0 +1,86 @@
+"""Order, colour and marker of each variant, and the conditions under every caption."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable
+
+from ablations.pipeline.results import Results
+from ablations.reporting.wording import _SUBSCRIPT, is_papers, seeds_text
+
+# The path of the paper's Section 6, with the other subsets of its three groups beside it.
+_VARIANTS = {
+    "NCSN": ("#7d838c", "o"),
+    "NCSN_5": ("#e08e0b", "s"),
+    "NCSN_3": ("#b65f94", "v"),
+    "NCSN_3,5": ("#7a1f4f", "<"),
+    "NCSN_1,2,4": ("#4ba3d9", "P"),
+    "NCSN_1,2,4,5": ("#12906b", "^"),
+    "NCSN_1,2,3,4": ("#c8501e", "X"),
+    "NCSNv2": ("#23449b", "D"),
+}
+_OTHER_COLOURS = ("#6a4c93", "#8a6d3b", "#2a7f86", "#a33b3b", "#4d6b1f", "#5b5b8c")
+
+
+def variant_order(variants: Iterable[str]) -> list[str]:
+    """The variants, each once, in the paper's order, with ones it does not name before NCSNv2.
+
+    Rows that differ in their sampling ("NCSNv2, 25×1") follow the variant's own.
+    """
+    order = list(_VARIANTS)
+
+    def key(variant: str) -> tuple[float, bool, list[tuple[int, str]]]:
+        base = base_variant(variant)
+        place = float(order.index(base)) if base in _VARIANTS else len(order) - 1.5
+        # Numbers in the row's name as numbers: 25×1 comes before 100×1.
+        parts = re.findall(r"\d+|\D+", variant)
+        return place, base != variant, [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
+
+    return sorted(set(variants), key=key)
+
+
+def base_variant(label: str) -> str:
+    """The variant of a row that is sampled or trained in its own way: NCSNv2 of "NCSNv2, 25×1"."""
+    return label.partition(", ")[0]
+
+
+def variant_colour(variant: str) -> str:
+    """The hex colour of a variant, the same in every figure and every run."""
+    if variant in _VARIANTS:
+        return _VARIANTS[variant][0]
+    return _OTHER_COLOURS[zlib.crc32(variant.encode()) % len(_OTHER_COLOURS)]
+
+
+def variant_marker(variant: str) -> str:
+    """The matplotlib marker of a variant: curves stay apart without colour too."""
+    return _VARIANTS[variant][1] if variant in _VARIANTS else "h"
+
+
+def without_ema(variant: str) -> str | None:
+    """The variant that lacks only technique 5, e.g. NCSNv2 -> NCSN_1,2,3,4; None if 5 is absent."""
+    if variant == "NCSNv2":
+        return "NCSN_1,2,3,4"
+    match = _SUBSCRIPT.fullmatch(variant)
+    techniques = match.group(1).split(",") if match else []
+    if "5" not in techniques:
+        return None
+    rest = [technique for technique in techniques if technique != "5"]
+    return "NCSN_" + ",".join(rest) if rest else "NCSN"
+
+
+def dataset_order(results: Results) -> list[str]:
+    """Datasets as the run names them, then any other that has cells, distances or losses."""
+    found = list(results.run["datasets"])
+    for frame in (results.cells, results.distances, results.references, results.losses):
+        found += list(frame["dataset"].dropna())
+    return list(dict.fromkeys(found))
+
+
+def conditions(results: Results) -> str:
+    """The sentence that ends every caption: budget, grid, seeds, and how much is done."""
+    run = results.run
+    own = "the paper's" if is_papers(run) else "not the paper's"
+    done = f"{run['n_done']} of {run['n_cells']} cells done"
+    grid = f"Budget “{run['budget']}” ({own}); grid “{run['grid']}”"
+    return f"{grid}; {seeds_text(results)}; {done}."

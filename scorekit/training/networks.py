@@ -1,0 +1,42 @@
+"""Networks as the trainer builds them, and as its snapshots keep them."""
+
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from scorekit.checkpoints.tensors import load_tensors
+from scorekit.files import CorruptFile
+from scorekit.models.score_network import ScoreNetwork
+from scorekit.training.settings import TrainSettings
+
+
+def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
+    """Return the freshly initialised network of a run, a function of its seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(settings.seed)
+        return ScoreNetwork(
+            settings.architecture,
+            settings.sigmas,
+            conditional=settings.conditional,
+            channels=channels,
+            width=settings.width,
+        )
+
+
+def load_weights(network: ScoreNetwork, path: str | Path, weights: str) -> None:
+    """Give a network a snapshot's "raw" or "ema" weights; CorruptFile where they are not its."""
+    state = load_tensors(path, keys=(weights,))[weights]
+    try:
+        network.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise CorruptFile(path, f"does not fit the network ({error})") from error
+
+
+def load_snapshot(
+    path: str | Path, settings: TrainSettings, channels: int, weights: Literal["raw", "ema"]
+) -> ScoreNetwork:
+    """Return a snapshot's network in evaluation mode; raises CorruptFile for a damaged file."""
+    network = build_network(settings, channels)
+    load_weights(network, path, weights)
+    return network.eval().to(memory_format=torch.channels_last)
