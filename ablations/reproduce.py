@@ -141,7 +141,7 @@ def _run_grid(items: list[Item], flags: Sequence[str], snapshot: str | None) -> 
     for kind, which in dict.fromkeys(wanted):
         if kind is None or which is None:
             continue
-        for name, reason in launch.run_more(plan, kind, cells, snapshot=which).items():
+        for name, reason in run_more(plan, kind, cells, snapshot=which).items():
             print(f"{name}: FAILED: {reason}", file=sys.stderr)
             codes.append(1)
     return max(codes)

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 
 _PACKAGES = ("kernels", "scorekit", "ablations")
-_ROOT = Path(__file__).resolve().parents[1]
+_ROOT = Path(__file__).resolve().parents[2]
 
 
 @lru_cache(maxsize=1)

@@ -14,7 +14,6 @@ from ablations.hype.dumps import HypeDump
 from ablations.hype.ratings import N_EACH, rater_files, read_rounds
 from ablations.reporting.table import Table
 from ablations.reporting.wording import number, yes_no
-from ablations.studies.ncsnv2 import quoted
 
 _LABEL_COLUMNS = {
     **dict.fromkeys(("dump", "name", "model", "dataset"), "string"),
@@ -124,9 +123,9 @@ def hype_table(scores: pd.DataFrame) -> Table:
         row | {"kind": "ours" if row["n_raters"] else "pending", "source": _source(row)}
         for row in ours
     ]
-    for model, *values in quoted.HYPE:
+    for model, *values in HYPE:
         named = dict(zip(("hype", "fakes_error", "reals_error", "std"), values, strict=True))
-        of_paper = {"kind": "paper", "dataset": "CelebA 64", "source": quoted.TABLE_5}
+        of_paper = {"kind": "paper", "dataset": "CelebA 64", "source": TABLE_5}
         rows.append({"model": model} | named | of_paper)
     raw = make_frame(columns, rows)
     models = pd.Series([_model(row) for row in raw.to_dict("records")], dtype="str")

@@ -8,7 +8,7 @@ from scorekit.files import sha256_file
 
 INCEPTION = "inception-v3-compat"
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-WEIGHTS = Path(__file__).parent / "weights"
+WEIGHTS = Path(__file__).parents[1] / "weights"
 #: Which of an extractor's outputs is the feature space of the distance.
 FEATURE_LAYERS = {INCEPTION: "2048", "digits-cnn": "64", "patches-cnn": "64", "cifar-cnn": "96"}
 #: Which of an extractor's outputs are the class logits of the Inception score.
