@@ -41,7 +41,8 @@ from bench.comparisons import (
 from bench.machine import conditions, default_device
 from bench.measurements import RESULTS
 from scorekit.data.pixels import to_float, to_uint8
-from scorekit.data.registry import Dataset, prepare
+from scorekit.data.registry import prepare
+from scorekit.data.store import Dataset
 from scorekit.metrics.features import extract_features
 from scorekit.metrics.frechet import FeatureStatistics, feature_statistics, frechet_distance
 from scorekit.models.score_network import ScoreNetwork

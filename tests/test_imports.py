@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
-ROOT = Path(__file__).parents[1]
 OURS = {"kernels", "scorekit", "ablations", "bench", "tests"}
 ALLOWED = {
     "kernels": {"kernels"},

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from ablations.engine.context import Context
-from scorekit.data.registry import Dataset, prepare
-from scorekit.data.store import check, open_store
+from scorekit.data.registry import prepare
+from scorekit.data.store import Dataset, check, open_store
 from scorekit.files import (
     READ_ONLY,
     CorruptFile,

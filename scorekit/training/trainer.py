@@ -19,7 +19,7 @@ from torch import Tensor
 from kernels.philox import philox_key
 from scorekit.checkpoints.store import CheckpointStore, snapshot_path
 from scorekit.checkpoints.tensors import find_tensors, save_tensors
-from scorekit.data.registry import Dataset
+from scorekit.data.store import Dataset
 from scorekit.files import CorruptFile
 from scorekit.models.score_network import check_image_size
 from scorekit.runtime.compilation import autocast, compile_seconds, compiled, precision_context

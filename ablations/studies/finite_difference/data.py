@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from scorekit.data.embedded import digits_split
-from scorekit.data.registry import Request, known_dataset, prepare
+from scorekit.data.registry import known_dataset, prepare
+from scorekit.data.store import Request
 from scorekit.data.tabular import TABLES, load_table
 from scorekit.files import sha256_file
 

@@ -1,0 +1,1 @@
+"""Deliberate errors, and whether the tests notice them: ``python -m tests.mutants``."""
