@@ -33,8 +33,8 @@ from ablations.pipeline.estimate import describe_plan, describe_warnings
 from ablations.pipeline.jobs import Job, job_is_done, plan_jobs, snapshot_jobs
 from ablations.pipeline.selection import seconds_spent
 from ablations.studies.finite_difference.study import FINITE_DIFFERENCE
-from ablations.studies.ncsnv2.report import build_grid_report
 from ablations.studies.ncsnv2.settings import budget_label
+from ablations.studies.ncsnv2.study import build_grid_report
 
 if TYPE_CHECKING:
     from ablations.executors.slurm.grid import SlurmGrid

@@ -9,9 +9,8 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
-import torch
 from torch import Tensor
 
 try:
@@ -24,6 +23,7 @@ except ImportError:  # no wheels for this platform
 
 Impl = Literal["auto", "triton", "torch"]
 _IMPLS = get_args(Impl)
+_P, _R = ParamSpec("_P"), TypeVar("_R")
 
 #: Replaces ``impl="auto"`` in every call: auto, triton or torch.
 IMPL_VARIABLE = "SCOREKIT_IMPL"
@@ -53,6 +53,15 @@ def plain_operations_asked_for() -> bool:
     return _plain
 
 
+def traced_as_constant(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let torch.compile call a function once, while it traces, and keep what it returned.
+
+    What ``torch.compiler.assume_constant_result`` does, which takes seconds to import.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
 def jit(function: Callable[..., Any]) -> Any:
     """Return ``triton.jit(function)``, or the function as it is where triton is not installed."""
     return function if triton is None else triton.jit(function)
@@ -79,8 +88,8 @@ def unavailable_reason(device_type: str) -> str | None:
     return None
 
 
-# Traced once by torch.compile, whose graphs are specialised on device and dtype anyway.
-@torch._dynamo.assume_constant_result
+# Graphs are specialised on device and dtype anyway.
+@traced_as_constant
 def _use_triton(
     operation: str, impl: str, device_type: str, unsupported: str | None, plain: bool = False
 ) -> bool:

@@ -6,6 +6,8 @@ from typing import Any, Literal
 
 import torch
 
+from kernels.dispatch import traced_as_constant
+
 # torch's newer interface only: once it was used, the older one (allow_tf32,
 # set_float32_matmul_precision) refuses to be read where the two disagree.
 # Typed as Any: torch puts these attributes there at run time.
@@ -30,7 +32,7 @@ def float32_precision(cuda: Literal["ieee", "tf32"] = "ieee") -> Iterator[None]:
 
 
 # Read once by torch.compile, when a graph is traced: it cannot trace the settings.
-@torch._dynamo.assume_constant_result
+@traced_as_constant
 def reduced_precision(device_type: str) -> str | None:
     """Return which float32 products are rounded to fewer bits on such a device, or None."""
     names = ("matmul", "conv", "rnn") if device_type == "cuda" else ("matmul", "conv")

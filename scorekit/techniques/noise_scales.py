@@ -6,7 +6,6 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from scipy.optimize import brentq
 from scipy.special import ndtr
 from torch import Tensor
 
@@ -71,6 +70,8 @@ def noise_scale_ratio(dim: int, target_coverage: float = 0.5) -> float:
         raise ValueError(f"dim = {dim} must be at least 1")
     if not 0 < target_coverage < MAX_COVERAGE:
         raise ValueError(f"coverage = {target_coverage} must lie in (0, {MAX_COVERAGE:.4f})")
+    from scipy.optimize import brentq  # slow to import, and a worker has no need of it
+
     upper = 1.0
     while coverage(upper, dim) > target_coverage:
         upper += 0.5 * upper

@@ -3,7 +3,6 @@
 import math
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 #: The most Langevin steps at a noise scale, a thousand times any published number.
 MAX_STEPS_EACH = 100_000
@@ -89,6 +88,8 @@ def steady_state_step_size(gamma: float, sigma_end: float, n_steps_each: int) ->
 
     # v* falls from infinity, where A gamma^2 = 1, to its minimum, and at r = 1 it is 2 for all T.
     lowest = math.log(-math.expm1(-math.log(gamma) / n_steps_each))
+    from scipy.optimize import minimize_scalar  # slow to import, and a worker has no need of it
+
     found = minimize_scalar(objective, bounds=(lowest, 0.0), method="bounded", options=_TIGHT)
     return float(f"{math.exp(float(found.x)) * sigma_end**2:.4e}")
 

@@ -200,13 +200,3 @@ def _problems(results: Results) -> list[str]:
         + (f" ({cell['message']})" if isinstance(cell["message"], str) else "")
         for cell in cells.to_dict("records")
     ]
-
-
-def build_grid_report(out: Path) -> Path:
-    """Make the report of a grid from its files; return its page."""
-    # Imported here: the figures' libraries would slow down --help, --status and every error.
-    from ablations.pipeline.collect import collect
-
-    pass
-
-    return build_report(collect(out), out / "report")
