@@ -1,6 +1,7 @@
 """What several test files share."""
 
 import os
+import signal
 
 # Read when torch is imported: of workers side by side, and what they start, each has one core.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -11,6 +12,9 @@ import slurm_cluster
 import torch
 from tiny_grid import TOML
 
+# What a script starts in the background ignores SIGINT, and so would all that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 if not torch.cuda.is_available():
     # Read when the kernels are defined, hence before any of them is imported.
     os.environ["TRITON_INTERPRET"] = "1"
@@ -18,8 +22,13 @@ if not torch.cuda.is_available():
 
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, lest one worker ends long after the others."""
-    first = ("test_slurm.py", "test_faults.py", "test_launch.py")
-    items.sort(key=lambda item: first.index(item.path.name) if item.path.name in first else 3)
+    first = ("executors/slurm/test_grid", "whole/test_faults", "ablations/test_launch")
+
+    def place(item):
+        names = "/".join(item.path.with_suffix("").parts[-3:])
+        return next((i for i, name in enumerate(first) if names.endswith(name)), len(first))
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

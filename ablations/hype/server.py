@@ -75,7 +75,7 @@ class HypeServer(http.server.ThreadingHTTPServer):
             autoescape=True,
             undefined=jinja2.StrictUndefined,
         )
-        self.page = environment.get_template("hype_page.html.j2")
+        self.page = environment.get_template("page.html.j2")
 
     def server_bind(self) -> None:
         # http.server's own looks the host's name up, which waits where there is no network.

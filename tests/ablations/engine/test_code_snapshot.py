@@ -20,7 +20,7 @@ def test_a_copy_of_the_code_runs_in_place_of_the_original(tmp_path):
         check=True,
     )
     assert run.stdout.splitlines() == [
-        str(folder / "ablations" / "code_snapshot.py"),
+        str(folder / "ablations" / "engine" / "code_snapshot.py"),
         code_digest(),
     ]
 
@@ -31,7 +31,7 @@ def test_a_copy_is_made_once_and_whole(tmp_path):
     assert snapshot_code(tmp_path) == folder
     assert before == {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     assert folder.name == code_digest()
-    assert (folder / "ablations" / "report.html.j2").exists()
+    assert (folder / "ablations" / "reporting" / "templates" / "report.html.j2").exists()
     assert (folder / "scorekit" / "weights" / "digits-cnn.safetensors").exists()
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 

@@ -62,7 +62,7 @@ def test_a_backend_that_is_not_there_is_forgotten(backend, left):
 def test_every_program_is_fit_for_any_terminal():
     programs = [
         path
-        for path in (ROOT / "ablations").glob("*.py")
+        for path in (ROOT / "ablations").rglob("*.py")
         if '__name__ == "__main__"' in path.read_text(encoding="utf-8")
     ]
     assert len(programs) >= 5

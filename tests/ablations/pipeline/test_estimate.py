@@ -59,7 +59,7 @@ def counted(monkeypatch):
 
     encoder = Encoder(sort_keys=True, allow_nan=False)
     monkeypatch.setattr("ablations.engine.stages._CANONICAL_JSON", encoder)
-    monkeypatch.setattr("ablations.pipeline.jobs.parameter_count", build)
+    monkeypatch.setattr("ablations.pipeline.flops.parameter_count", build)
     monkeypatch.setattr(cell.Cell, "train_stage", train_stage)
     flops._parameters.cache_clear()
     cell._reference_stage.cache_clear()

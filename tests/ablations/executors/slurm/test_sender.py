@@ -14,6 +14,7 @@ from ablations.executors.slurm.grid import SlurmGrid, cancel_all
 from ablations.executors.slurm.settings import slurm_settings
 from ablations.executors.slurm.submissions import load_submissions, save_submission
 from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
+from ablations.studies.ncsnv2.study import build_grid_report
 
 
 @pytest.fixture
@@ -37,6 +38,7 @@ def grid_of(finished, out, *, device="cpu", pairs=(), table=None, without=()):
         settings=slurm_settings(table or {}, list(pairs)),
         jobs=[job for job in everything if job.name not in without],
         known=everything,
+        build_report=build_grid_report,
     )
 
 

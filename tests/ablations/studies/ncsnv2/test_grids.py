@@ -7,7 +7,6 @@ from resolved import facts
 from ablations.engine.settings import apply_overrides
 from ablations.pipeline.data import data_facts
 from ablations.pipeline.jobs import plan_jobs
-from ablations.studies.ncsnv2 import grids
 from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, build_cells, load_grid
 from ablations.studies.ncsnv2.resolution import resolve
 from ablations.studies.ncsnv2.settings import BUDGETS
@@ -212,7 +211,7 @@ def test_a_read_only_data_root_is_used_as_it_is(tmp_path, monkeypatch, caplog):
     def refused(*arguments):
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-    monkeypatch.setattr(grids, "write_sealed_json", refused)
+    monkeypatch.setattr("ablations.pipeline.data.write_sealed_json", refused)
     facts = data_facts("digits", tmp_path, image_size=None, inception_weights=None)
     assert facts.max_distance > 0 and "is read-only" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["digits-v1"]

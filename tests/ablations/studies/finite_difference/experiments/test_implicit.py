@@ -94,7 +94,7 @@ def test_the_caption_gives_each_data_set_its_own_held_out_distance_and_all_setti
 def test_panels_of_one_row_show_the_same_latents_where_a_seed_has_both(tmp_path, monkeypatch):
     drawn = []
     monkeypatch.setattr(
-        "ablations.studies.finite_difference.sections.curves.draw_panels",
+        "ablations.studies.finite_difference.sections.implicit.draw_panels",
         lambda rows, note, what: drawn.extend(rows),
     )
     implicit_picture(finished(tmp_path, digits=(297, 12.5)))
