@@ -23,7 +23,8 @@ except ImportError:  # no wheels for this platform
 
 Impl = Literal["auto", "triton", "torch"]
 _IMPLS = get_args(Impl)
-_P, _R = ParamSpec("_P"), TypeVar("_R")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 #: Replaces ``impl="auto"`` in every call: auto, triton or torch.
 IMPL_VARIABLE = "SCOREKIT_IMPL"

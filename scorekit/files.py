@@ -218,8 +218,9 @@ def save_array(path: str | Path, array: np.ndarray) -> Path:
     return Path(path)
 
 
-def write_file(path: Path, data: bytes | str) -> Path:
-    """Write a file whole or not at all, making its directory; text as UTF-8. Returns `path`."""
+def write_file(path: str | Path, data: bytes | str) -> Path:
+    """Write a file whole or not at all, making its directory; text as UTF-8. Returns its path."""
+    path = Path(path)
     content = data.encode("utf-8") if isinstance(data, str) else data
     path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, lambda file: _write(file, content))

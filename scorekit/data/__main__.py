@@ -173,3 +173,7 @@ def _described(dataset: Dataset) -> str:
         f"{len(dataset.train):,} + {len(dataset.test):,} images of {c}x{h}x{w} "
         f"in {dataset.directory} (fingerprint {dataset.fingerprint[:16]}){left_out}"
     )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

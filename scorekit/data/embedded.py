@@ -8,29 +8,9 @@ from functools import cache
 import numpy as np
 from PIL import Image
 
-from scorekit.data.registry import register_dataset
-from scorekit.data.store import (
-    SPLITS,
-    DataError,
-    Request,
-    Source,
-    Splits,
-)
+from scorekit.data.store import SPLITS, DataError, KnownDataset, Request, Source, Splits
 
-
-def _in_memory(
-    name: str,
-    request: Request,
-    arrays: Callable[[], dict[str, np.ndarray]],
-    image_size: int,
-    flip: bool,
-) -> Source:
-    if request.image_size not in (None, image_size):
-        raise DataError(f"image_size={request.image_size}: {name} has {image_size}; leave it out")
-
-    # A changed rule gets a new number: stores made by the old one are not taken for new ones.
-    return Source(name=name, store=f"{name}-v1", flip=flip, build=lambda: Splits.of(arrays()))
-
+__all__ = ["EMBEDDED", "digits_split", "photo_patches"]
 
 N_DIGITS_TRAIN = 1500
 
@@ -54,18 +34,6 @@ def digits_split(split: str) -> tuple[np.ndarray, np.ndarray]:
     images, labels = _digits()
     part = {"train": slice(0, N_DIGITS_TRAIN), "test": slice(N_DIGITS_TRAIN, None)}[split]
     return images[part], labels[part]
-
-
-@register_dataset("digits", about="8x8 grey, scikit-learn's handwritten digits; embedded")
-def _digits_source(request: Request) -> Source:
-    """Grey (1, 8, 8) digits; see `digits_split`."""
-    return _in_memory(
-        "digits",
-        request,
-        image_size=8,
-        flip=False,
-        arrays=lambda: {split: digits_split(split)[0] for split in SPLITS},
-    )
 
 
 PATCH = 16
@@ -100,13 +68,33 @@ def photo_patches(split: str) -> tuple[np.ndarray, np.ndarray]:
     return np.stack(patches)[order], np.array(places, dtype=np.int64)[order]
 
 
-@register_dataset("patches", about="16x16, patches of two photographs; embedded")
-def _patches_source(request: Request) -> Source:
-    """Patches (3, 16, 16) of two photographs; see `photo_patches`."""
-    return _in_memory(
-        "patches",
-        request,
-        image_size=PATCH,
-        flip=True,
-        arrays=lambda: {split: photo_patches(split)[0] for split in SPLITS},
-    )
+def _known(
+    name: str,
+    image_size: int,
+    split: Callable[[str], tuple[np.ndarray, np.ndarray]],
+    *,
+    about: str,
+    flip: bool,
+) -> KnownDataset:
+    def source(request: Request) -> Source:
+        size = request.image_size
+        if size not in (None, image_size):
+            raise DataError(f"image_size={size}: {name} has {image_size}; leave it out")
+
+        def build() -> Splits:
+            return Splits.of({part: split(part)[0] for part in SPLITS})
+
+        # A changed rule gets a new number: stores made by the old one are not taken for new ones.
+        return Source(name=name, store=f"{name}-v1", flip=flip, build=build)
+
+    return KnownDataset(source=source, spelling=name, about=f"{about}; embedded")
+
+
+EMBEDDED: dict[str, KnownDataset] = {
+    "digits": _known(
+        "digits", 8, digits_split, about="8x8 grey, scikit-learn's handwritten digits", flip=False
+    ),
+    "patches": _known(
+        "patches", PATCH, photo_patches, about="16x16, patches of two photographs", flip=True
+    ),
+}

@@ -6,11 +6,10 @@ import hashlib
 import logging
 import os
 import re
-import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from scorekit.data.embedded import EMBEDDED
 from scorekit.data.image_splits import split_images
 from scorekit.data.imagefolder import Square, list_images, listing_digest, read_images
 from scorekit.data.paper_datasets import PAPER_DATASETS, check_image_size
@@ -29,22 +28,57 @@ from scorekit.files import CorruptFile, set_aside
 
 log = logging.getLogger("scorekit")
 
+IMAGE_RULES = 2  # which files are images, how they are split and how they are shown
 
-KNOWN: dict[str, KnownDataset] = dict(PAPER_DATASETS)
+
+def _imagefolder_source(request: Request) -> Source:
+    """Any folder, tar or zip of images, RGB; see `scorekit.data.imagefolder`."""
+    path = Path(os.path.abspath(os.path.expanduser(request.argument or "")))
+    size, name = request.image_size, f"imagefolder:{path.name}"
+    if size is None:
+        raise DataError(f"{name}: image_size is not set; give it as --set image_size=32")
+    check_image_size(size)
+    # A changed rule gets a new number: stores made by the old one are not taken for new ones.
+    key = f"{IMAGE_RULES}\0{path}\0{size}\0{request.seed}\0{listing_digest(path)}"
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
+
+    def build() -> Splits:
+        listed = list_images(path)
+        names = list(listed)
+        if len(names) < 3:
+            raise DataError(
+                f"imagefolder:{path}: has {len(names)} images; at least 2 to train "
+                "and 1 to test are needed"
+            )
+        splits = split_images(names, request.seed, f"imagefolder:{path}")
+        if len(splits["train"]) < 2:
+            raise DataError(
+                f"imagefolder:{path}: train/ has {len(splits['train'])} image; at "
+                "least 2 are needed"
+            )
+        return Splits(
+            shape=(3, size, size),
+            n_train=len(splits["train"]),
+            n_test=len(splits["test"]),
+            images=partial(read_images, path, listed, splits, Square(size=size)),
+        )
+
+    basename = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:60]
+    return Source(
+        name=name, store=f"imagefolder-{basename}-{size}-{digest}", flip=True, build=build
+    )
 
 
-def register_dataset(
-    name: str, spelling: str | None = None, about: str = ""
-) -> Callable[[Callable[[Request], Source]], Callable[[Request], Source]]:
-    """Register the decorated function as data set `name` (`spelling` is how errors show it)."""
-
-    def register(function: Callable[[Request], Source]) -> Callable[[Request], Source]:
-        if name in KNOWN:
-            raise ValueError(f"data set {name!r} is already registered")
-        KNOWN[name] = KnownDataset(source=function, spelling=spelling or name, about=about)
-        return function
-
-    return register
+#: Every data set by name; one of your own is another entry.
+KNOWN: dict[str, KnownDataset] = {
+    **PAPER_DATASETS,
+    **EMBEDDED,
+    "imagefolder": KnownDataset(
+        source=_imagefolder_source,
+        spelling="imagefolder:PATH",
+        about="any folder, tar or zip of images",
+    ),
+}
 
 
 def known_dataset(name: str) -> KnownDataset:
@@ -103,51 +137,3 @@ def prepare(
                 continue  # another process was faster
             log.warning("data store damaged (%s): set aside as %s, made again", error, aside.name)
     raise DataError(f"dataset={name}: {store} was damaged three times in a row; see the log")
-
-
-IMAGE_RULES = 2  # which files are images, how they are split and how they are shown
-
-
-@register_dataset("imagefolder", "imagefolder:PATH", about="any folder, tar or zip of images")
-def _imagefolder_source(request: Request) -> Source:
-    """Any folder, tar or zip of images, RGB; see `scorekit.data.imagefolder`."""
-    path = Path(os.path.abspath(os.path.expanduser(request.argument or "")))
-    size, name = request.image_size, f"imagefolder:{path.name}"
-    if size is None:
-        raise DataError(f"{name}: image_size is not set; give it as --set image_size=32")
-    check_image_size(size)
-    # A changed rule gets a new number: stores made by the old one are not taken for new ones.
-    key = f"{IMAGE_RULES}\0{path}\0{size}\0{request.seed}\0{listing_digest(path)}"
-    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()[:12]
-
-    def build() -> Splits:
-        listed = list_images(path)
-        names = list(listed)
-        if len(names) < 3:
-            raise DataError(
-                f"imagefolder:{path}: has {len(names)} images; at least 2 to train "
-                "and 1 to test are needed"
-            )
-        splits = split_images(names, request.seed, f"imagefolder:{path}")
-        if len(splits["train"]) < 2:
-            raise DataError(
-                f"imagefolder:{path}: train/ has {len(splits['train'])} image; at "
-                "least 2 are needed"
-            )
-        return Splits(
-            shape=(3, size, size),
-            n_train=len(splits["train"]),
-            n_test=len(splits["test"]),
-            images=partial(read_images, path, listed, splits, Square(size=size)),
-        )
-
-    basename = re.sub(r"[^A-Za-z0-9_.-]", "_", path.name)[:60]
-    return Source(
-        name=name, store=f"imagefolder-{basename}-{size}-{digest}", flip=True, build=build
-    )
-
-
-if __name__ == "__main__":
-    from scorekit.data.__main__ import main
-
-    sys.exit(main())

@@ -1,1 +1,15 @@
-"""UNDOCUMENTED"""
+"""How good samples are, measured in a named feature space.
+
+- spaces: the feature spaces, and what a distance in each is called
+- features: images to features, through torch-fidelity; extractors: the small networks for it
+- frechet: statistics of features and the Fréchet distance (Heusel et al. 2017)
+- sample_quality: Inception score, KID, precision and recall
+- uncertainty: bootstrap intervals, and the distance at infinite n (Chong & Forsyth 2020)
+- neighbours: nearest neighbours of samples among images
+- baselines: images that no model made, as yardsticks
+- train_extractor: ``python -m scorekit.metrics.train_extractor`` trains a small network again
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -4,12 +4,11 @@
 telling from which cell of which photograph a patch was cut, through flips, colour jitter and noise;
 `cifar-cnn` (RGB) on the ten classes of CIFAR-10, from a JPEG copy of quality 75. They are
 registered with torch-fidelity under these names, with the features "64" ("96" for `cifar-cnn`) and
-"logits". Trained again by `python -m scorekit.extractors train NAME`.
+"logits". Trained again by ``python -m scorekit.metrics.train_extractor NAME``.
 """
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -173,8 +172,3 @@ EXTRACTORS: dict[str, type[_SmallExtractor]] = {
 for _name, _class in EXTRACTORS.items():
     if _name not in FEATURE_EXTRACTORS_REGISTRY:  # run as a module, this file is imported twice
         torch_fidelity.register_feature_extractor(_name, _class)
-
-if __name__ == "__main__":
-    from scorekit.metrics.train_extractor import main
-
-    sys.exit(main())

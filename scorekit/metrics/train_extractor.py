@@ -1,4 +1,4 @@
-"""Training the small feature extractors: `python -m scorekit.extractors train NAME`."""
+"""``python -m scorekit.metrics.train_extractor NAME``: train a small feature extractor."""
 
 from __future__ import annotations
 
@@ -174,25 +174,26 @@ def _augment(x: torch.Tensor, name: str, generator: torch.Generator) -> torch.Te
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Command line of `python -m scorekit.extractors`; returns 0, or 2 on bad input."""
-    parser = argparse.ArgumentParser(prog="python -m scorekit.extractors", description=__doc__)
-    command = parser.add_subparsers(dest="command", required=True)
-    parse = command.add_parser("train", help="train an extractor and write its weights")
-    parse.add_argument("name", choices=sorted(EXTRACTORS))
-    parse.add_argument(
+    """Train one from the command line; returns 0, or 2 on bad input."""
+    parser = argparse.ArgumentParser(
+        prog="python -m scorekit.metrics.train_extractor",
+        description="Train a small feature extractor and write its weights.",
+    )
+    parser.add_argument("name", choices=sorted(EXTRACTORS))
+    parser.add_argument(
         "--source",
         type=Path,
         help="for cifar-cnn: a folder or archive of train/<class>/ and test/<class>/ images",
     )
-    parse.add_argument("--seed", type=int, default=0)
-    parse.add_argument("--epochs", type=int, help="default: those of the shipped weights")
-    parse.add_argument(
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, help="default: those of the shipped weights")
+    parser.add_argument(
         "--device",
         choices=("auto", "cpu", "cuda"),
         default="cpu",
         help="default: cpu, as for the shipped weights; auto: cuda where there is one",
     )
-    parse.add_argument("--out", type=Path, help="default: the weights in the package")
+    parser.add_argument("--out", type=Path, help="default: the weights in the package")
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)  # the order of sums, and so the weights, depend on the thread count
     out = arguments.out or WEIGHTS / f"{arguments.name}.safetensors"
@@ -213,3 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         return 2
     print(f"{arguments.name}: accuracy on the test split {accuracy:.4f}; weights in {out}")
     return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-from ablations.studies.finite_difference.experiments.learning import Model
+Model = TypeVar("Model")
 
 
 def seeded(seed: int, build: Callable[[], Model]) -> Model:

@@ -90,7 +90,7 @@ def curvature_propagation_loss(model: Model, x: Tensor, signs: Callable[[int], T
     have E[u o w] = diag H. (A pair of real vectors in place of one with square roots of M, which
     are complex where M is negative and have no gradient where it is zero.) ``signs`` (n) returns n
     independent numbers of mean 0 and variance 1 for each sample, (B, n), as
-    :func:`scorekit.objectives.projections.projections` does. Raises as
+    :func:`scorekit.objectives.directions.projections` does. Raises as
     :func:`approximate_backpropagation_loss`.
     """
     tape, gradient = _record(model, x, "curvature propagation")

@@ -107,7 +107,7 @@ def score_matching_loss(
     """Return the objective of each sample, (B,) in the dtype of ``x``; equations above.
 
     ``model`` maps ``x`` (B, ...) to log densities (B,), with ``energy``, or to scores of x's shape.
-    ``projection`` v and ``noise`` n have x's shape; :mod:`scorekit.objectives.projections` makes
+    ``projection`` v and ``noise`` n have x's shape; :mod:`scorekit.objectives.directions` makes
     the former. ``noise`` and ``sigma``, a number or (B,), come together: dsm and fd_dsm need them,
     every other objective is taken at x + sigma n if they are given. ``epsilon``, a number or (B,),
     is the length of a finite difference's displacement, by default

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from scorekit.models.dkef import DKEF, ScoreMatchingQuadratic
@@ -134,6 +133,8 @@ def fit_dkef(
 
 def best_ridge(train: ScoreMatchingQuadratic, valid: ScoreMatchingQuadratic) -> float:
     """Return the ridge in 1e-10..1e2 whose alpha on ``train`` has the least loss on ``valid``."""
+    from scipy.optimize import minimize_scalar  # slow to import
+
     values, vectors = torch.linalg.eigh(train.gram)
     # A gram matrix has no negative eigenvalue but by rounding.
     values, linear = values.clamp(min=0), vectors.T @ train.linear

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from kernels.philox import Stream, philox_integers, philox_key, philox_normal, philox_uniform
 from scorekit.models.score_network import ScoreNetwork
+from scorekit.objectives.directions import projections
 from scorekit.objectives.dsm import keyed_dsm_loss
-from scorekit.objectives.projections import projections
 from scorekit.objectives.score_matching import (
     Objective,
     annealed_score_matching_loss,

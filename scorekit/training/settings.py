@@ -10,7 +10,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from scorekit.models.score_network import check_architecture
-from scorekit.objectives.projections import ProjectionKind, check_projection_kind
+from scorekit.objectives.directions import ProjectionKind, check_projection_kind
 from scorekit.objectives.score_matching import Objective, ways
 from scorekit.runtime.compilation import PRECISIONS, Precision
 from scorekit.techniques.ema import check_momentum

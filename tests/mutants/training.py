@@ -179,7 +179,7 @@ _OBJECTIVES = [
         ("RELATIVE_EPSILON = 0.02", "RELATIVE_EPSILON = 0.01"),
     ),
     *_of(
-        "scorekit/objectives/projections.py",
+        "scorekit/objectives/directions.py",
         _run("ssm-objective-ssm_vr", "ssm-projection-sphere"),
         (
             "uniform(key, sample_index, step, shape, Stream.PROJECTION)",

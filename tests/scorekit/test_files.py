@@ -201,7 +201,7 @@ def test_a_disk_that_cannot_sync_folders_is_written_to(tmp_path, monkeypatch, nu
 def test_a_text_is_accepted_wherever_a_path_is():
     """Of all public functions of the library; mypy sees to it that those who say so mean it."""
     wrong = []
-    for module in pkgutil.iter_modules(scorekit.__path__, "scorekit."):
+    for module in pkgutil.walk_packages(scorekit.__path__, "scorekit."):
         for name, value in vars(importlib.import_module(module.name)).items():
             if name.startswith("_") or getattr(value, "__module__", "") != module.name:
                 continue

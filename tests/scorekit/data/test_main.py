@@ -84,7 +84,7 @@ def test_a_failed_download_is_one_line(tmp_path, capsys, monkeypatch, name):
 def test_it_runs_as_a_module(tmp_path):
     prepare("digits", tmp_path)
     done = subprocess.run(
-        [sys.executable, "-m", "scorekit.data.registry", "check", "--root", str(tmp_path)],
+        [sys.executable, "-m", "scorekit.data", "check", "--root", str(tmp_path)],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -12,14 +12,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.data import registry
-from scorekit.data.embedded import digits_split, photo_patches
+from scorekit.data.embedded import EMBEDDED, digits_split, photo_patches
+from scorekit.data.paper_datasets import PAPER_DATASETS
 from scorekit.data.pixels import to_float, to_uint8
-from scorekit.data.registry import prepare, register_dataset
-from scorekit.data.store import DataError, Request, Source, Splits, check
+from scorekit.data.registry import KNOWN, prepare
+from scorekit.data.store import DataError, KnownDataset, Request, Source, Splits, check
 from scorekit.files import CorruptFile
 
 # --- built-in sets --------------------------------------------------------------------------------
+
+
+def test_every_data_set_is_known_by_its_own_name_and_none_twice():
+    assert list(KNOWN) == [*PAPER_DATASETS, *EMBEDDED, "imagefolder"]
+    assert len(KNOWN) == len(PAPER_DATASETS) + len(EMBEDDED) + 1
+    assert all(known.spelling.startswith(name) for name, known in KNOWN.items())
 
 
 def test_digits(tmp_path):
@@ -139,10 +145,8 @@ def test_check_names_the_file_with_one_changed_byte(tmp_path, file):
 
 
 def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(registry, "KNOWN", dict(registry.KNOWN))
     state = {"fail": True}
 
-    @register_dataset("interrupted-for-test")
     def source(request: Request) -> Source:
         def images(start):
             for i in range(start, 3):
@@ -157,13 +161,13 @@ def test_an_interrupted_prepare_leaves_nothing(tmp_path, monkeypatch):
             build=lambda: Splits(shape=(1, 8, 8), n_train=2, n_test=1, images=images),
         )
 
+    known = KnownDataset(source=source, spelling="interrupted-for-test")
+    monkeypatch.setitem(KNOWN, "interrupted-for-test", known)
     with pytest.raises(KeyboardInterrupt):
         prepare("interrupted-for-test", tmp_path)
     assert list(tmp_path.iterdir()) == []
     state["fail"] = False
     assert prepare("interrupted-for-test", tmp_path).test.max() == 2
-    with pytest.raises(ValueError, match="already registered"):
-        register_dataset("interrupted-for-test")(source)
 
 
 def _prepare_in_child(root: str, name: str, barrier, queue) -> None:

@@ -18,7 +18,7 @@ from scorekit.derivatives.directional import (
     weights,
 )
 from scorekit.derivatives.displacement import default_epsilon
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 
 torch.manual_seed(0)
 MATRIX = torch.randn(4, 4, dtype=torch.float64)

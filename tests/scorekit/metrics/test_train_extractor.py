@@ -1,6 +1,8 @@
 """Training extractors: deterministic, and from labelled folders of images."""
 
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from places import ROOT
 
 from scorekit.metrics import train_extractor
 from scorekit.metrics.baselines import uniform_noise_samples
@@ -38,7 +41,7 @@ def labelled_folder(path: Path, n_classes: int = 10, splits: tuple[str, ...] = (
 
 def test_cifar_cnn_is_trained_from_labelled_folders(tmp_path, capsys):
     source = labelled_folder(tmp_path / "images")
-    train = ["train", "cifar-cnn", "--source", str(source), "--epochs", "2", "--device", "cpu"]
+    train = ["cifar-cnn", "--source", str(source), "--epochs", "2", "--device", "cpu"]
     threads = torch.get_num_threads()
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         assert train_extractor.main([*train, "--seed", seed, "--out", str(tmp_path / name)]) == 0
@@ -80,7 +83,7 @@ def test_labels_are_the_sorted_class_folders(tmp_path):
 def test_a_source_that_will_not_do_is_one_line(
     tmp_path, capsys, extractor, n_classes, splits, message
 ):
-    arguments = ["train", extractor, "--out", str(tmp_path / "out")]
+    arguments = [extractor, "--out", str(tmp_path / "out")]
     if splits is not None:
         source = labelled_folder(tmp_path / "images", n_classes, splits)
         arguments += ["--source", str(source)]
@@ -90,3 +93,13 @@ def test_a_source_that_will_not_do_is_one_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_it_runs_as_a_module():
+    command = [sys.executable, "-W", "error", "-m", "scorekit.metrics.train_extractor"]
+    done = subprocess.run(
+        [*command, "--help"], capture_output=True, text=True, cwd=ROOT, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "digits-cnn" in done.stdout

@@ -13,7 +13,7 @@ from scorekit.objectives.curvature import (
     approximate_backpropagation_loss,
     curvature_propagation_loss,
 )
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import score_matching_loss
 
 

@@ -12,8 +12,8 @@ from torch.func import grad, hessian, jacrev, vmap
 from kernels.philox import philox_key
 from scorekit.derivatives.displacement import default_epsilon
 from scorekit.models.score_network import ScoreNetwork
+from scorekit.objectives.directions import PROJECTION_KINDS, projections
 from scorekit.objectives.dsm import dsm_loss
-from scorekit.objectives.projections import PROJECTION_KINDS, projections
 from scorekit.objectives.score_matching import (
     OBJECTIVES,
     WAYS,

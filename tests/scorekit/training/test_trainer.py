@@ -22,7 +22,7 @@ from scorekit.checkpoints.store import snapshot_path
 from scorekit.checkpoints.tensors import load_tensors, save_tensors
 from scorekit.data.registry import prepare
 from scorekit.files import CorruptFile
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import annealed_score_matching_loss
 from scorekit.runtime.compilation import compile_unavailable_reason
 from scorekit.runtime.interruption import Diverged, Stopped

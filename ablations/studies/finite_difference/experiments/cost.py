@@ -18,7 +18,7 @@ from ablations.studies.finite_difference.experiments.learning import Found, Prog
 from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.models.energy import ConvEnergy, MLPEnergy
 from scorekit.models.score_network import ScoreNetwork
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import (
     WAYS,
     ModelKind,

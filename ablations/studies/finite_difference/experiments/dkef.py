@@ -17,7 +17,7 @@ from ablations.studies.finite_difference.experiments.learning import (
 from kernels.philox import philox_key
 from scorekit.data.tabular import load_table
 from scorekit.models.normaliser import log_normaliser
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import score_matching_loss
 from scorekit.training.dkef import DKEFObjective, DKEFSettings, fit_dkef
 

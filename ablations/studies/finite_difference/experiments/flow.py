@@ -25,8 +25,8 @@ from scorekit.objectives.curvature import (
     approximate_backpropagation_loss,
     curvature_propagation_loss,
 )
+from scorekit.objectives.directions import projections
 from scorekit.objectives.likelihood import maximum_likelihood_loss
-from scorekit.objectives.projections import projections
 
 LIKELIHOOD, CURVATURE, APPROXIMATE = "mle", "curvature", "approximate"
 

@@ -21,7 +21,7 @@ from scorekit.data.embedded import photo_patches
 from scorekit.data.pixels import to_float
 from scorekit.models.energy import ConvEnergy, EnergyModel
 from scorekit.models.seeded import seeded
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import Way, score_matching_loss
 
 

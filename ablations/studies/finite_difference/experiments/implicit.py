@@ -31,7 +31,7 @@ from scorekit.models.implicit_encoders import (
     likelihood_bound,
 )
 from scorekit.models.seeded import seeded
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import score_matching_loss
 
 VAE, WAE = "vae", "wae"

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kernels.philox import Stream, philox_integers, philox_key, philox_normal
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.rounding import finite_difference_error
 from scorekit.objectives.score_matching import Objective, Way, needs_projection, score_matching_loss
 from scorekit.runtime.timing import synchronise

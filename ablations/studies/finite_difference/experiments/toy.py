@@ -21,7 +21,7 @@ from scorekit.data import toy_mixture
 from scorekit.files import atomic_write
 from scorekit.models.energy import MLPEnergy
 from scorekit.models.seeded import seeded
-from scorekit.objectives.projections import projections
+from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import Objective, score_matching_loss
 
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels.philox import Stream, philox_key, philox_normal
-from scorekit.objectives.projections import PROJECTION_KINDS, projections
+from scorekit.objectives.directions import PROJECTION_KINDS, projections
 
 STEP = torch.tensor(3)
 

@@ -1,0 +1,45 @@
+from .baselines import (
+    pixel_gaussian_samples as pixel_gaussian_samples,
+    uniform_noise_samples as uniform_noise_samples,
+)
+from .extractors import EXTRACTORS as EXTRACTORS, SmallCNN as SmallCNN
+from .features import (
+    Features as Features,
+    extract as extract,
+    extract_features as extract_features,
+    register_extractor as register_extractor,
+)
+from .frechet import (
+    FeatureStatistics as FeatureStatistics,
+    feature_statistics as feature_statistics,
+    frechet_distance as frechet_distance,
+    load_statistics as load_statistics,
+    save_statistics as save_statistics,
+)
+from .neighbours import (
+    Neighbours as Neighbours,
+    nearest_in_blocks as nearest_in_blocks,
+    nearest_neighbours as nearest_neighbours,
+)
+from .sample_quality import (
+    PrecisionRecall as PrecisionRecall,
+    Score as Score,
+    inception_score as inception_score,
+    kernel_distance as kernel_distance,
+    precision_recall as precision_recall,
+)
+from .spaces import (
+    INCEPTION as INCEPTION,
+    MetricError as MetricError,
+    default_extractor as default_extractor,
+    distance_label as distance_label,
+    extractor_digest as extractor_digest,
+    feature_dimension as feature_dimension,
+    metric_label as metric_label,
+)
+from .uncertainty import (
+    Extrapolation as Extrapolation,
+    Interval as Interval,
+    bootstrap_interval as bootstrap_interval,
+    extrapolate_distance as extrapolate_distance,
+)

@@ -1,0 +1,29 @@
+from .ema import ema_update as ema_update
+from .noise_scales import (
+    coverage as coverage,
+    geometric_sigmas as geometric_sigmas,
+    initial_noise_scale as initial_noise_scale,
+    ladder_ratio as ladder_ratio,
+    n_noise_scales as n_noise_scales,
+    noise_scale_ratio as noise_scale_ratio,
+)
+from .propositions import (
+    mixture_responsibilities as mixture_responsibilities,
+    radius_log_density as radius_log_density,
+    responsibility_bound as responsibility_bound,
+)
+from .step_size import (
+    affordable_steps as affordable_steps,
+    consistent_step_size as consistent_step_size,
+    langevin_step_size as langevin_step_size,
+    langevin_variance_ratio as langevin_variance_ratio,
+    steady_state_step_size as steady_state_step_size,
+    steady_variance_ratio as steady_variance_ratio,
+)
+from .table_4 import (
+    TABLE_4 as TABLE_4,
+    Published as Published,
+    default_reference as default_reference,
+    published as published,
+    published_evaluations as published_evaluations,
+)
