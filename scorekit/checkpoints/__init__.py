@@ -2,7 +2,7 @@
 
 - store: the rolling checkpoints and the snapshots of a run
 - tensors: a file of tensors with its own digest
-- export: a training run's newest checkpoint as small files, and back
+- export: a snapshot's weights as one safetensors file; ``python -m scorekit.checkpoints export``
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-from .export import export_checkpoint as export_checkpoint, import_checkpoint as import_checkpoint
+from .export import export_snapshot as export_snapshot, load_exported as load_exported
 from .store import (
     CheckpointStore as CheckpointStore,
     numbered_files as numbered_files,

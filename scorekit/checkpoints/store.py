@@ -1,11 +1,7 @@
-"""Checkpoints that are whole or absent, and checked before they are trusted.
-
-``python -m scorekit.checkpoints export|import`` moves them: :mod:`scorekit.checkpoints.export`.
-"""
+"""Checkpoints that are whole or absent, and checked before they are trusted."""
 
 import logging
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -88,12 +84,6 @@ class CheckpointStore:
             except CorruptFile as error:
                 _log.warning("%s; set aside as %s", error, set_aside(path).name)
         return None
-
-
-if __name__ == "__main__":
-    from scorekit.checkpoints.export import main
-
-    sys.exit(main())
 
 
 def snapshot_path(directory: str | Path, iteration: int) -> Path:

@@ -120,5 +120,5 @@ def check_settings(state: Mapping[str, Any], digest: str, directory: str | Path)
     if (found := state.get("settings", digest)) != digest:
         raise OtherSettings(
             f"{directory}: the checkpoint of iteration {state.get('iteration')} is of other "
-            f"settings or data (digest {found}, not {digest}); remove it, or import another"
+            f"settings or data (digest {found}, not {digest}); remove it, or train elsewhere"
         )

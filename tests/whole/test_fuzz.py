@@ -1,7 +1,6 @@
 """Readers of user input, given anything: a result or one of their own errors; nothing is run."""
 
 import contextlib
-import hashlib
 import io
 import json
 import os
@@ -22,7 +21,7 @@ from ablations.engine.settings import apply_overrides, parse_overrides
 from ablations.hype.dumps import open_dumps
 from ablations.studies.ncsnv2.grids import load_grid
 from ablations.studies.ncsnv2.settings import Settings
-from scorekit.checkpoints.export import INDEX, export_checkpoint, import_checkpoint
+from scorekit.checkpoints.export import export_snapshot, load_exported
 from scorekit.checkpoints.store import CheckpointStore
 from scorekit.checkpoints.tensors import find_tensors, load_tensors, save_tensors
 from scorekit.data.imagefolder import Square, decode_image, list_images
@@ -231,40 +230,15 @@ def test_released_checkpoints(tmp_path, data):
         load_released(path)
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("exported")
-    (folder / "train").mkdir()
-    content = {"iteration": 7, "raw": {"w": torch.ones(2, 3)}, "l": [1.5, None]}
-    CheckpointStore(folder / "train").save(7, content)
-    export_checkpoint(folder / "train", folder / "out")
-    return folder / "out"
-
-
 @anything
 @given(data=st.data())
-def test_indices_of_exported_checkpoints(exported, tmp_path, data):
-    path = exported / INDEX
-    good = path.read_bytes()
-    record = json.loads(good)
-    del record["sha256"]
-
-    def signed(index: object) -> bytes:
-        if isinstance(index, dict):
-            text = json.dumps(index, sort_keys=True)
-            index = index | {"sha256": hashlib.sha256(text.encode()).hexdigest()}
-        return json.dumps(index).encode(errors="replace")
-
-    path.write_bytes(
-        data.draw(st.binary(max_size=50) | mutated(good) | altered(record).map(signed))
-    )
-    try:
-        with contextlib.suppress(CorruptFile, ValueError):
-            import_checkpoint(exported, tmp_path / "train")
-        for made in (tmp_path / "train").glob("*"):
-            made.unlink()
-    finally:
-        path.write_bytes(good)
+def test_exported_weights(tmp_path, data):
+    save_tensors(tmp_path / "snapshot-0000007.pt", {"ema": {"w": torch.ones(2, 3)}})
+    path = tmp_path / "out.safetensors"
+    export_snapshot(tmp_path / "snapshot-0000007.pt", path)
+    path.write_bytes(data.draw(st.binary(max_size=50) | mutated(path.read_bytes())))
+    with contextlib.suppress(CorruptFile):
+        load_exported(path)
 
 
 def picture(kind: str) -> bytes:
