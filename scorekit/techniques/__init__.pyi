@@ -1,4 +1,5 @@
 from .ema import ema_update as ema_update
+from .ladder import STEP_RULES as STEP_RULES, Ladder as Ladder
 from .noise_scales import (
     coverage as coverage,
     geometric_sigmas as geometric_sigmas,
@@ -21,6 +22,7 @@ from .step_size import (
     steady_variance_ratio as steady_variance_ratio,
 )
 from .table_4 import (
+    NCSN_LADDER as NCSN_LADDER,
     TABLE_4 as TABLE_4,
     Published as Published,
     default_reference as default_reference,

@@ -95,9 +95,7 @@ def n_noise_scales(sigma_begin: float, sigma_end: float, gamma: float) -> int:
 
 def geometric_sigmas(sigma_begin: float, sigma_end: float, n_levels: int) -> Tensor:
     """Return the descending geometric ladder sigma_1 ... sigma_L, float32 (L,), index 0 largest."""
-    _check_sigmas(sigma_begin, sigma_end)
-    if not 2 <= n_levels <= MAX_LEVELS:
-        raise ValueError(f"n_levels = {n_levels} must be at least 2 and at most {MAX_LEVELS}")
+    check_ladder(sigma_begin, sigma_end, n_levels)
     return torch.from_numpy(_geomspace(sigma_begin, sigma_end, n_levels)).to(torch.float32)
 
 
@@ -109,6 +107,13 @@ def _geomspace(start: float, stop: float, n: int) -> np.ndarray:
 def ladder_ratio(sigmas: Sequence[float] | Tensor) -> float:
     """Return gamma = (sigma_1 / sigma_L)^(1 / (L - 1)) of a geometric ladder."""
     return float((float(sigmas[0]) / float(sigmas[-1])) ** (1 / (len(sigmas) - 1)))
+
+
+def check_ladder(sigma_begin: float, sigma_end: float, n_levels: int) -> None:
+    """Raise ValueError unless sigma_1, sigma_L and L make a ladder of distinct noise scales."""
+    _check_sigmas(sigma_begin, sigma_end)
+    if not 2 <= n_levels <= MAX_LEVELS:
+        raise ValueError(f"n_levels = {n_levels} must be at least 2 and at most {MAX_LEVELS}")
 
 
 def _check_sigmas(sigma_begin: float, sigma_end: float) -> None:

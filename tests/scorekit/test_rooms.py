@@ -14,7 +14,7 @@ from places import ROOT
 import scorekit
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(scorekit.__path__) if module.ispkg)
-DOCUMENTS = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SLOW_TO_IMPORT = {"torch._dynamo", "pandas", "matplotlib", "torch_fidelity", "scipy.optimize"}
 
 

@@ -24,14 +24,8 @@ from scorekit.checkpoints.tensors import find_tensors, save_tensors
 from scorekit.data.store import Dataset
 from scorekit.files import save_array
 from scorekit.sampling.langevin import AnnealedLangevin
-from scorekit.techniques.noise_scales import (
-    geometric_sigmas,
-    ladder_ratio,
-    n_noise_scales,
-    noise_scale_ratio,
-)
-from scorekit.techniques.step_size import affordable_steps, langevin_step_size
-from scorekit.techniques.table_4 import published, published_evaluations
+from scorekit.techniques.ladder import Ladder
+from scorekit.techniques.table_4 import NCSN_LADDER, published, published_evaluations
 
 N_SAMPLES = 100
 #: The paper's test set; larger ones are drawn from.
@@ -48,15 +42,11 @@ def is_cifar10(facts: DataFacts) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """One way to sample the mixture: the ladder and the dynamics of Algorithm 1."""
+    """One way to sample the mixture: the ladder that Algorithm 1 descends."""
 
     letter: str
     title: str
-    sigma_1: float
-    n_levels: int
-    n_steps_each: int
-    step_size: float
-    sigma_end: float = 0.01
+    ladder: Ladder
 
 
 def arms(facts: DataFacts) -> list[Arm]:
@@ -65,35 +55,17 @@ def arms(facts: DataFacts) -> list[Arm]:
     On CIFAR-10 (c) is Table 4's row, elsewhere what Techniques 1, 2 (C = 0.5) and 4 give.
     """
     if is_cifar10(facts):
-        row = published("NCSNv2", "cifar10")
-        sigma_1, n_levels, step_size = row.sigma_begin, row.n_levels, row.epsilon
-        n_steps_each = row.n_steps_each
+        techniques = published("NCSNv2", "cifar10").ladder
     else:
-        sigma_1 = facts.max_distance
-        n_levels = n_noise_scales(sigma_1, 0.01, noise_scale_ratio(facts.dim))
-        gamma = ladder_ratio(geometric_sigmas(sigma_1, 0.01, n_levels))
-        n_steps_each = affordable_steps(published_evaluations(facts.image_size), n_levels)
-        step_size = langevin_step_size(gamma, 0.01, n_steps_each)
-    ncsn = published("NCSN", "cifar10")
-    techniques = Arm(
-        letter="c",
-        title="Techniques 1, 2, 4",
-        sigma_1=sigma_1,
-        n_levels=n_levels,
-        n_steps_each=n_steps_each,
-        step_size=step_size,
-    )
+        evaluations = published_evaluations(facts.image_size)
+        techniques = Ladder.by_techniques(
+            facts.max_distance, facts.dim, score_evaluations=evaluations
+        )
+    begun_at_1 = replace(techniques, sigma_begin=NCSN_LADDER.sigma_begin)
     return [
-        Arm(
-            letter="b",
-            title="σ₁ = 1, as NCSN",
-            sigma_1=ncsn.sigma_begin,
-            n_levels=ncsn.n_levels,
-            n_steps_each=ncsn.n_steps_each,
-            step_size=ncsn.epsilon,
-        ),
-        techniques,
-        replace(techniques, letter="d", title="(c) but σ₁ = 1", sigma_1=ncsn.sigma_begin),
+        Arm(letter="b", title="σ₁ = 1, as NCSN", ladder=NCSN_LADDER),
+        Arm(letter="c", title="Techniques 1, 2, 4", ladder=techniques),
+        Arm(letter="d", title="(c) but σ₁ = 1", ladder=begun_at_1),
     ]
 
 
@@ -130,17 +102,17 @@ def sample_mixture(
     index = component_index(len(dataset.test), seed)
     components = torch.from_numpy(np.asarray(dataset.test)[index])
     planned = arms(facts)
-    work = [arm.n_levels * arm.n_steps_each for arm in planned]
+    work = [arm.ladder.n_steps for arm in planned]
     samples: list[Tensor | None] = []
     for place, arm in enumerate(planned):
-        stage = _stage(arm, facts, len(index), seed)
+        stage = _stage(arm.ladder, facts, len(index), seed)
 
         def report(fraction: float, place: int = place, title: str = arm.title) -> None:
             done = (sum(work[:place]) + work[place] * fraction) / sum(work)
             progress(done, f"{facts.name}: {title}")
 
-        def execute(directory: Path, arm: Arm = arm, report: Any = report) -> Any:
-            return _sample(arm, components, directory, device=device, seed=seed, report=report)
+        def execute(directory: Path, ladder: Ladder = arm.ladder, report: Any = report) -> Any:
+            return _sample(ladder, components, directory, device=device, seed=seed, report=report)
 
         result = store.run(stage, execute) if run else store.result(stage)
         folder = store.directory(stage)
@@ -187,7 +159,7 @@ def mean_pairwise_distance(images: Tensor, *, block_size: int = 1024) -> float:
     return total / scale / (len(rows) * (len(rows) - 1) / 2)
 
 
-def _stage(arm: Arm, facts: DataFacts, n_components: int, seed: int) -> Stage:
+def _stage(ladder: Ladder, facts: DataFacts, n_components: int, seed: int) -> Stage:
     return Stage(
         "mixture",
         {
@@ -195,18 +167,18 @@ def _stage(arm: Arm, facts: DataFacts, n_components: int, seed: int) -> Stage:
             "split": "test",
             "n_components": n_components,
             "n_samples": N_SAMPLES,
-            "sigma_1": arm.sigma_1,
-            "sigma_end": arm.sigma_end,
-            "n_levels": arm.n_levels,
-            "n_steps_each": arm.n_steps_each,
-            "step_size": arm.step_size,
+            "sigma_1": ladder.sigma_begin,
+            "sigma_end": ladder.sigma_end,
+            "n_levels": ladder.n_levels,
+            "n_steps_each": ladder.n_steps_each,
+            "step_size": ladder.step_size,
             "seed": seed,
         },
     )
 
 
 def _sample(
-    arm: Arm,
+    ladder: Ladder,
     components: Tensor,
     directory: Path,
     *,
@@ -215,7 +187,7 @@ def _sample(
     report: Callable[[float], None],
 ) -> tuple[dict[str, Any], list[Path]]:
     """Run the trajectories of all samples at once, from the last checkpoint where there is one."""
-    sigmas = geometric_sigmas(arm.sigma_1, arm.sigma_end, arm.n_levels).to(device)
+    sigmas = ladder.sigmas.to(device)
     # uint8 is converted block by block: no slower than float32 here, in a quarter of the memory.
     centres = components.to(device)
     # Eager: compiling takes half a minute on a CPU and saves nothing, since the time is spent in
@@ -223,8 +195,8 @@ def _sample(
     sampler = AnnealedLangevin(
         lambda x, level: mixture_score(x, centres, sigmas[level]),
         sigmas,
-        step_size=arm.step_size,
-        n_steps_each=arm.n_steps_each,
+        step_size=ladder.step_size,
+        n_steps_each=ladder.n_steps_each,
         seed=seed,
     )
     index = torch.arange(N_SAMPLES, device=device)
@@ -236,7 +208,7 @@ def _sample(
     spent_before = 0.0 if began_at is None else float(began_at["seconds"])
     state.step.fill_(first)
     began = saved = time.monotonic()
-    n_steps = arm.n_levels * arm.n_steps_each
+    n_steps = ladder.n_steps
     with torch.no_grad():
         for step in range(first, n_steps):
             state.advance()

@@ -6,13 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-from scorekit.techniques.noise_scales import (
-    geometric_sigmas,
-    ladder_ratio,
-    n_noise_scales,
-    noise_scale_ratio,
-)
-from scorekit.techniques.step_size import langevin_step_size
+from scorekit.techniques.ladder import Ladder
 from scorekit.techniques.table_4 import TABLE_4
 
 TABLE_1 = "paper (Table 1)"
@@ -161,15 +155,15 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
     The computed rows use C = 0.5, the paper's recommendation; Table 4's L follow from C = 0.5668.
     """
     for row in TABLE_4:
-        dim = 3 * row.image_size**2
+        printed = row.ladder
         shared = {"dataset": f"{row.dataset} {row.image_size}²", "variant": row.model}
         yield shared | {
             "source": "paper (Table 4)",
-            "sigma_1": row.sigma_begin,
-            "L": row.n_levels,
-            "T": row.n_steps_each,
-            "epsilon": row.epsilon,
-            "step_rule": "Table 4",
+            "sigma_1": printed.sigma_begin,
+            "L": printed.n_levels,
+            "T": printed.n_steps_each,
+            "epsilon": printed.step_size,
+            "step_rule": printed.step_rule,
             "batch_size": row.batch_size,
             "iterations": row.iterations,
             "learning_rate": 1e-4 if row.model == "NCSNv2" else 1e-3,
@@ -178,19 +172,17 @@ def published_hyperparameters() -> Iterator[dict[str, Any]]:
         }
         if row.model == "NCSN":
             continue
-        n_levels = n_noise_scales(row.sigma_begin, row.sigma_end, noise_scale_ratio(dim))
-        gamma = ladder_ratio(geometric_sigmas(row.sigma_begin, row.sigma_end, n_levels))
-        published_gamma = ladder_ratio(
-            geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels)
+        computed = Ladder.by_techniques(
+            printed.sigma_begin, 3 * row.image_size**2, n_steps_each=printed.n_steps_each
         )
-        epsilon = langevin_step_size(published_gamma, row.sigma_end, row.n_steps_each)
+        epsilon = printed.by_rule("Technique 4").step_size
         yield shared | {
             "source": "computed, C=0.5",
-            "sigma_1": row.sigma_begin,
-            "L": n_levels,
-            "T": row.n_steps_each,
-            "epsilon": langevin_step_size(gamma, row.sigma_end, row.n_steps_each),
-            "step_rule": "Technique 4",
+            "sigma_1": computed.sigma_begin,
+            "L": computed.n_levels,
+            "T": computed.n_steps_each,
+            "epsilon": computed.step_size,
+            "step_rule": computed.step_rule,
             "note": f"with the published L, Technique 4 gives epsilon = {epsilon:.3g}; "
             "C = 0.5668 gives the published L",
         }

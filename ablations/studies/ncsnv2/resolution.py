@@ -1,12 +1,7 @@
 """From settings to a cell: what the techniques, Table 4 and the budget leave to be derived."""
 
 import dataclasses
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
-
-from torch import Tensor
 
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
@@ -15,21 +10,10 @@ from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings
 from ablations.studies.ncsnv2.variants import Variant
 from scorekit.models.score_network import architecture_for, check_image_size
 from scorekit.sampling.consistent import check_consistent_step_size
-from scorekit.techniques.noise_scales import (
-    geometric_sigmas,
-    ladder_ratio,
-    n_noise_scales,
-    noise_scale_ratio,
-)
-from scorekit.techniques.step_size import (
-    affordable_steps,
-    check_n_steps_each,
-    check_step_size,
-    consistent_step_size,
-    langevin_step_size,
-    steady_state_step_size,
-)
+from scorekit.techniques.ladder import Ladder
+from scorekit.techniques.step_size import check_step_size
 from scorekit.techniques.table_4 import (
+    NCSN_LADDER,
     TABLE_4,
     Published,
     default_reference,
@@ -47,7 +31,7 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
     each network); (5) the weights that are sampled. Raises ValueError for a value out of range.
     """
     row = None if settings.preset is None else _row(settings.preset, variant)
-    ladder = _computed_ladder(settings, data, row) if variant.noise_scales else _NCSN_LADDER
+    ladder = _computed_ladder(settings, data, row) if variant.noise_scales else NCSN_LADDER
     sampling = _sampling_ladder(settings, variant, ladder)
     architecture = settings.architecture or architecture_for(data.image_size)
     check_image_size(architecture, data.image_size)
@@ -96,34 +80,8 @@ def _full_n(data: DataFacts) -> int:
     return 50_000 if quoted.family(data.name) == "CIFAR-10" else 10_000
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ladder:
-    sigma_begin: float
-    sigma_end: float
-    n_levels: int
-    n_steps_each: int
-    step_size: float
-    step_rule: str
-
-
-def _ladder_of(row: Published) -> _Ladder:
-    return _Ladder(
-        sigma_begin=row.sigma_begin,
-        sigma_end=row.sigma_end,
-        n_levels=row.n_levels,
-        n_steps_each=row.n_steps_each,
-        step_size=row.epsilon,
-        step_rule="Table 4",
-    )
-
-
-#: The same for every dataset (Table 4).
-_NCSN_LADDER = _ladder_of(published("NCSN", "cifar10"))
-
-
-def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> _Ladder:
+def _sampling_ladder(settings: Settings, variant: Variant, trained: Ladder) -> Ladder:
     """Return the ladder that samples descend; ValueError for one the sampler or network refuses."""
-    check_n_steps_each(trained.n_steps_each)
     ladder, levels = trained, settings.sampling_levels
     if levels is not None:
         if not variant.conditioning:
@@ -136,36 +94,26 @@ def _sampling_ladder(settings: Settings, variant: Variant, trained: _Ladder) -> 
     if ladder.step_rule != "given" and (
         settings.sampler == "consistent" or ladder.n_levels != trained.n_levels
     ):
-        ladder = _with_rule(ladder, settings.sampler)
+        ladder = ladder.by_rule(_step_rule(ladder, settings.sampler))
     if settings.sampler == "consistent":
         if ladder.n_steps_each > 1 and not variant.conditioning:
             raise ValueError(
                 f"sampler = 'consistent' with n_steps_each = {ladder.n_steps_each} needs a network "
                 f"with Technique 3, since it refines the noise scales; {variant.name} has none"
             )
-        check_consistent_step_size(ladder.step_size, _sigmas(ladder), ladder.n_steps_each)
+        check_consistent_step_size(ladder.step_size, ladder.sigmas, ladder.n_steps_each)
     else:
         check_step_size(ladder.step_size, ladder.sigma_end)
     return ladder
 
 
-def _with_rule(ladder: _Ladder, sampler: str) -> _Ladder:
-    """Return the ladder with the step size that the rule made for its sampling gives."""
-    compute: Callable[[float, float, int], float] = langevin_step_size
-    rule = "Technique 4"
+def _step_rule(ladder: Ladder, sampler: str) -> str:
+    """Return the rule of ``STEP_RULES`` that is made for a ladder sampled so."""
     if sampler == "consistent":
-        rule, compute = "consistent", consistent_step_size
-    elif ladder.n_steps_each == 1:
-        # Technique 4 looks at one noise scale; with one step at each, samples end with twice the
-        # variance that they should have, on any ladder.
-        rule, compute = "steady state", steady_state_step_size
-    gamma = ladder_ratio(_sigmas(ladder))
-    step_size = compute(gamma, ladder.sigma_end, ladder.n_steps_each)
-    return dataclasses.replace(ladder, step_size=step_size, step_rule=rule)
-
-
-def _sigmas(ladder: _Ladder) -> Tensor:
-    return geometric_sigmas(ladder.sigma_begin, ladder.sigma_end, ladder.n_levels)
+        return "consistent"
+    # Technique 4 looks at one noise scale; with one step at each, samples end with twice the
+    # variance that they should have, on any ladder.
+    return "steady state" if ladder.n_steps_each == 1 else "Technique 4"
 
 
 def _row(preset: str, variant: Variant) -> Published:
@@ -175,37 +123,31 @@ def _row(preset: str, variant: Variant) -> Published:
     return published("NCSNv2", preset)
 
 
-def _computed_ladder(settings: Settings, data: DataFacts, row: Published | None) -> _Ladder:
+def _computed_ladder(settings: Settings, data: DataFacts, row: Published | None) -> Ladder:
     if settings.coverage is not None and settings.n_levels:
         raise ValueError(
             f"coverage = {settings.coverage:g} has no effect beside n_levels = "
             f"{settings.n_levels}, which it would give; leave one of them out"
         )
     if row is not None and not any(getattr(settings, name) is not None for name in LADDER_SETTINGS):
-        return _ladder_of(row)
-    sigma_end = _first(settings.sigma_end, row and row.sigma_end, 0.01)
-    sigma_begin = _first(settings.sigma_begin, row and row.sigma_begin, data.max_distance)
-    published_levels = row.n_levels if row is not None and settings.coverage is None else None
-    n_levels = _first(settings.n_levels, published_levels, 0)
-    if n_levels == 0:
-        gamma = noise_scale_ratio(data.dim, _first(settings.coverage, 0.5))
-        n_levels = n_noise_scales(sigma_begin, sigma_end, gamma)
+        return row.ladder
+    printed = row and row.ladder
+    published_levels = printed.n_levels if printed and settings.coverage is None else None
     evaluations = _first(settings.score_evaluations, published_evaluations(data.image_size))
-    n_steps_each = _first(
-        settings.n_steps_each,
-        row and row.n_steps_each,
-        affordable_steps(evaluations, n_levels),
+    ladder = Ladder.by_techniques(
+        _first(settings.sigma_begin, printed and printed.sigma_begin, data.max_distance),
+        data.dim,
+        sigma_end=_first(settings.sigma_end, printed and printed.sigma_end, 0.01),
+        coverage=_first(settings.coverage, 0.5),
+        n_levels=settings.n_levels or published_levels,
+        n_steps_each=_first(settings.n_steps_each, printed and printed.n_steps_each),
+        score_evaluations=evaluations,
+        step_size=settings.step_size,
     )
-    ladder = _Ladder(
-        sigma_begin=sigma_begin,
-        sigma_end=sigma_end,
-        n_levels=n_levels,
-        n_steps_each=n_steps_each,
-        step_size=_first(settings.step_size, math.nan),
-        step_rule="given",
-    )
-    return ladder if settings.step_size is not None else _with_rule(ladder, "annealed")
+    if settings.step_size is not None or ladder.n_steps_each > 1:
+        return ladder
+    return ladder.by_rule(_step_rule(ladder, "annealed"))
 
 
 def _first(*values: Any) -> Any:
-    return next(value for value in values if value is not None)
+    return next((value for value in values if value is not None), None)

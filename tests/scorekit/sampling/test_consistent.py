@@ -13,7 +13,6 @@ from scorekit.sampling.consistent import (
 )
 from scorekit.sampling.langevin import AnnealedLangevin
 from scorekit.techniques.noise_scales import geometric_sigmas, ladder_ratio
-from scorekit.techniques.step_size import langevin_step_size
 from scorekit.techniques.table_4 import published
 
 SIGMAS = geometric_sigmas(5, 0.05, 8)
@@ -151,11 +150,9 @@ def test_step_sizes_are_taken_within_their_bounds_only(n_steps_each):
 
 @pytest.mark.parametrize("preset", ["cifar10", "celeba", "church_outdoor", "bedroom", "ffhq"])
 def test_the_papers_step_sizes_are_within_bounds(preset):
-    row = published("NCSNv2", preset)
-    sigmas = geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels)
-    step_size = langevin_step_size(ladder_ratio(sigmas), row.sigma_end, row.n_steps_each)
-    check_consistent_step_size(step_size, sigmas)
-    check_consistent_step_size(step_size, sigmas, row.n_steps_each)
+    ladder = published("NCSNv2", preset).ladder.by_rule("Technique 4")
+    check_consistent_step_size(ladder.step_size, ladder.sigmas)
+    check_consistent_step_size(ladder.step_size, ladder.sigmas, ladder.n_steps_each)
 
 
 def test_a_refined_ladder_needs_a_network_of_any_scale():

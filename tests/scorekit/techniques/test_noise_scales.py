@@ -132,8 +132,8 @@ def test_half_coverage_gives_these_ladders(name, dim, sigma_1, gamma, n_levels):
 @pytest.mark.parametrize(("name", "dim", "sigma_1", "n_levels"), [(*r[:3], r[5]) for r in LADDERS])
 def test_one_coverage_gives_every_ladder_of_table_4(name, dim, sigma_1, n_levels):
     assert n_noise_scales(sigma_1, 0.01, noise_scale_ratio(dim, 0.5668)) == n_levels
-    assert published("NCSNv2", name).n_levels == n_levels
-    assert published("NCSNv2", name).sigma_begin == sigma_1
+    assert published("NCSNv2", name).ladder.n_levels == n_levels
+    assert published("NCSNv2", name).ladder.sigma_begin == sigma_1
 
 
 @given(st.integers(5, 10**7), st.floats(0.01, 0.99))
@@ -253,18 +253,16 @@ def test_step_sizes_of_table_4s_ladders(name, sigma_1, n_levels, n_steps, epsilo
 
 @pytest.mark.parametrize("name", ["cifar10", "celeba", "bedroom", "ffhq"])
 def test_step_sizes_agree_with_the_print_of_table_4(name):
-    row = published("NCSNv2", name)
-    gamma = ladder_ratio(geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels))
-    ours = langevin_step_size(gamma, row.sigma_end, row.n_steps_each)
+    ladder = published("NCSNv2", name).ladder
+    ours = ladder.by_rule("Technique 4").step_size
     digits = 1 if name == "ffhq" else 2
-    assert float(f"{ours:.{digits - 1}e}") == pytest.approx(row.epsilon)
+    assert float(f"{ours:.{digits - 1}e}") == pytest.approx(ladder.step_size)
 
 
 def test_step_size_of_church_outdoor_is_not_the_printed_one():
-    row = published("NCSNv2", "church_outdoor")
-    gamma = ladder_ratio(geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels))
-    ours = langevin_step_size(gamma, row.sigma_end, row.n_steps_each)
-    at = [langevin_variance_ratio(e, gamma, 0.01, row.n_steps_each) for e in (ours, row.epsilon)]
+    ladder = published("NCSNv2", "church_outdoor").ladder
+    epsilons = (ladder.by_rule("Technique 4").step_size, ladder.step_size)
+    at = [langevin_variance_ratio(e, ladder.gamma, 0.01, ladder.n_steps_each) for e in epsilons]
     assert at == pytest.approx([1.0224, 1.0247], abs=6e-5)
 
 

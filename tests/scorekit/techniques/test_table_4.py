@@ -32,18 +32,18 @@ def test_every_number_is_the_printed_one(printed):
     model, dataset, size, sigma_1, n_levels, n_steps, epsilon, batch_size, iterations = printed
     row = published(model, dataset)
     assert row.image_size == size
-    assert row.sigma_begin == sigma_1
-    assert row.sigma_end == 0.01
-    assert row.n_levels == n_levels
-    assert row.n_steps_each == n_steps
+    assert row.ladder.sigma_begin == sigma_1
+    assert row.ladder.sigma_end == 0.01
+    assert row.ladder.n_levels == n_levels
+    assert row.ladder.n_steps_each == n_steps
     assert row.batch_size == batch_size
     assert row.iterations == iterations
     assert row.adam_eps == (1e-3 if dataset == "ffhq" else 1e-8)
     if (model, dataset) == MISPRINT:
-        assert math.isclose(row.epsilon, 10 * epsilon)
+        assert math.isclose(row.ladder.step_size, 10 * epsilon)
         assert "misprint" in row.note
     else:
-        assert row.epsilon == epsilon
+        assert row.ladder.step_size == epsilon
 
 
 def test_the_row_that_technique_4_contradicts_says_so():
@@ -56,7 +56,9 @@ def test_the_row_that_technique_4_contradicts_says_so():
 
 def test_rows_cannot_be_changed():
     with pytest.raises(FrozenInstanceError):
-        TABLE_4[0].epsilon = 1.0
+        TABLE_4[0].ladder = TABLE_4[1].ladder
+    with pytest.raises(FrozenInstanceError):
+        TABLE_4[0].ladder.step_size = 1.0
 
 
 @pytest.mark.parametrize(

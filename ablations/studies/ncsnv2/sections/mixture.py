@@ -58,8 +58,9 @@ def mixture_artefact(mixture: Mixture) -> Artefact:
         else:
             distance = mean_pairwise_distance(samples)
             add(arm.letter, arm.title, to_uint8(samples).numpy(), distance)
-        rows[-1] |= {"sigma_1": arm.sigma_1, "L": arm.n_levels, "T": arm.n_steps_each}
-        rows[-1] |= {"epsilon": arm.step_size}
+        ladder = arm.ladder
+        rows[-1] |= {"sigma_1": ladder.sigma_begin, "L": ladder.n_levels}
+        rows[-1] |= {"T": ladder.n_steps_each, "epsilon": ladder.step_size}
     row = shared | {"panel": "", "what": "all components", "n": len(components)}
     rows.append(row | {"mean_pairwise_distance": everything})
     name = f"mixture_{file_slug(facts.name)}"
@@ -78,8 +79,8 @@ def mixture_artefact(mixture: Mixture) -> Artefact:
 
 def _settings(arm: Arm) -> str:
     return (
-        f"({arm.letter}) σ₁ = {number(arm.sigma_1, 4)}, L = {arm.n_levels}, "
-        f"T = {arm.n_steps_each}, ε = {number(arm.step_size)}"
+        f"({arm.letter}) σ₁ = {number(arm.ladder.sigma_begin, 4)}, L = {arm.ladder.n_levels}, "
+        f"T = {arm.ladder.n_steps_each}, ε = {number(arm.ladder.step_size)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -11,12 +12,6 @@ from ablations.reporting.table import Table
 from ablations.reporting.wording import number, step_rules
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.sections.style import dataset_order
-from scorekit.techniques.noise_scales import geometric_sigmas, ladder_ratio
-from scorekit.techniques.step_size import (
-    consistent_step_size,
-    langevin_step_size,
-    steady_state_step_size,
-)
 from scorekit.techniques.table_4 import published
 
 _COLUMNS = ["sampler", "n_steps_each", "adversarial", "epsilon", "fid", "fid_denoised"]
@@ -78,12 +73,6 @@ def step_size_table(results: Results) -> Table | None:
 
 def _rules(sampler: str, n_steps_each: int) -> dict[str, float]:
     """Each rule's epsilon on Table 4's ladder, Technique 4's for the same steps at each scale."""
-    row = published("NCSNv2", "cifar10")
-    gamma = ladder_ratio(geometric_sigmas(row.sigma_begin, row.sigma_end, row.n_levels))
-    made = consistent_step_size if sampler == "consistent" else steady_state_step_size
-    return {
-        "Technique 4": langevin_step_size(gamma, row.sigma_end, n_steps_each),
-        "consistent" if sampler == "consistent" else "steady state": made(
-            gamma, row.sigma_end, n_steps_each
-        ),
-    }
+    ladder = replace(published("NCSNv2", "cifar10").ladder, n_steps_each=n_steps_each)
+    rules = ("Technique 4", "consistent" if sampler == "consistent" else "steady state")
+    return {rule: ladder.by_rule(rule).step_size for rule in rules}

@@ -24,7 +24,6 @@ from ablations.studies.ncsnv2.sections.mixture import PAPER_DISTANCES, mixture_a
 from scorekit.data.store import Dataset
 from scorekit.sampling.langevin import AnnealedLangevin
 from scorekit.techniques.noise_scales import geometric_sigmas
-from scorekit.techniques.table_4 import published
 
 CORNERS = (10, 245)  # grey levels of the two test images
 
@@ -61,9 +60,10 @@ def score_of_two_points(x: torch.Tensor, sigma: float) -> torch.Tensor:
 def test_samples_are_those_of_the_exact_score(tmp_path: Path) -> None:
     facts, dataset = two_points()
     drawn = sample_mixture(facts, dataset, StageStore(tmp_path))
-    arm, samples = drawn.arms[0], drawn.samples[0]
+    ladder, samples = drawn.arms[0].ladder, drawn.samples[0]
     assert samples is not None
-    assert (arm.sigma_1, arm.n_levels, arm.n_steps_each, arm.step_size) == (1, 10, 100, 2e-5)
+    assert (ladder.sigma_begin, ladder.n_levels, ladder.n_steps_each) == (1, 10, 100)
+    assert ladder.step_size == 2e-5
     sigmas = geometric_sigmas(1.0, 0.01, 10)
     sampler = AnnealedLangevin(
         lambda x, level: score_of_two_points(x, float(sigmas[level[0]])),
@@ -98,14 +98,13 @@ def test_equal_images_have_no_distance() -> None:
 
 def test_cifar10_has_the_papers_ladder_and_others_their_own() -> None:
     for name in ("cifar10", "cifar10-jpeg", "imagefolder:cifar10-jpeg"):
-        _, techniques, control = arms(two_points(name)[0])
-        row = published("NCSNv2", "cifar10")
-        assert (techniques.sigma_1, techniques.n_levels) == (50, 232)
-        assert (techniques.n_steps_each, techniques.step_size) == (5, row.epsilon)
-        assert (control.sigma_1, control.n_levels, control.step_size) == (1, 232, row.epsilon)
+        _, techniques, control = (arm.ladder for arm in arms(two_points(name)[0]))
+        assert (techniques.sigma_begin, techniques.n_levels) == (50, 232)
+        assert (techniques.n_steps_each, techniques.step_size) == (5, 6.2e-6)
+        assert (control.sigma_begin, control.n_levels, control.step_size) == (1, 232, 6.2e-6)
     facts, _ = two_points()
-    own = arms(facts)[1]
-    assert own.sigma_1 == facts.max_distance
+    own = arms(facts)[1].ladder
+    assert own.sigma_begin == facts.max_distance
     assert own.n_steps_each == 232 * 5 // own.n_levels  # Table 4's evaluations at the nearest size
 
 

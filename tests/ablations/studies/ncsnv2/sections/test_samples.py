@@ -255,7 +255,7 @@ def test_tables_quote_every_row_of_table_4(tmp_path: Path) -> None:
 
     (table,) = tables([table_4(Run(out=tmp_path).results)])
     published = table.raw[table.raw["source"] == "paper (Table 4)"]
-    assert list(published["epsilon"]) == [row.epsilon for row in TABLE_4]
+    assert list(published["epsilon"]) == [row.ladder.step_size for row in TABLE_4]
     assert len(published) == 10  # bedroom and tower share one of the print
     assert (table.raw["source"] == "computed, C=0.5").sum() == 6
     assert "none of its rows are ours" in table.caption
