@@ -4,6 +4,8 @@ import ast
 import os
 import subprocess
 import sys
+from collections.abc import Sequence, Set
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,16 @@ ALLOWED = {
     "scorekit": {"kernels", "scorekit"},
     "ablations": {"kernels", "scorekit", "ablations"},
     "bench": {"kernels", "scorekit", "ablations", "bench"},
+}
+
+Layers = Sequence[Set[str]]
+#: The rooms of a package, those that import nothing of the others first: who may import whom.
+LAYERS: dict[str, Layers] = {
+    "scorekit": (
+        {"files", "runtime", "techniques", "derivatives"},
+        {"data", "models", "objectives", "sampling", "checkpoints"},
+        {"training", "metrics"},
+    ),
 }
 
 
@@ -42,7 +54,7 @@ def test_packages_import_only_what_lies_below_them(package):
     wrong = {
         str(path.relative_to(ROOT)): bad
         for path in modules(package)
-        if (bad := imported(path.read_text()) & OURS - ALLOWED[package])
+        if (bad := imported(path.read_text()) & (OURS | {"(relative)"}) - ALLOWED[package])
     }
     assert wrong == {}
 
@@ -60,6 +72,115 @@ def test_imports_inside_functions_are_seen():
         "ablations",
         "a",
     }
+
+
+def sources(package: str) -> dict[str, str]:
+    """Return the source of each module of a package by its dotted name.
+
+    That of a room which brings its names lazily is its stub, where those names are listed.
+    """
+    found = {}
+    for path in modules(package):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        stub = path.with_suffix(".pyi")
+        found[name] = path.read_text() + (stub.read_text() if stub.exists() else "")
+    return found
+
+
+def arrows(texts: dict[str, str]) -> dict[str, set[str]]:
+    """Return which of these modules each imports, in functions and for types alone, too."""
+    found: dict[str, set[str]] = {}
+    for importer, text in texts.items():
+        names: set[str] = set()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                names |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                # A dot is the package itself: only its stub may write one.
+                module = ".".join(filter(None, (importer if node.level else "", node.module)))
+                for alias in node.names:
+                    inner = f"{module}.{alias.name}"
+                    names.add(inner if inner in texts else module)
+        found[importer] = names & texts.keys() - {importer}
+    return found
+
+
+def between_rooms(found: dict[str, set[str]]) -> dict[str, set[str]]:
+    """Return which rooms' modules each room's import; the package's own `__init__` is no room."""
+    rooms: dict[str, set[str]] = {}
+    for importer, names in found.items():
+        if "." in importer:
+            room = importer.split(".")[1]
+            others = {name.split(".")[1] for name in names if "." in name}
+            rooms.setdefault(room, set()).update(others - {room})
+    return rooms
+
+
+def upwards(layers: Layers, found: dict[str, set[str]]) -> list[str]:
+    """Return the imports, as text, that lead from a room to one of a later layer."""
+    level = {room: number for number, rooms in enumerate(layers) for room in rooms}
+    return [
+        f"{importer} imports {name}"
+        for importer, names in found.items()
+        for name in sorted(names)
+        if "." in importer and "." in name
+        if level[name.split(".")[1]] > level[importer.split(".")[1]]
+    ]
+
+
+def circle(found: dict[str, set[str]]) -> list[str]:
+    """Return modules or rooms that import one another in a circle, or none."""
+    try:
+        TopologicalSorter(found).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+@pytest.mark.parametrize("package", LAYERS)
+def test_rooms_import_only_what_lies_below_them_or_beside(package):
+    found = arrows(sources(package))
+    rooms = between_rooms(found)
+    assert rooms.keys() == set().union(*LAYERS[package]), "a room without a layer, or none of it"
+    assert sum(map(len, rooms.values())) > len(rooms)
+    assert upwards(LAYERS[package], found) == []
+    assert circle(rooms) == []
+
+
+@pytest.mark.parametrize("package", [*LAYERS, "kernels", "bench"])
+def test_no_module_imports_itself_by_others(package):
+    assert circle(arrows(sources(package))) == []
+
+
+def test_an_arrow_upwards_or_in_a_circle_is_seen():
+    texts = {
+        "p": "",
+        "p.low": "from .a import f as f",
+        "p.low.a": "import os, p.low.b\nfrom q.low.a import g",
+        "p.low.b": "def f():\n    if TYPE_CHECKING:\n        from p.high import c",
+        "p.high": "",
+        "p.high.c": "from p.low.a import f",
+        "p.high.d": "from p.low import f, a",
+    }
+    found = arrows(texts)
+    assert found == {
+        "p": set(),
+        "p.low": {"p.low.a"},
+        "p.low.a": {"p.low.b"},
+        "p.low.b": {"p.high.c"},
+        "p.high": set(),
+        "p.high.c": {"p.low.a"},
+        "p.high.d": {"p.low", "p.low.a"},
+    }
+    layers = ({"low"}, {"high"})
+    assert upwards(layers, found) == ["p.low.b imports p.high.c"]
+    assert upwards(({"low", "high"},), found) == []
+    assert set(circle(found)) == {"p.low.a", "p.low.b", "p.high.c"}
+    assert set(circle(between_rooms(found))) == {"low", "high"}
+    found["p.low.b"] = set()
+    assert upwards(layers, found) == circle(found) == circle(between_rooms(found)) == []
+    assert circle(arrows(texts | {"p.low.b": "from p.low import f"}))  # through the room's names
 
 
 def run(program: str, cwd: Path, *path: Path) -> subprocess.CompletedProcess[str]:
