@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -89,7 +90,10 @@ def run(
         facts = data_facts("digits", folder, image_size=None, inception_weights=None)
         study = _Study(settings, device, facts, prepare("digits", folder), folder, progress)
         trained = {way: study.train(way) for way in (REFERENCE, *others)}
-        networks = {way: [trainer.ema_network for trainer in trained[way]] for way in trained}
+        networks = {
+            way: [cast(ScoreNetwork, trainer.ema_network) for trainer in trained[way]]
+            for way in trained
+        }
         losses = {way: [np.array(t.losses) for t in trained[way]] for way in trained}
         comparisons = [
             *study.compare_scores(networks[REFERENCE], others),

@@ -82,7 +82,7 @@ class Worker:
                 "training_s": trainer.elapsed_s,
                 "compile_s": trainer.compile_s,
                 "snapshot_s": [trainer.snapshot_s.get(i) for i in cell.train.snapshot_iterations],
-                "n_parameters": trainer.network.n_parameters(),
+                "n_parameters": sum(p.numel() for p in trainer.network.parameters()),
                 "conditions": conditions(
                     self.context.device,
                     threads=self.context.threads,

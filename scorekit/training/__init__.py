@@ -1,7 +1,9 @@
 """Training a score network, resumable bit for bit, and fitting a kernel exponential family.
 
-- trainer: the loop; settings: what its result depends on
-- batches: dequantised and flipped images; gradients: summed over micro-batches and ranks
+- trainer: the loop, of a network and a loss; settings: what its result depends on
+- batches: the images of each iteration; loss: the objective as a function of them
+- gradients: summed over micro-batches and ranks
+- resumption: what a run leaves on disk, and where it goes on
 - networks: networks from their settings and from snapshots
 - held_out_loss: the objective on training and held-out images (Song & Ermon 2020, Fig. 15)
 - dkef: fitting a deep kernel exponential family

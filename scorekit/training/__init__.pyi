@@ -1,4 +1,4 @@
-from .batches import augment as augment
+from .batches import Batches as Batches, augment as augment
 from .dkef import (
     RIDGES as RIDGES,
     DKEFFit as DKEFFit,
@@ -12,15 +12,17 @@ from .held_out_loss import (
     HeldOutLoss as HeldOutLoss,
     compare_losses as compare_losses,
     evaluated_losses as evaluated_losses,
-    keyed_losses as keyed_losses,
 )
+from .loss import Loss as Loss, ScoreLoss as ScoreLoss
 from .networks import (
     build_network as build_network,
     load_snapshot as load_snapshot,
     load_weights as load_weights,
 )
+from .resumption import Resumption as Resumption
 from .settings import (
     OtherSettings as OtherSettings,
+    RunSettings as RunSettings,
     TrainSettings as TrainSettings,
     check_settings as check_settings,
     trajectory_digest as trajectory_digest,

@@ -6,23 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from kernels.philox import Stream, philox_integers, philox_key, philox_normal, philox_uniform
-from scorekit.models.score_network import ScoreNetwork
-from scorekit.objectives.directions import projections
-from scorekit.objectives.dsm import keyed_dsm_loss
-from scorekit.objectives.score_matching import (
-    Objective,
-    annealed_score_matching_loss,
-    needs_projection,
-)
+from kernels.philox import philox_key
 from scorekit.runtime.compilation import autocast, precision_context
-from scorekit.training.batches import augment
+from scorekit.training.loss import WATCH_STEP, ScoreLoss
 from scorekit.training.settings import TrainSettings
-
-#: A step index that no training iteration reaches: the noise of the loss that is taken meanwhile.
-WATCH_STEP = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,74 +32,21 @@ class HeldOutLoss:
     gap_error: float
 
 
-def keyed_losses(
-    network: ScoreNetwork,
-    settings: TrainSettings,
-    sigmas: Tensor,
-    images: Tensor,
-    index: Tensor,
-    step: Tensor,
-    key: Tensor,
-    *,
-    augmented: bool,
-    objective: Objective,
-) -> Tensor:
-    """Return the loss of each image (B,), all that is random a function of (key, index, step).
-
-    ``images`` are uint8 (B, C, H, W), ``index`` int64 (B,) and ``step`` an int64 scalar;
-    ``augmented`` flips them where the settings do.
-    """
-    shape = tuple(images.shape[1:])
-    flip = noise = None
-    if augmented and settings.flip:
-        flip = philox_integers(key, index, step, 2, Stream.FLIP).bool()
-    if settings.dequantisation == "uniform":
-        noise = philox_uniform(key, index, step, shape, Stream.DEQUANTISATION)
-    x = augment(images, flip=flip, dequantisation=noise)
-    level = philox_integers(key, index, step, len(sigmas), Stream.NOISE_LEVEL)
-    if objective == "dsm":
-        return keyed_dsm_loss(network, x, sigmas, level, key, index, step)
-    # The same noise as DSM's, so that runs of different objectives are paired.
-    perturbation = philox_normal(key, index, step, shape, Stream.PERTURBATION)
-    v = None
-    if needs_projection(objective):
-        v = projections(settings.projection, key, index, step, shape)
-    return annealed_score_matching_loss(
-        network,
-        x,
-        sigmas=sigmas,
-        noise_index=level,
-        noise=perturbation,
-        objective=objective,
-        projection=v,
-        epsilon=settings.fd_epsilon,
-    )
-
-
 def evaluated_losses(
-    network: ScoreNetwork, settings: TrainSettings, images: Tensor, index: Tensor, draws: int
+    network: nn.Module, settings: TrainSettings, images: Tensor, index: Tensor, draws: int
 ) -> np.ndarray:
     """Return the objective of each image, unflipped, over ``draws`` of noise: float64 (B,).
 
     The noise is none of the training's, and the same for two images of one ``index``. The network's
-    parameters are to need no gradient. Arguments as :func:`keyed_losses`.
+    parameters are to need no gradient. Arguments as :data:`scorekit.training.loss.Loss` says.
     """
     device = images.device
-    key, sigmas = philox_key(settings.seed, str(device)), settings.sigmas.to(device)
+    key, loss = philox_key(settings.seed, str(device)), ScoreLoss(settings, device, augmented=False)
     total = torch.zeros(len(images), dtype=torch.float64, device=device)
     with precision_context(settings.precision), autocast(settings.precision, str(device)):
         for draw in range(draws):
-            losses = keyed_losses(
-                network,
-                settings,
-                sigmas,
-                images,
-                index,
-                torch.tensor(WATCH_STEP - 1 - draw, device=device),
-                key,
-                augmented=False,
-                objective=settings.objective,
-            )
+            step = torch.tensor(WATCH_STEP - 1 - draw, device=device)
+            losses = loss(network, images, index, step, key)
             total += losses.detach()
     return (total / draws).cpu().numpy()
 

@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from scorekit.checkpoints.tensors import load_tensors
+from scorekit.derivatives.model_checks import refuse_batch_statistics
 from scorekit.files import CorruptFile
 from scorekit.models.score_network import ScoreNetwork
 from scorekit.training.settings import TrainSettings
@@ -24,7 +27,18 @@ def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
         )
 
 
-def load_weights(network: ScoreNetwork, path: str | Path, weights: str) -> None:
+def check_trainable(network: nn.Module) -> None:
+    """Raise ValueError for layers with which no run could be continued, or shared out, exactly."""
+    refuse_batch_statistics(network, "training")
+    for module in network.modules():
+        if isinstance(module, _DropoutNd) and module.training and module.p > 0:
+            raise ValueError(
+                f"training continues exactly, and {type(module).__name__} draws masks that nothing "
+                "tells: set p = 0 or remove it"
+            )
+
+
+def load_weights(network: nn.Module, path: str | Path, weights: str) -> None:
     """Give a network a snapshot's "raw" or "ema" weights; CorruptFile where they are not its."""
     state = load_tensors(path, keys=(weights,))[weights]
     try:

@@ -21,36 +21,21 @@ MAX_WIDTH, MAX_COUNT, MAX_SNAPSHOTS = 2**14, 10**9, 100_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """What a training run's result depends on; checked on construction (ValueError)."""
+class RunSettings:
+    """What a training run's result depends on beside its network, loss and data (ValueError)."""
 
-    architecture: str
-    width: int
-    conditional: bool  # NCSN's network; otherwise Technique 3
-    sigma_begin: float
-    sigma_end: float
-    n_levels: int
     iterations: int
     batch_size: int
     learning_rate: float
     adam_eps: float = 1e-8
     amsgrad: bool = False
     ema_momentum: float = 0.999
-    flip: bool = True
-    dequantisation: Literal["none", "uniform"] = "none"
-    objective: Objective = "dsm"
-    fd_epsilon: float | None = (
-        None  # of fd_ objectives; None: scorekit.derivatives.directional's rule
-    )
-    projection: ProjectionKind = "rademacher"  # of sliced objectives
     precision: Precision = "fp32"
     snapshot_interval: int = 5000
     test_interval: int = 100
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_architecture(self.architecture)
-        geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
         check_momentum(self.ema_momentum)
         for name in ("iterations", "batch_size", "snapshot_interval", "test_interval"):
             if not 1 <= getattr(self, name) <= MAX_COUNT:
@@ -65,10 +50,42 @@ class TrainSettings:
         for name in ("learning_rate", "adam_eps"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} = {getattr(self, name)} must be a positive number")
-        if not 2 <= self.width <= MAX_WIDTH:
-            raise ValueError(f"width = {self.width} must be at least 2 and at most {MAX_WIDTH}")
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision = {self.precision!r}: one of {', '.join(PRECISIONS)}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed = {self.seed} must lie in [0, 2**32)")
+
+    @property
+    def snapshot_iterations(self) -> list[int]:
+        """The iterations whose weights are kept: every ``snapshot_interval``, and the last."""
+        regular = range(self.snapshot_interval, self.iterations + 1, self.snapshot_interval)
+        return sorted({*regular, self.iterations})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings(RunSettings):
+    """Those of a score network of Tables 2 and 3 too, and of its objective (ValueError)."""
+
+    architecture: str
+    width: int
+    conditional: bool  # NCSN's network; otherwise Technique 3
+    sigma_begin: float
+    sigma_end: float
+    n_levels: int
+    flip: bool = True
+    dequantisation: Literal["none", "uniform"] = "none"
+    objective: Objective = "dsm"
+    fd_epsilon: float | None = (
+        None  # of fd_ objectives; None: scorekit.derivatives.directional's rule
+    )
+    projection: ProjectionKind = "rademacher"  # of sliced objectives
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_architecture(self.architecture)
+        geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
+        if not 2 <= self.width <= MAX_WIDTH:
+            raise ValueError(f"width = {self.width} must be at least 2 and at most {MAX_WIDTH}")
         if self.dequantisation not in ("none", "uniform"):
             raise ValueError(f"dequantisation = {self.dequantisation!r}: 'none' or 'uniform'")
         ways(self.objective, "score")
@@ -84,19 +101,11 @@ class TrainSettings:
                 f"fd_epsilon = {self.fd_epsilon} must be a positive number, and only objectives "
                 f"that begin with fd_ have one (objective = {self.objective!r})"
             )
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed = {self.seed} must lie in [0, 2**32)")
 
     @property
     def sigmas(self) -> Tensor:
         """The ladder of noise scales, float32 (L,)."""
         return geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
-
-    @property
-    def snapshot_iterations(self) -> list[int]:
-        """The iterations whose weights are kept: every ``snapshot_interval``, and the last."""
-        regular = range(self.snapshot_interval, self.iterations + 1, self.snapshot_interval)
-        return sorted({*regular, self.iterations})
 
 
 class OtherSettings(ValueError):

@@ -1,4 +1,4 @@
-"""Training a score network: resumable bit for bit on the CPU, one function of its settings.
+"""Training a network: resumable bit for bit on the CPU, one function of its settings.
 
 Everything random (data order, noise scale, noise, flips, dequantisation) is a function of the seed
 and the iteration, so a checkpoint holds weights, averages, optimiser state and the losses so far.
@@ -8,17 +8,14 @@ import logging
 import time
 from collections.abc import Callable
 from copy import deepcopy
-from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kernels.philox import philox_key
-from scorekit.checkpoints.store import CheckpointStore, snapshot_path
-from scorekit.checkpoints.tensors import find_tensors, save_tensors
 from scorekit.data.store import Dataset
 from scorekit.files import CorruptFile
 from scorekit.models.score_network import check_image_size
@@ -26,17 +23,14 @@ from scorekit.runtime.compilation import autocast, compile_seconds, compiled, pr
 from scorekit.runtime.distributed import World
 from scorekit.runtime.interruption import Diverged, Stopped, never
 from scorekit.techniques.ema import ema_update
+from scorekit.training.batches import Batches
 from scorekit.training.gradients import GradientSum, check_accumulation, micro_batches
-from scorekit.training.held_out_loss import WATCH_STEP, keyed_losses
-from scorekit.training.networks import build_network
-from scorekit.training.settings import TrainSettings, check_settings, trajectory_digest
+from scorekit.training.loss import WATCH_STEP, Loss, ScoreLoss
+from scorekit.training.networks import build_network, check_trainable
+from scorekit.training.resumption import Resumption
+from scorekit.training.settings import RunSettings, TrainSettings, trajectory_digest
 
 _log = logging.getLogger("scorekit")
-# What a checkpoint holds since its first version.
-_STATE = (
-    *("iteration", "elapsed_s", "compile_s", "best_test_loss", "raw", "ema", "optimizer"),
-    *("losses", "test_losses"),
-)
 
 
 class Trainer:
@@ -46,33 +40,52 @@ class Trainer:
     ``settings.snapshot_iterations`` and, at the end, nothing else is needed. ``compile`` and
     ``device`` change speed and rounding only.
 
-    So do ``world`` and ``accumulation``: the ranks of a
+    TrainSettings tell network and loss. A ``network`` of one's own, any module whose samples do
+    not depend on each other, and a ``loss`` (:data:`scorekit.training.loss.Loss`) take their place;
+    with both, RunSettings do. Who continues a run gives the same ones, with whatever weights.
+    ``test_loss`` is what is watched on test images, with the averaged weights; where it is not
+    given, the loss, and DSM's where that follows from the settings.
+
+    ``world`` and ``accumulation`` change speed and rounding, too: the ranks of a
     :func:`scorekit.runtime.distributed.process_group` share a batch by index, each takes its share
     in ``accumulation`` micro-batches, and every gradient is summed over all of them before the one
     step that every rank takes alike. Rank 0 writes the files, and all read them; begun by one
     number of ranks, a run may be continued by another. Raises ValueError where the network does not
-    take the dataset's images, and where micro-batches would be empty.
+    take the dataset's images or cannot be trained so, and where micro-batches would be empty.
     """
 
     def __init__(
         self,
-        settings: TrainSettings,
+        settings: RunSettings,
         dataset: Dataset,
         directory: str | Path,
         *,
+        network: nn.Module | None = None,
+        loss: Loss | None = None,
+        test_loss: Loss | None = None,
         device: str = "cpu",
         compile: bool = True,
         world: World | None = None,
         accumulation: int = 1,
     ) -> None:
-        check_image_size(settings.architecture, dataset.image_size)
         self.world = World() if world is None else world
+        if isinstance(settings, TrainSettings):
+            if network is None:
+                check_image_size(settings.architecture, dataset.image_size)
+                network = build_network(settings, dataset.channels)
+            if loss is None:
+                loss = ScoreLoss(settings, device, augmented=True)
+                # Whatever the training's objective, so that runs compare.
+                watched = ScoreLoss(settings, device, augmented=False, objective="dsm")
+                test_loss = watched if test_loss is None else test_loss
+        if network is None or loss is None:
+            raise ValueError("network and loss are needed, where no TrainSettings tell them")
+        check_trainable(network)
         check_accumulation(accumulation, settings.batch_size, self.world.size)
         self.settings, self.dataset, self.directory = settings, dataset, Path(directory)
         self.device = device
         self.directory.mkdir(parents=True, exist_ok=True)
-        self.network = build_network(settings, dataset.channels)
-        self.network.to(device).to(memory_format=torch.channels_last)
+        self.network = network.to(device).to(memory_format=torch.channels_last)
         self.ema_network = deepcopy(self.network).eval().requires_grad_(False)
         self._parameters = list(self.network.parameters())
         self.optimizer = torch.optim.Adam(
@@ -93,13 +106,12 @@ class Trainer:
         alone = self.world.size == accumulation == 1
         self._gradients = None if alone else GradientSum(self._parameters, self.world)
         self._key = philox_key(settings.seed, device)
-        self._sigmas = settings.sigmas.to(device)
-        # Derivatives of the network's derivatives take minutes to compile, where they compile.
-        compile = compile and settings.objective in ("dsm", "fd_ssm", "fd_ssm_vr")
+        self._losses, self._watched = loss, loss if test_loss is None else test_loss
+        compile = compile and getattr(loss, "compiles", True)
         self._loss = compiled(self._batch_loss, enable=compile, device=device, cuda_graphs=True)
-        self._checkpoints = CheckpointStore(directory)
-        self._digest = trajectory_digest(vars(settings) | {"data": dataset.fingerprint})
-        self._permutation = lru_cache(maxsize=2)(self._epoch_order)
+        self._batch = Batches(dataset.train, settings.batch_size, settings.seed)
+        digest = trajectory_digest(vars(settings) | {"data": dataset.fingerprint})
+        self._files = Resumption(directory, settings.snapshot_iterations, digest, self.world)
 
     def run(
         self,
@@ -135,7 +147,7 @@ class Trainer:
             if (stopping or late) and saved < iteration:
                 settle()
                 self._check_weights()
-                self._save_checkpoint(passing=True)
+                self._files.save(self._state(), passing=True)
                 saved, saved_at = iteration, time.monotonic()
             if stopping:
                 raise Stopped(f"training stopped at iteration {iteration} and continues from there")
@@ -160,7 +172,7 @@ class Trainer:
         for loss in losses:
             if not np.isfinite(loss):
                 what = f"the loss is {loss}"
-                raise Diverged(self.iteration + 1, what, self._checkpoints.last_iteration())
+                raise Diverged(self.iteration + 1, what, self._files.last_iteration())
             self.losses.append(loss)
             self.iteration += 1
 
@@ -168,6 +180,7 @@ class Trainer:
         """Take one optimiser step on the batch of ``iteration``; return its loss, on the device."""
         begin, end = self.world.share(self.settings.batch_size)
         images = self._batch(iteration, begin, end)
+        images = images.to(self.device, memory_format=torch.channels_last)
         index = torch.arange(begin, end, device=self.device)
         step = torch.tensor(iteration, device=self.device)
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,7 +188,7 @@ class Trainer:
             self._gradients.clear()
         with precision_context(self.settings.precision):
             for first, last in micro_batches(end - begin, self._accumulation):
-                if self._sigmas.is_cuda:
+                if self._key.is_cuda:
                     torch.compiler.cudagraph_mark_step_begin()
                 with autocast(self.settings.precision, self.device):
                     loss = self._loss(images[first:last], index[first:last], step, self._key)
@@ -189,27 +202,16 @@ class Trainer:
         return loss
 
     def _batch_loss(self, images: Tensor, index: Tensor, step: Tensor, key: Tensor) -> Tensor:
-        losses = keyed_losses(
-            self.network,
-            self.settings,
-            self._sigmas,
-            images,
-            index,
-            step,
-            key,
-            augmented=True,
-            objective=self.settings.objective,
-        )
+        losses = self._losses(self.network, images, index, step, key)
         # Over the whole batch, of which these may be a part: the sum of the parts is its mean.
         return losses.sum() / self.settings.batch_size
 
     @torch.no_grad()
     def _test_loss(self) -> float:
-        """DSM loss of the EMA weights on one fixed batch of test images with fixed noise.
+        """Watched loss of the EMA weights on one fixed batch of test images with fixed noise.
 
         To watch a run and to keep its best checkpoint, and no estimate of the loss on the split:
-        :mod:`scorekit.training.held_out_loss` has one. Denoising score matching whatever the
-        training's objective, so that runs compare.
+        :mod:`scorekit.training.held_out_loss` has one.
         """
         n = min(self.settings.batch_size, len(self.dataset.test))
         begin, end = self.world.share(n)
@@ -220,114 +222,46 @@ class Trainer:
         total = torch.zeros((), device=self.device)
         with precision_context(precision), autocast(precision, self.device):
             for first, last in micro_batches(end - begin, self._accumulation):
-                total += keyed_losses(
-                    self.ema_network,
-                    self.settings,
-                    self._sigmas,
-                    images[first:last],
-                    index[first:last],
-                    step,
-                    self._key,
-                    augmented=False,
-                    objective="dsm",
-                ).sum()
+                part = (images[first:last], index[first:last])
+                total += self._watched(self.ema_network, *part, step, self._key).sum()
         self.world.add_(total)
         return float(total / n)
-
-    def _epoch_order(self, epoch: int) -> np.ndarray:
-        generator = np.random.Generator(np.random.Philox(key=[self.settings.seed, epoch]))
-        return generator.permutation(len(self.dataset.train))
-
-    def _batch(self, iteration: int, begin: int, end: int) -> Tensor:
-        """Return images ``begin`` to ``end`` of the batch of an iteration."""
-        # Batches run across the ends of epochs, so that all have one size and one compiled graph.
-        n, size = len(self.dataset.train), self.settings.batch_size
-        position = iteration * size + np.arange(begin, end)
-        epochs = position // n
-        index = np.concatenate(
-            [self._permutation(int(e))[position[epochs == e] % n] for e in np.unique(epochs)]
-        )
-        images = torch.from_numpy(self.dataset.train[index])
-        return images.to(self.device, memory_format=torch.channels_last)
 
     def _save(self) -> None:
         """Write the snapshot of this iteration, then its checkpoint."""
         self._check_weights()
-        if self.world.is_main:
-            self._save_snapshot(
-                self.iteration, self.network.state_dict(), self.ema_network.state_dict()
-            )
+        self._files.save_snapshot(self._state())
         # The best is judged at snapshots only: elsewhere it would depend on where a run stopped.
         current = self.test_losses[-1][1] if self.test_losses else float("inf")
         is_best = current < self.best_test_loss
         self.best_test_loss = min(current, self.best_test_loss)
-        self._save_checkpoint(is_best=is_best)
+        self._files.save(self._state(), is_best=is_best)
 
     def _check_weights(self) -> None:
         averaged = self.ema_network.state_dict()
         for name, value in (*self.network.state_dict().items(), *averaged.items()):
             if not bool(value.isfinite().all()):
                 what = f"the weights {name} are not finite"
-                raise Diverged(self.iteration, what, self._checkpoints.last_iteration())
+                raise Diverged(self.iteration, what, self._files.last_iteration())
 
-    def _save_checkpoint(self, *, is_best: bool = False, passing: bool = False) -> None:
-        if not self.world.is_main:
-            return
-        self._checkpoints.save(
-            self.iteration,
-            {
-                "iteration": self.iteration,
-                "settings": self._digest,
-                "elapsed_s": self.elapsed_s,
-                "compile_s": self.compile_s,
-                "snapshot_s": torch.tensor(
-                    list(self.snapshot_s.items()), dtype=torch.float64
-                ).reshape(-1, 2),
-                "best_test_loss": self.best_test_loss,
-                "raw": self.network.state_dict(),
-                "ema": self.ema_network.state_dict(),
-                "optimizer": self.optimizer.state_dict(),
-                "losses": torch.tensor(self.losses, dtype=torch.float64),
-                "test_losses": torch.tensor(self.test_losses, dtype=torch.float64).reshape(-1, 2),
-            },
-            is_best=is_best,
-            passing=passing,
-        )
-
-    def _save_snapshot(self, iteration: int, raw: dict[str, Any], ema: dict[str, Any]) -> None:
-        save_tensors(snapshot_path(self.directory, iteration), {"raw": raw, "ema": ema})
-
-    def _first_missing_snapshot(self) -> int | None:
-        """Return the first iteration whose snapshot is absent or damaged, which is set aside."""
-        path = partial(snapshot_path, self.directory)
-        for iteration in self.settings.snapshot_iterations:
-            if find_tensors(path(iteration), keys=("raw", "ema")) is None:
-                return iteration
-        return None
-
-    def _load_state(self) -> dict[str, Any] | None:
-        """Return the checkpoint to continue from, or None: rank 0's choice, read by every rank."""
-        state = None
-        if self.world.is_main:
-            missing = self._first_missing_snapshot()
-            state = self._checkpoints.load_last(self.device, at_most=missing, keys=_STATE)
-            if state is not None:
-                check_settings(state, self._digest, self.directory)
-            if state is not None and state["iteration"] == missing:
-                self._save_snapshot(state["iteration"], state["raw"], state["ema"])
-        chosen = self.world.broadcast(None if state is None else int(state["iteration"]))
-        if self.world.is_main or chosen is None:
-            return state
-        state = self._checkpoints.load_last(self.device, at_most=chosen)
-        if state is None or state["iteration"] != chosen:
-            raise RuntimeError(
-                f"rank {self.world.rank} cannot read the checkpoint of iteration {chosen} in "
-                f"{self.directory} that rank 0 has read: all ranks need one file system"
-            )
-        return state
+    def _state(self) -> dict[str, Any]:
+        return {
+            "iteration": self.iteration,
+            "elapsed_s": self.elapsed_s,
+            "compile_s": self.compile_s,
+            "snapshot_s": torch.tensor(list(self.snapshot_s.items()), dtype=torch.float64).reshape(
+                -1, 2
+            ),
+            "best_test_loss": self.best_test_loss,
+            "raw": self.network.state_dict(),
+            "ema": self.ema_network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "losses": torch.tensor(self.losses, dtype=torch.float64),
+            "test_losses": torch.tensor(self.test_losses, dtype=torch.float64).reshape(-1, 2),
+        }
 
     def _resume(self) -> None:
-        state = self._load_state()
+        state = self._files.load(self.device)
         if state is None:
             return
         try:

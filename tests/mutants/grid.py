@@ -185,6 +185,9 @@ MUTANTS = [
         "scorekit/metrics/frechet.py",
         ("distance - 2 * overlap", "distance - overlap"),
         ("covariance / (n - 1), n=n", "covariance / n, n=n"),
+    ),
+    *_of(
+        "scorekit/metrics/baselines.py",
         (
             "(vectors * np.sqrt(values.clip(min=0))) @ vectors.T",
             "(vectors * np.sqrt(values.clip(min=0))) @ vectors",

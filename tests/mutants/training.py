@@ -20,50 +20,58 @@ def _of(path: str, tests: tuple[str, ...], *changes: tuple[str, str]) -> list[Mu
 _PLAIN = _run("dsm-ema_momentum-0.8")
 _NOT_DSM = _run("ssm-objective-ssm_vr")
 
-_SETTINGS_IGNORED = [
-    Mutant("scorekit/training/trainer.py", old, new, tests)
-    for old, new, tests in (
-        ("amsgrad=settings.amsgrad,", "amsgrad=False,", _run("dsm-amsgrad-True")),
-        ("eps=settings.adam_eps,", "eps=1e-2,", _run("dsm-adam_eps-0.03")),
-        ("eps=settings.adam_eps,", "", _PLAIN),
-        ("lr=settings.learning_rate,", "lr=1e-3,", _run("dsm-learning_rate-0.002")),
-        ("conditional=settings.conditional,", "", _run("dsm-conditional-True")),
-        ("torch.manual_seed(settings.seed)", "torch.manual_seed(0)", _PLAIN),
-        ("philox_key(settings.seed, device)", "philox_key(0, device)", _PLAIN),
-        ("self._parameters, self.settings.ema_momentum)", "self._parameters, 0.9)", _PLAIN),
-        (
-            "with autocast(self.settings.precision, self.device):",
-            'with autocast("fp32", self.device):',
-            (f"{_ORACLE}::test_bfloat16_comes_to_the_oracles_losses",),
-        ),
-        (
-            "with precision_context(precision), autocast(precision, self.device):",
-            "with precision_context(precision):",
-            (f"{_ORACLE}::test_bfloat16_comes_to_the_oracles_losses",),
-        ),
-        (
-            "keys=(weights,))[weights]",
-            'keys=("ema",))["ema"]',
-            (f"{_ORACLE}::test_a_snapshot_is_loaded_as_the_weights_that_were_asked_for",),
-        ),
-    )
-] + [
-    Mutant("scorekit/training/held_out_loss.py", old, new, tests)
-    for old, new, tests in (
-        ("epsilon=settings.fd_epsilon,", "", _run("fd_ssm_vr-fd_epsilon-0.5")),
-        (
-            'if settings.dequantisation == "uniform":',
-            "if False:",
-            _run("dsm-dequantisation-uniform"),
-        ),
-        ("if augmented and settings.flip:", "if augmented:", _run("dsm-flip-False")),
-        (
-            "projections(settings.projection,",
-            'projections("rademacher",',
-            _run("ssm-projection-sphere", "ssm-projection-gaussian"),
-        ),
-    )
-]
+_SETTINGS_IGNORED = (
+    [
+        Mutant("scorekit/training/trainer.py", old, new, tests)
+        for old, new, tests in (
+            ("amsgrad=settings.amsgrad,", "amsgrad=False,", _run("dsm-amsgrad-True")),
+            ("eps=settings.adam_eps,", "eps=1e-2,", _run("dsm-adam_eps-0.03")),
+            ("eps=settings.adam_eps,", "", _PLAIN),
+            ("lr=settings.learning_rate,", "lr=1e-3,", _run("dsm-learning_rate-0.002")),
+            ("philox_key(settings.seed, device)", "philox_key(0, device)", _PLAIN),
+            ("self._parameters, self.settings.ema_momentum)", "self._parameters, 0.9)", _PLAIN),
+            (
+                "with autocast(self.settings.precision, self.device):",
+                'with autocast("fp32", self.device):',
+                (f"{_ORACLE}::test_bfloat16_comes_to_the_oracles_losses",),
+            ),
+            (
+                "with precision_context(precision), autocast(precision, self.device):",
+                "with precision_context(precision):",
+                (f"{_ORACLE}::test_bfloat16_comes_to_the_oracles_losses",),
+            ),
+        )
+    ]
+    + [
+        Mutant("scorekit/training/networks.py", old, new, tests)
+        for old, new, tests in (
+            ("conditional=settings.conditional,", "", _run("dsm-conditional-True")),
+            ("torch.manual_seed(settings.seed)", "torch.manual_seed(0)", _PLAIN),
+            (
+                "keys=(weights,))[weights]",
+                'keys=("ema",))["ema"]',
+                (f"{_ORACLE}::test_a_snapshot_is_loaded_as_the_weights_that_were_asked_for",),
+            ),
+        )
+    ]
+    + [
+        Mutant("scorekit/training/loss.py", old, new, tests)
+        for old, new, tests in (
+            ("epsilon=settings.fd_epsilon,", "", _run("fd_ssm_vr-fd_epsilon-0.5")),
+            (
+                'if settings.dequantisation == "uniform":',
+                "if False:",
+                _run("dsm-dequantisation-uniform"),
+            ),
+            ("if self.augmented and settings.flip:", "if self.augmented:", _run("dsm-flip-False")),
+            (
+                "projections(settings.projection,",
+                'projections("rademacher",',
+                _run("ssm-projection-sphere", "ssm-projection-gaussian"),
+            ),
+        )
+    ]
+)
 
 _STEP = """        self.optimizer.step()
         ema_update(self.ema_network.parameters(), self._parameters, self.settings.ema_momentum)
@@ -81,46 +89,48 @@ _LOOP = [
         (_STEP, _EMA_FIRST),
         # The test loss.
         ("self.dataset.test[begin:end]", "self.dataset.train[begin:end]"),
-        ("                    self.ema_network,\n", "                    self.network,\n"),
+        ("self._watched(self.ema_network, *part", "self._watched(self.network, *part"),
         ("torch.tensor(WATCH_STEP, device", "torch.tensor(0, device"),
         ("return float(total / n)", "return float(total / self.settings.batch_size)"),
+        # Which weights are whose.
+        ('"raw": self.network.state_dict()', '"raw": self.ema_network.state_dict()'),
+        ('"ema": self.ema_network.state_dict()', '"ema": self.network.state_dict()'),
+        ("if done % settings.test_interval == 0:", "if done in snapshots:"),
+    ),
+    *_of(
+        "scorekit/training/batches.py",
+        _PLAIN,
         # The order of images.
-        ("key=[self.settings.seed, epoch]", "key=[self.settings.seed, 0]"),
-        ("key=[self.settings.seed, epoch]", "key=[0, epoch]"),
+        ("key=[self._seed, epoch]", "key=[self._seed, 0]"),
+        ("key=[self._seed, epoch]", "key=[0, epoch]"),
         (
-            "position = iteration * size + np.arange(begin, end)",
-            "whole = n // size\n        position = (iteration // whole * n"
-            " + iteration % whole * size + np.arange(begin, end))",
+            "position = iteration * self._size + np.arange(begin, end)",
+            "whole = n // self._size\n        position = (iteration // whole * n"
+            " + iteration % whole * self._size + np.arange(begin, end))",
         ),
         ("position[epochs == e] % n]", "position[epochs == e] % n - 1]"),
-        # Which weights are whose.
-        (
-            "self.network.state_dict(), self.ema_network.state_dict()\n",
-            "self.ema_network.state_dict(), self.network.state_dict()\n",
-        ),
-        ("if done % settings.test_interval == 0:", "if done in snapshots:"),
     ),
     *_of(
         "scorekit/training/trainer.py",
         _NOT_DSM,
-        ('                    objective="dsm",\n', '                    objective="fd_ssm",\n'),
-        ("objective=self.settings.objective,", 'objective="dsm",'),
+        ('augmented=False, objective="dsm")', 'augmented=False, objective="fd_ssm")'),
+        ("augmented=True)", 'augmented=True, objective="dsm")'),
     ),
     *_of(
-        "scorekit/training/held_out_loss.py",
+        "scorekit/training/loss.py",
         _PLAIN,
-        ("if augmented and settings.flip:", "if settings.flip:"),
+        ("if self.augmented and settings.flip:", "if settings.flip:"),
         # Streams of noise.
-        ("len(sigmas), Stream.NOISE_LEVEL", "len(sigmas), Stream.FLIP"),
+        ("len(self.sigmas), Stream.NOISE_LEVEL", "len(self.sigmas), Stream.FLIP"),
         ("step, 2, Stream.FLIP)", "step, 2, Stream.NOISE_LEVEL)"),
     ),
     *_of(
-        "scorekit/training/held_out_loss.py",
+        "scorekit/training/loss.py",
         _NOT_DSM,
         ("step, shape, Stream.PERTURBATION)", "step, shape, Stream.INITIAL)"),
     ),
     *_of(
-        "scorekit/training/held_out_loss.py",
+        "scorekit/training/loss.py",
         _run("dsm-dequantisation-uniform"),
         ("shape, Stream.DEQUANTISATION)", "shape, Stream.PERTURBATION)"),
     ),
@@ -150,11 +160,15 @@ _OBJECTIVES = [
         "scorekit/objectives/dsm.py",
         _run("dsm-dequantisation-uniform"),
         ("return 0.5 * residual", "return residual"),
-        ("+ dequantisation) / 256.0", "+ dequantisation) / 255.0"),
         ("shape, Stream.PERTURBATION)\n", "shape, Stream.INITIAL)\n"),
     ),
     *_of(
-        "scorekit/objectives/dsm.py",
+        "scorekit/training/batches.py",
+        _run("dsm-dequantisation-uniform"),
+        ("+ dequantisation) / 256.0", "+ dequantisation) / 255.0"),
+    ),
+    *_of(
+        "scorekit/training/batches.py",
         _PLAIN,
         ("images.to(torch.float32) / 255.0", "images.to(torch.float32) / 256.0"),
         ("x.flip(-1), x)", "x, x.flip(-1))"),
@@ -173,7 +187,7 @@ _OBJECTIVES = [
         ("curvature = 0.5 * rate * inner", "curvature = rate * inner"),
     ),
     *_of(
-        "scorekit/derivatives/directional.py",
+        "scorekit/derivatives/displacement.py",
         _run("fd_ssm_vr-projection-gaussian"),
         ("NOISE_FRACTION = 0.2", "NOISE_FRACTION = 0.1"),
         ("RELATIVE_EPSILON = 0.02", "RELATIVE_EPSILON = 0.01"),
@@ -287,6 +301,10 @@ _POWER_CUTS = [
         _DURABILITY,
         (_SAVED, _REMOVED_FIRST),
         ("write_bytes(best, path.read_bytes())", "best.write_bytes(path.read_bytes())"),
+    ),
+    *_of(
+        "scorekit/checkpoints/tensors.py",
+        _DURABILITY,
         (
             "    atomic_write(path, write)\n",
             '    with open(path, "wb") as file:\n        write(file)\n',

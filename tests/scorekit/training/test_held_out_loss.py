@@ -6,7 +6,8 @@ import torch
 from tiny_training import SETTINGS
 
 from kernels.philox import philox_key
-from scorekit.training.held_out_loss import compare_losses, evaluated_losses, keyed_losses
+from scorekit.training.held_out_loss import compare_losses, evaluated_losses
+from scorekit.training.loss import ScoreLoss
 from scorekit.training.networks import build_network
 
 
@@ -22,14 +23,9 @@ def test_losses_are_the_trainings_objective_over_several_draws_of_noise(objectiv
     network, settings, images = network_and_images(objective=objective)
     index = torch.arange(6)
     found = evaluated_losses(network, settings, images, index, 3)
-    key, sigmas = philox_key(settings.seed, "cpu"), settings.sigmas
+    key, loss = philox_key(settings.seed, "cpu"), ScoreLoss(settings, "cpu", augmented=False)
     expected = [
-        keyed_losses(
-            *(network, settings, sigmas, images, index, torch.tensor(2**32 - 2 - draw), key),
-            augmented=False,
-            objective=objective,
-        )
-        for draw in range(3)
+        loss(network, images, index, torch.tensor(2**32 - 2 - draw), key) for draw in range(3)
     ]
     assert found == pytest.approx(torch.stack(expected).detach().double().mean(dim=0).numpy())
     assert found.dtype == np.float64 and np.isfinite(found).all()

@@ -27,7 +27,7 @@ from scorekit.objectives.score_matching import annealed_score_matching_loss
 from scorekit.runtime.compilation import compile_unavailable_reason
 from scorekit.runtime.interruption import Diverged, Stopped
 from scorekit.techniques.ema import ema_update
-from scorekit.training import held_out_loss
+from scorekit.training import loss as loss_module
 from scorekit.training.batches import augment
 from scorekit.training.networks import load_snapshot
 from scorekit.training.settings import OtherSettings
@@ -445,13 +445,13 @@ def test_the_seed_and_nothing_else_decides_the_run(digits, tmp_path):
 def test_each_epoch_visits_every_image_once(digits, tmp_path, monkeypatch, batch_size):
     small = replace(digits, train=digits.train[:100])
     batches = []
-    original = held_out_loss.augment
+    original = loss_module.augment
 
     def spy(images, **options):
         batches.append(images.clone())
         return original(images, **options)
 
-    monkeypatch.setattr(held_out_loss, "augment", spy)
+    monkeypatch.setattr(loss_module, "augment", spy)
     iterations = -(-300 // batch_size)
     settings = replace(
         SETTINGS,
@@ -487,14 +487,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     digits, tmp_path, monkeypatch
 ):
     calls = []
-    original = held_out_loss.keyed_dsm_loss
+    original = loss_module.keyed_dsm_loss
 
     def failing(*arguments):
         calls.append(None)
         loss = original(*arguments)
         return loss * float("nan") if len(calls) == 15 else loss
 
-    monkeypatch.setattr(held_out_loss, "keyed_dsm_loss", failing)
+    monkeypatch.setattr(loss_module, "keyed_dsm_loss", failing)
     settings = replace(SETTINGS, test_interval=100)
     with pytest.raises(Diverged, match=r"the loss is nan at iteration 15; .* iteration 12") as e:
         Trainer(settings, digits, tmp_path, compile=False).run()
@@ -553,8 +553,8 @@ def test_precision_holds_for_the_backward_pass_too(digits, tmp_path, monkeypatch
         loss.register_hook(lambda g: seen.update(backward=conv.fp32_precision))
         return loss
 
-    original = held_out_loss.keyed_dsm_loss
-    monkeypatch.setattr(held_out_loss, "keyed_dsm_loss", spy)
+    original = loss_module.keyed_dsm_loss
+    monkeypatch.setattr(loss_module, "keyed_dsm_loss", spy)
     settings = replace(SETTINGS, iterations=1, test_interval=2)
     with float32_precision("tf32"):
         Trainer(settings, digits, tmp_path, compile=False).run()
