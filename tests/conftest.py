@@ -1,5 +1,6 @@
 """What several test files share."""
 
+import gc
 import os
 import signal
 
@@ -29,6 +30,12 @@ def pytest_collection_modifyitems(items):
         return next((i for i, name in enumerate(first) if names.endswith(name)), len(first))
 
     items.sort(key=place)
+
+
+def pytest_collection_finish():
+    """Let garbage be sought among what tests make, not in all that was imported for them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,9 @@ A launch of the tiny grid begins within milliseconds so, and hundreds of them ca
 """
 
 import errno
+import gc
 import multiprocessing
+import operator
 import os
 import re
 import resource
@@ -16,6 +18,8 @@ from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
@@ -30,7 +34,7 @@ _CONTEXT.set_forkserver_preload(
         *("ablations.launch", "ablations.report", "ablations.pipeline.collect"),
     ]
 )
-_TEMPORARY = re.compile(r"\.\d+(-[0-9a-f]{8})?\.tmp")
+_TEMPORARY = re.compile(r"\.(\d+(-[0-9a-f]{8})?|[0-9a-f]{16})\.tmp")
 _WRITING = os.O_WRONLY | os.O_RDWR
 _CHANGES = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link")
 
@@ -66,6 +70,7 @@ def _run(function: Callable[..., Any], arguments: Any, log: str, fault: Any) -> 
     import torch
     from tqdm import tqdm
 
+    gc.freeze()  # what was imported is no garbage: a stage's collection need not look through it
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # its own is a semaphore of the system, which a kill leaks
     if fault is not None:
@@ -80,11 +85,34 @@ def launcher(arguments: list[str]) -> int:
     return main(arguments)
 
 
+def sketcher(arguments: list[str]) -> int:
+    """Run the launcher's command line, its report with files in the place of what takes seconds."""
+    _sketch()
+    return launcher(arguments)
+
+
 def reporter(out: str) -> int:
-    """Build a report from files."""
+    """Build a report from files, sketched."""
     from ablations.report import main
 
+    _sketch()
     return main([out])
+
+
+def _sketch() -> None:
+    """Let a report write its pictures, but not draw them."""
+    from scorekit.files import write_file
+
+    def save(picture: Any, directory: Path) -> tuple[Path, Path]:
+        png, svg = (directory / f"{picture.name}.{kind}" for kind in ("png", "svg"))
+        return write_file(png, b"\x89PNG"), write_file(svg, b"<svg></svg>")
+
+    _replace("ablations.reporting.page.save_picture", save)
+
+
+def _replace(name: str, value: Any) -> None:
+    """Put a value in a name's place, which must be there, until the process ends."""
+    pytest.MonkeyPatch().setattr(name, value)
 
 
 def collector(out: str) -> None:
@@ -159,14 +187,14 @@ class KillAtNewWrite(_AtWrites):
         super().install()
 
     def change(self, event: str, path: str) -> None:
-        key = f"{event} {named(path, self.folder)}"
+        key = named(event, path, self.folder)
         if key in self._known:  # type: ignore[attr-defined]
             return
         self._known.add(key)  # type: ignore[attr-defined]
         with open(self.seen, "a") as file:
             file.write(key + "\n")
         if event == "fsync" and not os.path.isdir(path):
-            self._known.add(f"os.truncate {named(path, self.folder)}")  # type: ignore[attr-defined]
+            self._known.add(named("os.truncate", path, self.folder))  # type: ignore[attr-defined]
             os.truncate(path, os.path.getsize(path) // 2)
         os.kill(os.getpid(), signal.SIGKILL)
 
@@ -199,9 +227,21 @@ class NoReport:
     """Results are collected, and no report is made of them, which takes longer than they do."""
 
     def install(self) -> None:
-        import ablations.report
+        build = "ablations.studies.ncsnv2.report.build_report"
+        _replace(build, lambda results, directory: directory / "index.html")
 
-        ablations.report.build_report = lambda results, directory: directory / "index.html"
+
+@dataclass(frozen=True)
+class OnSlurm:
+    """The launcher has a cluster's environment, asks it every second, and draws no report."""
+
+    environment: dict[str, str]
+
+    def install(self) -> None:
+        os.environ.update(self.environment)
+        _replace("ablations.executors.slurm.grid._SLOWEST_POLL_S", 1.0)
+        # Jobs are pickled, and import nothing of the tests.
+        _replace("ablations.launch.build_grid_report", operator.methodcaller("joinpath", "none"))
 
 
 @dataclass(frozen=True)
@@ -225,15 +265,21 @@ class Unprivileged:
         os.setuid(65534)
 
 
-def named(path: str, folder: str) -> str:
-    """Return a path below a folder without what is different in every run, or only a number.
+def named(event: str, path: str, folder: str) -> str:
+    """Name a change below a folder without what is different in every run, or only a number.
 
-    Measurements of one kind stand for one another, and files of the report by their suffix.
+    Stages of one kind stand for one another, and all kinds where they begin; so do files of the
+    report by their suffix, and all files for what is the same with each: that one is begun, and
+    that the beginning of one is removed.
     """
     name = _TEMPORARY.sub(".tmp", path.removeprefix(folder))
-    name = re.sub(r"\d{5}\.png", "N.png", name)
+    name = re.sub(r"\d{5,}\.(png|pt)", r"N.\1", name).replace("-not-denoised", "-denoised")
     name = re.sub(r"(\.\w+)-\w+\.tmp", r"\1.tmp", name)
-    name = re.sub(r"/(features|distance|quality)/\w{16}", r"/\1/D", name)
+    name = re.sub(r"/\w{16}(?=/|$)", "/D", name)
     if re.match(r"/report/\w+/", name):
-        return f"{os.path.dirname(name)}/*{''.join(Path(name).suffixes[-2:])}"
-    return name
+        name = f"{os.path.dirname(name)}/*{''.join(Path(name).suffixes[-2:])}"
+    elif re.match(r"/(stages|data)/\w+/D(/lock|/\.settings\.json\.tmp)?$", name):
+        name = f"*{name.partition('/D')[2]}"
+    if name.endswith(".tmp") and event in ("open", "os.remove"):
+        name = "*.tmp"
+    return f"{event} {name}"

@@ -22,6 +22,7 @@ from forked import (
     kill_after,
     launcher,
     reporter,
+    sketcher,
     start,
     wait,
 )
@@ -90,24 +91,23 @@ def test_a_grid_killed_at_random_instants_ends_with_the_undisturbed_results(undi
     landed: Counter[str] = Counter()
     for number in range(40):
         out, log = tmp_path / f"out-{number}", tmp_path / f"log-{number}"
-        last, limit = "", seconds / 6
-        while not (out / "report").exists():
-            process = start(launcher, arguments(out), log=log)
-            if kill_after(process, generator.uniform(0, limit)):
-                now = phase(out)
-                landed[now] += 1
-                # Long enough in the end to get on, however busy the machine is.
-                limit = 1.1 * limit if now == last else seconds / 6
-                last = now
-            else:
-                assert process.exitcode == 0, log.read_text()
+        last, limit = "", seconds / 3
+        process = start(launcher, arguments(out), log=log, fault=NoReport())
+        while kill_after(process, generator.uniform(0, limit)):
+            now = phase(out)
+            landed[now] += 1
+            # Long enough in the end to get on, however busy the machine is.
+            limit = 1.3 * limit if now == last else seconds / 3
+            last = now
+            process = start(launcher, arguments(out), log=log, fault=NoReport())
+        assert process.exitcode == 0, log.read_text()
         assert results(out) == wanted, log.read_text()
         shutil.rmtree(out)
-        if landed.total() >= 140 and min(landed[p] for p in ("train", "sample", "features")) >= 9:
+        if landed.total() >= 40 and min(landed[p] for p in ("train", "sample", "features")) >= 3:
             break
     print(number + 1, "grids, kills in", dict(landed))
-    assert landed.total() >= 140
-    assert min(landed[p] for p in ("train", "sample", "features")) >= 9
+    assert landed.total() >= 40
+    assert min(landed[p] for p in ("train", "sample", "features")) >= 3
 
 
 def test_collection_and_report_killed_at_random_instants_change_nothing(undisturbed, tmp_path):
@@ -117,18 +117,18 @@ def test_collection_and_report_killed_at_random_instants_change_nothing(undistur
     shutil.copytree(reference, out)
     shutil.rmtree(out / "report")
     wanted = results(reference)
-    for _ in range(40):
+    for _ in range(20):
         assert kill_after(start(collector, str(out), log=log), generator.uniform(0.02, 0.15))
     began = time.monotonic()
     assert wait(start(reporter, str(out), log=log)) == 0, log.read_text()
     seconds = time.monotonic() - began
     killed = 0
-    while killed < 20:
+    while killed < 10:
         killed += kill_after(start(reporter, str(out), log=log), generator.uniform(0, seconds))
         page = (out / "report" / "index.html").read_text()
         assert page.endswith("</html>")  # the old one or the new one, whole
     (out / "report.pending").touch()
-    assert wait(start(launcher, arguments(out), log=log)) == 0, log.read_text()
+    assert wait(start(sketcher, arguments(out), log=log)) == 0, log.read_text()
     assert results(out) == wanted
     same_report(out, reference)
 
@@ -138,7 +138,7 @@ def test_a_grid_killed_at_every_write_ends_with_the_undisturbed_results(undistur
     out, log, seen = tmp_path / "out", tmp_path / "log", tmp_path / "seen"
     fault = KillAtNewWrite(str(out), str(seen))
     landed: Counter[str] = Counter()
-    while (code := wait(start(launcher, arguments(out), log=log, fault=fault))) != 0:
+    while (code := wait(start(sketcher, arguments(out), log=log, fault=fault))) != 0:
         assert code == -signal.SIGKILL, log.read_text()
         landed[phase(out)] += 1
     kills = seen.read_text().splitlines()
@@ -209,11 +209,16 @@ KINDS = {
 }
 
 
-@pytest.mark.parametrize("damage", [truncate, flip, empty, replace_by_directory])
+#: A changed bit comes upon every file, and of the others each upon every third.
+OTHERS = (truncate, empty, replace_by_directory)
+
+
+@pytest.mark.parametrize("damage", [flip, *OTHERS])
 def test_a_damaged_file_of_any_kind_is_named_and_made_again(undisturbed, tmp_path, damage):
     reference, _ = undisturbed
     wanted = results(reference)
-    for kind, (removed, expected) in KINDS.items():
+    kinds = [*KINDS.items()]
+    for kind, (removed, expected) in kinds if damage is flip else kinds[OTHERS.index(damage) :: 3]:
         out, log = tmp_path / "out", tmp_path / "log"
         shutil.copytree(reference, out)
         if "failure" in kind:
@@ -269,7 +274,7 @@ def test_a_disk_that_fills_at_any_write_loses_nothing(undisturbed, tmp_path):
         # At each of the first changes, again when more is done, and then ever later.
         first = attempts % 23 + 1 if attempts < 46 else int(23 * 1.4 ** (attempts - 45))
         fault = FailAtWrites(str(out), first)
-        code = wait(start(launcher, arguments(out, "--retry-failed"), log=log, fault=fault))
+        code = wait(start(sketcher, arguments(out, "--retry-failed"), log=log, fault=fault))
         said = log.read_text()
         one_line(said)
         assert done(out) >= before, said
@@ -289,15 +294,15 @@ def test_a_file_too_large_is_a_failure_on_record_and_continued(undisturbed, tmp_
     shutil.copytree(reference, out)
     for folder in ("stages/train", "report"):
         shutil.rmtree(out / folder)
-    assert wait(start(launcher, arguments(out), log=log, fault=SmallFiles(20_000))) == 2
+    assert wait(start(sketcher, arguments(out), log=log, fault=SmallFiles(20_000))) == 2
     said = log.read_text()
     one_line(said)
     assert "FAILED: train digits" in said and os.strerror(errno.EFBIG) in said, said
     (failure,) = out.glob("jobs/train-*.failure.json")
     assert os.strerror(errno.EFBIG) in json.loads(failure.read_text())["message"]
-    assert wait(start(launcher, arguments(out), log=log)) == 1  # until it is asked for again
+    assert wait(start(sketcher, arguments(out), log=log)) == 1  # until it is asked for again
     assert "failed before" in log.read_text()
-    assert wait(start(launcher, arguments(out, "--retry-failed"), log=log)) == 0, log.read_text()
+    assert wait(start(sketcher, arguments(out, "--retry-failed"), log=log)) == 0, log.read_text()
     assert results(out) == results(reference)
 
 
