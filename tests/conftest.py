@@ -8,6 +8,7 @@ import signal
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import forked
 import pytest
 import slurm_cluster
 import torch
@@ -49,6 +50,18 @@ def finished(tmp_path_factory):
     assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
     torch.set_num_threads(threads)
     return folder
+
+
+@pytest.fixture
+def no_report(monkeypatch):
+    """Launches in this process leave the report as it is: it takes longer than a tiny grid."""
+    monkeypatch.setattr("ablations.launch.refresh_report", lambda out, build: out)
+
+
+@pytest.fixture
+def sketched(monkeypatch):
+    """Reports that are made in this process have all but their pictures."""
+    monkeypatch.setattr("ablations.reporting.page.save_picture", forked.sketch)
 
 
 @pytest.fixture(scope="session")

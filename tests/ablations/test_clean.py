@@ -11,6 +11,8 @@ from ablations.pipeline.selection import selected_iterations
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.files import read_sealed_json, write_sealed_json
 
+pytestmark = pytest.mark.usefixtures("no_report")
+
 
 @pytest.fixture
 def out(finished, tmp_path):

@@ -21,6 +21,8 @@ from typing import Any
 
 import pytest
 
+from scorekit.files import write_file
+
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     [
@@ -99,15 +101,14 @@ def reporter(out: str) -> int:
     return main([out])
 
 
+def sketch(picture: Any, directory: Path) -> tuple[Path, Path]:
+    """Write a picture's files as ``save_picture`` does, but draw nothing."""
+    png, svg = (directory / f"{picture.name}.{kind}" for kind in ("png", "svg"))
+    return write_file(png, b"\x89PNG"), write_file(svg, b"<svg></svg>")
+
+
 def _sketch() -> None:
-    """Let a report write its pictures, but not draw them."""
-    from scorekit.files import write_file
-
-    def save(picture: Any, directory: Path) -> tuple[Path, Path]:
-        png, svg = (directory / f"{picture.name}.{kind}" for kind in ("png", "svg"))
-        return write_file(png, b"\x89PNG"), write_file(svg, b"<svg></svg>")
-
-    _replace("ablations.reporting.page.save_picture", save)
+    _replace("ablations.reporting.page.save_picture", sketch)
 
 
 def _replace(name: str, value: Any) -> None:

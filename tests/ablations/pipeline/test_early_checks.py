@@ -78,7 +78,7 @@ def test_nothing_is_loaded_where_nothing_is_left_to_do(finished, monkeypatch, ca
 def test_a_split_of_one_image_is_refused_before_training_and_the_folder_goes_on(tmp_path, capsys):
     folder, out = pictures(tmp_path / "Photos, 2019", 4), tmp_path / "out"
     flags = ["--datasets", f"imagefolder:{folder}", "--set", "image_size=8", "--device", "cpu"]
-    flags += ["--out", str(out), "--budget", "quick", "--grid", "objectives"]
+    flags += ["--out", str(out), "--grid", str(ROOT / "bench" / "tiny.toml")]
     message = "--datasets imagefolder:Photos, 2019: its test split has 1 image(s)"
     assert main([*flags, "--dry-run"]) == 0
     assert f"warning: {message}" in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_a_job_without_its_dumps_is_not_done(copy):
     assert len(list((out / "samples").iterdir())) == 2
 
 
-@pytest.mark.parametrize("batch", [1, 3, 64])
+@pytest.mark.parametrize("batch", [1, 64])
 def test_the_sampling_batch_changes_no_sample_beyond_rounding(copy, batch):
     out, job = copy
     before = sample_bytes(out)
@@ -72,6 +72,7 @@ def test_the_sampling_batch_changes_no_sample_beyond_rounding(copy, batch):
         assert np.abs(old - new).max() <= 1
 
 
+@pytest.mark.slow
 def test_a_whole_job_compiles_each_step_once(copy, monkeypatch):
     out, job = copy
     shutil.rmtree(out / "stages" / "distance")
@@ -118,7 +119,7 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
         assert np.abs(old - new).max() <= 1
 
 
-@pytest.mark.parametrize("asked", [0, 1, 2, 5, 9, 12])
+@pytest.mark.parametrize("asked", [0, 2, 9])
 def test_a_stopped_evaluation_leaves_no_failure_and_continues_to_the_same_bytes(copy, asked):
     out, job = copy
     before = sample_bytes(out)

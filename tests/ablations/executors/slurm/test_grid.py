@@ -8,9 +8,14 @@ import signal
 import subprocess
 import time
 from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
+import forked
 import pytest
+from forked import NoReport, OnSlurm, launcher, wait
 from slurm_cluster import NODES
 from tiny_grid import ROOT, environment, launch_command, results
 
@@ -23,33 +28,59 @@ from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
 
 pytestmark = pytest.mark.slow
 FLAGS = ("--executor", "slurm", "--device", "cpu", "--slurm", "time=30")
+LATER = ("--slurm", "begin=now+3600")
 
 
-def start(slurm, folder: Path, *flags: str) -> subprocess.Popen[str]:
+@dataclass(frozen=True)
+class Launcher:
+    """A launcher in a forked child: jobs take seconds to start, and it need not."""
+
+    process: BaseProcess
+    log: Path
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end; return the exit code, and what it said."""
+        return wait(self.process, 900), self.log.read_text()
+
+
+def start(slurm, folder: Path, *flags: str) -> Launcher:
     """Start a launcher on the cluster."""
-    return subprocess.Popen(
-        launch_command(folder, *FLAGS, *flags),
-        cwd=ROOT,
-        env=environment() | slurm.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    log = folder / f"log-{len([*folder.glob('log-*')])}"
+    log.touch()
+    arguments = launch_command(folder, *FLAGS, *flags)[3:]
+    fault = OnSlurm(environment() | slurm.environment)
+    return Launcher(forked.start(launcher, arguments, log=log, fault=fault), log)
 
 
-def launch(slurm, folder: Path, *flags: str) -> tuple[int, str, str]:
+def launch(slurm, folder: Path, *flags: str) -> tuple[int, str]:
     """Launch on the cluster and wait; return the exit code, and what it said."""
-    process = start(slurm, folder, *flags)
-    try:
-        output, errors = process.communicate(timeout=400)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        output, errors = process.communicate()
-        raise AssertionError(f"no end in 400 s: {output}{errors}") from None
-    return process.returncode, output, errors
+    return start(slurm, folder, *flags).end()
 
 
-def wait_for(condition, what: str, timeout: float = 120.0):
+def give_up(slurm, folder: Path, process: Launcher) -> None:
+    """End a launcher and its jobs, when what comes next shows nothing."""
+    process.process.kill()
+    assert launch(slurm, folder, "--cancel")[0] == 0
+
+
+def let_start(slurm, out: Path) -> None:
+    """Let jobs start that were told to begin later."""
+    for job in {element.split("_")[0] for element in ids_of(out).values()}:
+        slurm.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
+
+
+def undisturbed(folder: Path, *flags: str) -> dict[str, Any]:
+    """Return the results of a grid in one process."""
+    arguments = launch_command(folder, "--executor", "inline", "--threads", "1", *flags)[3:]
+    log = folder / "log"
+    assert (
+        wait(forked.start(launcher, [*arguments, "--device", "cpu"], log=log, fault=NoReport()))
+        == 0
+    )
+    return results(folder / "out")
+
+
+def wait_for(condition, what: str, timeout: float = 300.0):
     """Return what the condition gives once it is true."""
     deadline = time.monotonic() + timeout
     while time.monotonic() < deadline:
@@ -82,24 +113,48 @@ def times_submitted(out: Path) -> Counter[str]:
     return Counter(entry.name for s in load_submissions(out) for _, entry in s.elements())
 
 
+#: Two cells of one training; and one cell.
+TWO, ONE = ("--only", "ncsn_124,ncsn_1245"), ("--only", "ncsnv2")
+
+
+@pytest.fixture(scope="module")
+def two_results(tmp_path_factory):
+    """The results of two cells, undisturbed in one process."""
+    return undisturbed(tmp_path_factory.mktemp("two"), *TWO)
+
+
+@pytest.fixture(scope="module")
+def one_result(tmp_path_factory):
+    """The results of one cell, undisturbed in one process."""
+    return undisturbed(tmp_path_factory.mktemp("one"), *ONE)
+
+
 @pytest.fixture(scope="module")
 def ended(slurm, tmp_path_factory):
-    """A whole grid that ran on the cluster, and what the launcher said."""
+    """A grid that a launcher of its own ran on the cluster, and what that said."""
     folder = tmp_path_factory.mktemp("slurm")
-    return folder, launch(slurm, folder, "--slurm", "partition=test")
+    run = subprocess.run(
+        launch_command(folder, *FLAGS, *TWO, "--slurm", "partition=test"),
+        cwd=ROOT,
+        env=environment() | slurm.environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    return folder, run.returncode, run.stdout + run.stderr
 
 
-def test_a_grid_on_slurm_gives_the_same_bytes_as_in_this_process(ended, finished):
-    folder, (code, output, errors) = ended
-    assert code == 0, output + errors
-    assert "jobs in Slurm" in output
-    assert results(folder / "out") == results(finished / "out")
+def test_a_grid_on_slurm_gives_the_same_bytes_as_in_one_process(ended, two_results):
+    folder, code, said = ended
+    assert code == 0, said
+    assert "jobs in Slurm" in said
+    assert results(folder / "out") == two_results
     assert (folder / "out" / "report" / "index.html").exists()
     assert set(times_submitted(folder / "out").values()) == {1}
 
 
 def test_the_report_was_made_by_its_own_job_after_all_others(ended, slurm):
-    folder, _ = ended
+    folder, *_ = ended
     submissions = load_submissions(folder / "out")
     (report,) = (s for s in submissions if s.entries[0].name == REPORT)
     others = {s.slurm_id for s in submissions} - {report.slurm_id}
@@ -109,14 +164,14 @@ def test_the_report_was_made_by_its_own_job_after_all_others(ended, slurm):
 
 
 def test_like_jobs_are_arrays_with_what_they_were_given(slurm, tmp_path):
-    given = ("--workers", "1", "--slurm", "begin=now+3600", "--slurm", "cpus=2")
+    given = ("--workers", "1", *LATER, "--slurm", "cpus=2")
     process = start(slurm, tmp_path, *given)
     out = tmp_path / "out"
     wait_for(lambda: one(out, REPORT), "the report's job")
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "the jobs go on in Slurm" in errors
+    os.kill(process.process.pid, signal.SIGINT)
+    code, said = process.end()
+    assert code == 130
+    assert "the jobs go on in Slurm" in said
     arrays = [s for s in load_submissions(out) if len(s.entries) > 1]
     assert sorted(len(s.entries) for s in arrays) == [2, 2, 2, 4]
     for submission in arrays:
@@ -124,7 +179,7 @@ def test_like_jobs_are_arrays_with_what_they_were_given(slurm, tmp_path):
         assert "ArrayTaskThrottle=1" in shown
         assert "NumCPUs=2" in shown
     assert slurm.job(one(out, REPORT))["NumCPUs"] == "1"
-    code, output, _ = launch(slurm, tmp_path, "--cancel")
+    code, output = launch(slurm, tmp_path, "--cancel")
     assert code == 0
     assert f"cancelled {len(ids_of(out))} jobs" in output
     wait_for(lambda: not set(ids_of(out).values()) & live(slurm), "an empty queue")
@@ -133,7 +188,7 @@ def test_like_jobs_are_arrays_with_what_they_were_given(slurm, tmp_path):
 def test_more_jobs_than_an_array_takes_are_several(slurm, tmp_path, monkeypatch):
     out = tmp_path / "out"
     monkeypatch.setattr(sender, "largest_array", lambda: 3)
-    code = run_here(slurm, monkeypatch, tmp_path, "--slurm", "begin=now+3600")
+    code = run_here(slurm, monkeypatch, tmp_path, *LATER)
     assert code == 130
     cells = load_manifest(out).cells
     wanted = {job.name for job in [*plan_jobs(cells), *snapshot_jobs(cells)]} | {REPORT}
@@ -149,18 +204,18 @@ def test_more_jobs_than_an_array_takes_are_several(slurm, tmp_path, monkeypatch)
 
 
 def test_jobs_that_will_never_start_are_warned_of(slurm, tmp_path):
-    process = start(slurm, tmp_path, "--slurm", "begin=now+3600")
+    process = start(slurm, tmp_path, *LATER)
     out = tmp_path / "out"
     wait_for(lambda: one(out, REPORT), "the report's job")
     slurm.run("scontrol", "hold", one(out, "train").split("_")[0])
-    code, output, _ = launch(slurm, tmp_path, "--status")
+    code, output = launch(slurm, tmp_path, "--status")
     assert code == 0
     assert "JobHeldAdmin (it will not start by itself)" in output
     assert "BeginTime\n" in output
-    time.sleep(20)  # longer than the launcher sleeps
-    code, _, _ = launch(slurm, tmp_path, "--cancel")
-    assert code == 0
-    _, said = end(process)
+    wait_for(lambda: "will not start" in process.log.read_text(), "a warning")
+    time.sleep(5)  # longer than the launcher sleeps
+    assert launch(slurm, tmp_path, "--cancel")[0] == 0
+    _, said = process.end()
     assert said.count("will not start by themselves: JobHeldAdmin; change that") == 1
 
 
@@ -172,19 +227,13 @@ def live(slurm) -> set[str]:
     }
 
 
-def test_what_a_local_launcher_began_slurm_finishes(slurm, finished, tmp_path):
-    run = subprocess.run(
-        launch_command(tmp_path, "--executor", "inline", "--threads", "1", "--only", "ncsn_124"),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    code, output, errors = launch(slurm, tmp_path)
-    assert code == 0, output + errors
-    assert not any(name.startswith("baseline") for name in ids_of(tmp_path / "out"))
-    assert results(tmp_path / "out") == results(finished / "out")
+def test_what_a_local_launcher_began_slurm_finishes(slurm, two_results, tmp_path):
+    undisturbed(tmp_path, "--only", "ncsn_124")
+    code, said = launch(slurm, tmp_path, *TWO)
+    assert code == 0, said
+    sent = {name.split("-")[0] for name in ids_of(tmp_path / "out")}
+    assert "evaluate" in sent and sent.isdisjoint({"train", "baseline"})
+    assert results(tmp_path / "out") == two_results
 
 
 class Died(BaseException):
@@ -208,7 +257,7 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
     slurm, tmp_path, monkeypatch, recorded
 ):
     """It dies at each write of a record: before sbatch, and after it, with the ids unknown."""
-    out, later = tmp_path / "out", ("--slurm", "begin=now+3600")
+    out = tmp_path / "out"
     save = sender.save_submission
     deaths = 0
     for at in itertools.cycle((1, 2, 3, 4)):
@@ -223,7 +272,7 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
 
         monkeypatch.setattr(sender, "save_submission", dying)
         try:
-            code = run_here(slurm, monkeypatch, tmp_path, *later)
+            code = run_here(slurm, monkeypatch, tmp_path, *LATER)
         except Died:
             deaths += 1
         else:
@@ -239,7 +288,7 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
 
 
 def test_a_job_whose_launcher_died_before_its_pickle_was_in_place_gets_it(
-    slurm, tmp_path, monkeypatch, finished
+    slurm, tmp_path, monkeypatch, one_result
 ):
     def die(*_, **__):
         raise Died
@@ -247,18 +296,19 @@ def test_a_job_whose_launcher_died_before_its_pickle_was_in_place_gets_it(
     with monkeypatch.context() as patch:
         patch.setattr("submitit.core.utils.JobPaths.move_temporary_file", die)
         with pytest.raises(Died):
-            run_here(slurm, patch, tmp_path, "--slurm", "begin=now+12")
-    code, output, errors = launch(slurm, tmp_path)
-    assert code == 0, output + errors
+            run_here(slurm, patch, tmp_path, *ONE, *LATER)
+    process = start(slurm, tmp_path, *ONE, *LATER)
+    wait_for(lambda: "jobs in Slurm" in process.log.read_text(), "jobs in Slurm")
+    let_start(slurm, tmp_path / "out")
+    code, said = process.end()
+    assert code == 0, said
     assert set(times_submitted(tmp_path / "out").values()) == {1}
-    assert results(tmp_path / "out") == results(finished / "out")
+    assert results(tmp_path / "out") == one_result
 
 
-LONG = ("--only", "ncsnv2", "--set", "iterations=600", "--set", "snapshot_interval=300")
+LONG = (*ONE, "--set", "iterations=600", "--set", "snapshot_interval=300")
 
-
-def long_run(slurm, folder: Path, *flags: str) -> subprocess.Popen[str]:
-    return start(slurm, folder, *LONG, *flags)
+ENDLESS = (*ONE, "--set", "iterations=20000", "--set", "snapshot_interval=10000")
 
 
 def trained(folder: Path) -> list[Path]:
@@ -274,25 +324,25 @@ def progress_of(out: Path, prefix: str) -> float:
 @pytest.fixture(scope="module")
 def long_results(tmp_path_factory):
     """The results of the longer grid, undisturbed in one process."""
-    folder = tmp_path_factory.mktemp("long")
-    run = subprocess.run(
-        launch_command(folder, "--executor", "inline", "--threads", "1", *LONG),
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stderr
-    return results(folder / "out")
+    return undisturbed(tmp_path_factory.mktemp("long"), *LONG)
 
 
-def end(process: subprocess.Popen[str]) -> tuple[int, str]:
-    output, errors = process.communicate(timeout=400)
-    return process.returncode, output + errors
+def training_ends(slurm, folder: Path, process: Launcher) -> dict[str, Any]:
+    """Wait for the training's end, end the rest, and return what the training left."""
+    out = folder / "out"
+    wait_for(lambda: [*(out / "stages" / "train").glob("*/result.json")], "a training", 600)
+    give_up(slurm, folder, process)
+    return training_of(results(out))
+
+
+def training_of(found: dict[str, Any]) -> dict[str, Any]:
+    chosen = {name: value for name, value in found.items() if name.startswith("stages/train/")}
+    assert chosen
+    return chosen
 
 
 def test_preempted_again_and_again_a_training_loses_nothing(slurm, tmp_path, long_results):
-    process = long_run(slurm, tmp_path, "--slurm", "partition=low")
+    process = start(slurm, tmp_path, *LONG, "--slurm", "partition=low")
     out = tmp_path / "out"
     for times in (1, 2):
         seen = progress_of(out, "train")
@@ -306,11 +356,9 @@ def test_preempted_again_and_again_a_training_loses_nothing(slurm, tmp_path, lon
             for node in NODES
         ]
         for each in urgent:
-            slurm.wait_for(each, "COMPLETED")
+            slurm.wait_for(each, "COMPLETED", seconds=300)
         assert restarts(slurm, job) == times
-    code, said = end(process)
-    assert code == 0, said
-    assert results(out) == long_results
+    assert training_ends(slurm, tmp_path, process) == training_of(long_results)
 
 
 def restarts(slurm, job: str) -> int:
@@ -319,79 +367,80 @@ def restarts(slurm, job: str) -> int:
 
 def test_before_its_time_is_over_a_job_goes_back_to_the_queue(slurm, tmp_path):
     # Slurm looks for such jobs twice a minute.
-    flags = ("--set", "iterations=2500", "--set", "snapshot_interval=2500")
-    process = start(slurm, tmp_path, "--only", "ncsnv2", *flags)
+    process = start(slurm, tmp_path, *ENDLESS)
     out = tmp_path / "out"
     wait_for(lambda: progress_of(out, "train"), "training")
     job = one(out, "train")
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=1")
     wait_for(lambda: restarts(slurm, job) == 1, "a restart")
     slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=30")
-    code, said = end(process)
-    assert code == 0, said
-    log = (out / "logs" / f"{job}_0_log.out").read_text()
-    stopped = re.search(r"training stopped at iteration (\d+)", log)
-    assert stopped is not None
-    assert f"training continues at iteration {stopped[1]}" in log
+    goes_on(slurm, tmp_path, process, job)
+
+
+def goes_on(slurm, folder: Path, process: Launcher, job: str) -> None:
+    """Wait until a training goes on where it had stopped; end the rest."""
+    log = folder / "out" / "logs" / f"{job}_0_log.out"
+    pattern = r"training stopped at iteration (\d+)[^$]*training continues at iteration (\d+)"
+    found = wait_for(lambda: re.search(pattern, log.read_text()), "a training goes on")
+    assert found[1] == found[2]
+    give_up(slurm, folder, process)
 
 
 def test_a_warning_while_a_job_starts_is_not_its_end(slurm, tmp_path):
-    process = start(slurm, tmp_path, "--only", "ncsnv2")
+    process = start(slurm, tmp_path, *ONE)
     out = tmp_path / "out"
     job = wait_for(lambda: one(out, "train"), "the training's job")
     wait_for(lambda: slurm.pids(job, tasks=True), "its process")
     slurm.run("scancel", "--signal=USR2", job)
-    code, said = end(process)
-    assert code == 0, said
+    training_ends(slurm, tmp_path, process)
     assert restarts(slurm, job) == 1
 
 
 def test_a_job_over_its_memory_is_named_with_the_reason(slurm, tmp_path):
-    code, output, errors = launch(slurm, tmp_path, "--only", "ncsnv2", "--slurm", "memory=100M")
-    assert code == 1, output + errors
-    assert "ended without a word: FAILED" in output
-    assert "exceeded memory limit" in output
+    code, said = launch(slurm, tmp_path, *ONE, "--slurm", "memory=100M")
+    assert code == 1, said
+    assert "ended without a word: FAILED" in said
+    assert "exceeded memory limit" in said
 
 
 def test_a_rank_that_dies_sends_its_job_back_to_the_queue(slurm, tmp_path):
-    process = long_run(slurm, tmp_path, "--gpus", "2")
+    flags = (*ONE, "--set", "iterations=200", "--set", "snapshot_interval=50")
+    process = start(slurm, tmp_path, *flags, "--gpus", "2")
     out = tmp_path / "out"
     wait_for(lambda: trained(tmp_path), "a checkpoint")
     job = one(out, "train")
     os.kill(slurm.pids(job, tasks=True)[-1], signal.SIGKILL)
     wait_for(lambda: restarts(slurm, job) == 1, "a restart")
-    code, said = end(process)
-    assert code == 0, said
+    training_ends(slurm, tmp_path, process)
 
 
 def test_snapshots_are_measured_while_their_training_goes_on(slurm, tmp_path):
-    flags = ("--only", "ncsnv2", "--set", "iterations=40000", "--set", "snapshot_interval=500")
+    flags = (*ONE, "--workers", "1", "--set", "iterations=40000", "--set", "snapshot_interval=1000")
     process = start(slurm, tmp_path, *flags)
     out = tmp_path / "out"
     wait_for(lambda: list((out / "stages" / "distance").glob("*/result.json")), "a distance")
     assert state_of(slurm, one(out, "train")) == "RUNNING"
     assert not list((out / "stages" / "train").rglob("result.json"))
-    process.send_signal(signal.SIGINT)
-    assert end(process)[0] == 130
+    os.kill(process.process.pid, signal.SIGINT)
+    assert process.end()[0] == 130
     # Ctrl-C left them there.
     assert state_of(slurm, one(out, "train")) == "RUNNING"
-    code, output, _ = launch(slurm, tmp_path, *flags, "--status")
+    code, output = launch(slurm, tmp_path, *flags, "--status")
     assert code == 0
     assert "RUNNING   train digits" in output
     assert "left" in output
     assert "QUEUED    evaluate digits NCSNv2 seed 0" in output
     assert "snapshots of digits/ncsnv2/seed0: " in output
-    code, output, _ = launch(slurm, tmp_path, *flags, "--cancel")
-    assert code == 0
+    assert launch(slurm, tmp_path, *flags, "--cancel")[0] == 0
     wait_for(lambda: not set(ids_of(out).values()) & live(slurm), "an empty queue")
-    code, output, _ = launch(slurm, tmp_path, *flags, "--status")
+    _, output = launch(slurm, tmp_path, *flags, "--status")
     assert "LOST      train digits" in output
     assert "CANCELLED" in output
 
 
 @pytest.mark.parametrize("fault", ["kill -9 of the worker", "scancel"])
 def test_a_job_that_vanishes_is_named_and_continued(slurm, tmp_path, fault, long_results):
-    process = long_run(slurm, tmp_path)
+    process = start(slurm, tmp_path, *LONG)
     out = tmp_path / "out"
     wait_for(lambda: trained(tmp_path), "a checkpoint")
     job = one(out, "train")
@@ -400,78 +449,86 @@ def test_a_job_that_vanishes_is_named_and_continued(slurm, tmp_path, fault, long
     else:
         for pid in slurm.pids(job, tasks=True):
             os.kill(pid, signal.SIGKILL)
-    code, said = end(process)
+    code, said = process.end()
     assert code == 1, said
     assert "ended without a word" in said
     assert ("CANCELLED" if fault == "scancel" else "FAILED") in said
     assert "waits for train-" in said
     assert not set(ids_of(out).values()) & live(slurm)
-    code, output, errors = launch(slurm, tmp_path, *LONG)
-    assert code == 0, output + errors
-    assert results(out) == long_results
+    process = start(slurm, tmp_path, *LONG)
+    if fault == "scancel":
+        assert training_ends(slurm, tmp_path, process) == training_of(long_results)
+    else:
+        code, said = process.end()
+        assert code == 0, said
+        assert results(out) == long_results
 
 
-def test_a_cancelled_pending_job_is_sent_again(slurm, tmp_path, finished):
-    process = start(slurm, tmp_path, "--slurm", "begin=now+5")
+def test_a_cancelled_pending_job_is_sent_again(slurm, tmp_path, one_result):
+    process = start(slurm, tmp_path, *ONE, *LATER)
     out = tmp_path / "out"
     wait_for(lambda: one(out, REPORT), "the report's job")
     slurm.run("scancel", one(out, "baseline"))
-    code, said = end(process)
+    let_start(slurm, out)
+    code, said = process.end()
     assert code == 1, said
     assert "CANCELLED" in said
-    code, output, errors = launch(slurm, tmp_path)
-    assert code == 0, output + errors
-    assert results(out) == results(finished / "out")
+    code, said = launch(slurm, tmp_path, *ONE)
+    assert code == 0, said
+    assert results(out) == one_result
 
 
-def test_a_killed_launcher_s_jobs_are_watched_by_the_next(slurm, tmp_path, long_results):
-    process = long_run(slurm, tmp_path)
+def test_a_killed_launcher_s_jobs_are_watched_by_the_next(slurm, tmp_path, one_result):
     out = tmp_path / "out"
+    process = start(slurm, tmp_path, *ONE, *LATER)
     wait_for(lambda: one(out, REPORT), "the report's job")
-    process.kill()
-    process.communicate()
+    process.process.kill()
+    process.process.join()
     before = ids_of(out)
-    code, output, errors = launch(slurm, tmp_path, *LONG)
-    assert code == 0, output + errors
+    process = start(slurm, tmp_path, *ONE, *LATER)
+    wait_for(lambda: "jobs in Slurm" in process.log.read_text(), "jobs in Slurm")
+    let_start(slurm, out)
+    code, said = process.end()
+    assert code == 0, said
     assert ids_of(out) == before
-    assert results(out) == long_results
+    assert results(out) == one_result
 
 
 def test_what_waits_for_a_failed_training_goes_too(slurm, tmp_path):
-    code, output, _ = launch(slurm, tmp_path, "--only", "ncsnv2", "--set", "learning_rate=1e30")
+    flags = (*ONE, "--set", "learning_rate=1e30")
+    code, said = launch(slurm, tmp_path, *flags)
     assert code == 1
-    assert "training diverged" in output
-    assert "waits for train-" in output
+    assert "training diverged" in said
+    assert "waits for train-" in said
     assert not set(ids_of(tmp_path / "out").values()) & live(slurm)
-    assert (tmp_path / "out" / "report" / "index.html").exists()
-    code, output, _ = launch(slurm, tmp_path, "--only", "ncsnv2", "--set", "learning_rate=1e30")
+    assert not (tmp_path / "out" / "report.pending").exists()  # the report came nevertheless
+    code, said = launch(slurm, tmp_path, *flags)
     assert code == 1
-    assert "failed before" in output
+    assert "failed before" in said
 
 
 def test_a_node_that_fails_and_comes_back_costs_no_result(slurm, tmp_path, long_results):
-    process = long_run(slurm, tmp_path)
+    process = start(slurm, tmp_path, *LONG)
     wait_for(lambda: trained(tmp_path), "a checkpoint")
     for node in NODES:
         slurm.kill_node(node, jobs=True)
         slurm.set_node("down", node)
     for node in NODES:
         slurm.start_node(node)
-    code, said = end(process)
+    code, said = process.end()
     if code == 1:  # what did not go back to the queue by itself is named, and the command goes on
         assert "ended without a word" in said
-        code, output, errors = launch(slurm, tmp_path, *LONG)
-        said = output + errors
+        code, said = launch(slurm, tmp_path, *LONG)
     assert code == 0, said
     assert results(tmp_path / "out") == long_results
 
 
 def test_what_sbatch_refuses_is_one_line(slurm, tmp_path):
-    code, _, errors = launch(slurm, tmp_path, "--slurm", "partition=nowhere")
+    code, said = launch(slurm, tmp_path, "--slurm", "partition=nowhere")
     assert code == 2
-    assert errors.startswith("error: sbatch refused: ")
-    assert "partition" in errors
-    assert len(errors.strip().splitlines()) == 1
+    assert said.startswith("error: sbatch refused: ")
+    assert "partition" in said
+    assert len(said.strip().splitlines()) == 1
     assert load_submissions(tmp_path / "out") == []
 
 
