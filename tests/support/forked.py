@@ -51,7 +51,7 @@ def start(function: Callable[..., Any], *arguments: Any, log: Path, fault: Any =
     return process
 
 
-def wait(process: BaseProcess, timeout: float = 120) -> int:
+def wait(process: BaseProcess, timeout: float = 600) -> int:
     """Return a child's exit code: negative where a signal ended it."""
     process.join(timeout)
     assert process.exitcode is not None, "the child hangs"

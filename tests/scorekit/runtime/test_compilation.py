@@ -82,6 +82,7 @@ works = pytest.mark.skipif(
 
 
 @works
+@pytest.mark.slow
 def test_many_functions_of_one_code_are_compiled_each_for_itself():
     """torch.compile's limit on recompilations counts by code; networks of a grid share theirs."""
 

@@ -106,6 +106,7 @@ def test_cost_has_every_objective_and_way_against_one_pass(tiny_run):
     assert float(conv["SSM", "double backward"]) > 1.5 * finite
 
 
+@pytest.mark.slow
 def test_cost_of_ncsn_is_that_of_whole_training_steps(monkeypatch, tmp_path) -> None:
     settings = {"model": "ncsn", "width": 2, "batch_size": 2, "rounds": 2, "device": "cpu"}
     trained, steps = [], []
