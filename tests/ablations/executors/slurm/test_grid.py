@@ -409,13 +409,15 @@ def test_a_job_over_its_memory_is_named_with_the_reason(slurm, tmp_path):
 
 def test_a_rank_that_dies_sends_its_job_back_to_the_queue(slurm, tmp_path):
     flags = (*ONE, "--set", "iterations=200", "--set", "snapshot_interval=50")
-    process = start(slurm, tmp_path, *flags, "--gpus", "2")
+    process = start(slurm, tmp_path, *flags, "--gpus", "2", "--workers", "1")
     out = tmp_path / "out"
     wait_for(lambda: trained(tmp_path), "a checkpoint")
     job = one(out, "train")
     os.kill(slurm.pids(job, tasks=True)[-1], signal.SIGKILL)
     wait_for(lambda: restarts(slurm, job) == 1, "a restart")
-    training_ends(slurm, tmp_path, process)
+    log = out / "logs" / f"{job}_0_log.out"
+    wait_for(lambda: "training continues at iteration" in log.read_text(), "a training goes on")
+    give_up(slurm, tmp_path, process)
 
 
 def test_snapshots_are_measured_while_their_training_goes_on(slurm, tmp_path):
