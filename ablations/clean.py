@@ -9,12 +9,12 @@ from pathlib import Path
 
 from ablations.engine.context import Context
 from ablations.engine.lock import launcher_lock
-from ablations.engine.manifest import load_manifest
 from ablations.engine.stages import Stage
 from ablations.engine.surroundings import use_any_terminal
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.dumps import dump_name
-from ablations.pipeline.jobs import Job, job_is_done
+from ablations.pipeline.jobs import EvaluateJob
+from ablations.pipeline.manifest import load_manifest
 from ablations.pipeline.selection import selected_iterations
 from scorekit.checkpoints.store import snapshot_path
 
@@ -53,7 +53,7 @@ def find_removable(out: Path, *, keep_snapshots: str = "needed") -> list[Removab
         sampling_batch=1,
     )
     trainings: dict[Stage, list[Cell]] = {}
-    for cell in manifest.cells:
+    for cell in manifest.units:
         trainings.setdefault(cell.train_stage(), []).append(cell)
     found = []
     for stage, cells in trainings.items():
@@ -62,7 +62,7 @@ def find_removable(out: Path, *, keep_snapshots: str = "needed") -> list[Removab
             continue
         for path in directory.glob("checkpoint-*.pt"):
             found.append(Removable(path=path, reason="checkpoint of a finished training"))
-        evaluated = (job_is_done(Job(kind="evaluate", cell=c), context, dumps=False) for c in cells)
+        evaluated = (EvaluateJob(cell=c).is_done(context, thorough=False) for c in cells)
         if keep_snapshots == "all" or not all(evaluated):
             continue
         needed = {cells[0].train.iterations}.union(
@@ -72,7 +72,7 @@ def find_removable(out: Path, *, keep_snapshots: str = "needed") -> list[Removab
             path = snapshot_path(directory, iteration)
             if iteration not in needed and path.exists():
                 found.append(Removable(path=path, reason="snapshot not selected", stage=stage))
-    dumps = {dump_name(cell, denoise=d) for cell in manifest.cells for d in (False, True)}
+    dumps = {dump_name(cell, denoise=d) for cell in manifest.units for d in (False, True)}
     for path in context.samples.glob("*/manifest.json"):
         if path.parent.name not in dumps:
             found.append(Removable(path=path.parent, reason="dump of no row"))

@@ -7,16 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ablations.engine.manifest import PLAN_FILE
 from ablations.engine.surroundings import use_any_terminal
-from ablations.reporting.table_files import markdown
-from ablations.studies.finite_difference.report import build_finite_difference_report
-from ablations.studies.ncsnv2.report import build_report
-from ablations.studies.ncsnv2.sections.ablation import ablation_table
+from ablations.studies import study_in
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Build the report of a grid's output folder; print its path and, if any, the ablation table.
+    """Build the report of a grid's output folder; print its path and its main table.
 
     Returns 0, or 2 after one line on stderr where the folder holds no readable grid.
     """
@@ -25,22 +21,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("out", type=Path, help="output folder of a grid, finished or running")
     out = parser.parse_args(argv).out
-    from ablations.pipeline.collect import (
-        collect,  # what builds a report need not know how files lie
-    )
-
     try:
-        if (out / PLAN_FILE).exists():
-            print(build_finite_difference_report(out))
-            return 0
-        results = collect(out)
+        study = study_in(out)
+        if study is None:
+            raise ValueError(f"{out} holds no grid; give the --out of a launch")
+        page = study.report(out)
+        print(page)
+        if study.headline is not None:
+            table = page.parent / "tables" / f"{study.headline}.md"
+            print("\n" + table.read_text(encoding="utf-8"), end="")
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    page = build_report(results, out / "report")
-    print(page)
-    print()
-    print(markdown(ablation_table(results)))
     return 0
 
 

@@ -1,4 +1,4 @@
-"""``python -m ablations.reproduce``: the paper's tables and figures, each by its name."""
+"""``python -m ablations.reproduce``: the tables and figures of the papers, each by its name."""
 
 from __future__ import annotations
 
@@ -7,62 +7,72 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import takewhile
-from typing import TYPE_CHECKING
 
 import torch
 
 from ablations import launch
-from ablations.command_line import (
-    Plan,
-    load_cells,
-    make_plan,
-    output_folder,
-    parse_arguments,
-)
+from ablations.command_line import Plan, load_units, make_plan, output_folder, parse_arguments
 from ablations.engine.console import make_reporter
 from ablations.engine.interruption import interrupt_on_sigterm
+from ablations.engine.job import Job
 from ablations.engine.lock import launcher_lock
+from ablations.engine.study import Item, Run, Study
 from ablations.engine.surroundings import use_any_terminal
 from ablations.executors.inline import run_inline
 from ablations.executors.outcome import Outcome
-from ablations.pipeline.cell import Cell
-from ablations.pipeline.jobs import job_is_done, more_jobs
 from ablations.reporting.artefacts import save_artefacts
 from ablations.reporting.pictures import own_style
-from ablations.studies.ncsnv2.reproductions import FIGURE_DATA, ITEMS, Item, Run
-from ablations.studies.ncsnv2.variants import NCSNV2
+from ablations.studies import all_studies
+from ablations.studies.ncsnv2.reproductions import FIGURE_DATA
 from scorekit.files import write_file
 from scorekit.techniques.table_4 import TABLE_4
 
-if TYPE_CHECKING:
-    pass
 
+def find_items(names: Sequence[str]) -> tuple[Study, list[Item]]:
+    """Return the items of these names, each once, and the study that has them.
 
-def find_items(names: Sequence[str]) -> list[Item]:
-    """Return the items of these names, each once; ValueError lists those known."""
-    by_name = {name: item for item in ITEMS for name in (item.name, *item.aliases)}
+    "all" is every item of the default study. ValueError lists those known, and says which are not
+    of one study.
+    """
+    places = {
+        name: (study, item)
+        for study in all_studies()
+        for item in study.exhibits()[0]
+        for name in (item.name, *item.aliases)
+    }
+    default = all_studies()[0]
+    studies: dict[str, Study] = {}
     found: dict[str, Item] = {}
     for name in names:
-        if name != "all" and name not in by_name:
-            raise ValueError(f"{name!r} is unknown; known: {', '.join(['all', *by_name])}")
-        for item in ITEMS if name == "all" else [by_name[name]]:
-            found[item.name] = item
-    return list(found.values())
+        if name != "all" and name not in places:
+            raise ValueError(f"{name!r} is unknown; known: {', '.join(['all', *places])}")
+        study, item = (default, None) if name == "all" else places[name]
+        studies[study.name] = study
+        for each in default.exhibits()[0] if item is None else [item]:
+            found[each.name] = each
+    if len(studies) > 1:
+        raise ValueError(
+            f"{', '.join(names)} are of the studies {' and '.join(studies)}, which have folders of "
+            "their own; give a command for each"
+        )
+    return next(iter(studies.values())), list(found.values())
 
 
 def describe_items() -> str:
     """Return what ``--list`` prints: every name, and how to give the paper's data sets."""
-    lines = ["name      needs  what"]
-    for item in ITEMS:
-        also = f" (also {', '.join(map(_with_data, item.aliases))})" if item.aliases else ""
-        of = f" [{FIGURE_DATA[item.name]}]" if item.name in FIGURE_DATA else ""
-        lines.append(f"{item.name:<9} {item.needs:<6} {item.shows}{of}{also}")
+    lines = []
+    for study in all_studies():
+        lines += [study.title, "name         needs  what"]
+        for item in study.exhibits()[0]:
+            also = f" (also {', '.join(map(_with_data, item.aliases))})" if item.aliases else ""
+            of = f" [{FIGURE_DATA[item.name]}]" if item.name in FIGURE_DATA else ""
+            lines.append(f"{item.name:<12} {item.needs:<6} {item.shows}{of}{also}")
+        lines.append("")
     lines += [
-        "all              every one of them",
+        "all                 every one of the first study",
         "",
-        "grid: runs what is missing of --grid paper first; data: prepares --datasets only.",
+        "grid: runs what is missing of the grid first; data: prepares --datasets only.",
         "In brackets: the data set that a figure is of in the paper. Here every figure is of",
         "the data sets that --datasets names.",
         "The paper's data sets, each with the settings of Table 4:",
@@ -85,8 +95,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     names = list(takewhile(lambda argument: not argument.startswith("-"), argv))
     parser = argparse.ArgumentParser(
         usage="python -m ablations.reproduce NAME... [--no-run] [flags of ablations.launch]",
-        description="Write tables and figures of Song & Ermon 2020 into OUT/reproduce/NAME: "
-        "pictures, their data, and captions with the conditions. What the grid lacks is run first.",
+        description="Write tables and figures of the papers into OUT/reproduce/NAME: pictures, "
+        "their data, and captions with the conditions. What the grid lacks is run first.",
         epilog="Names come first; --list prints them. Other flags go to ablations.launch.",
         allow_abbrev=False,
     )
@@ -106,12 +116,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     if not names:
         parser.error("no NAME given; --list prints them")
-    args = parse_arguments(flags)
     try:
-        items = find_items(names)
+        study, items = find_items(names)
+        flags = _with_grid(study, items, flags)
+        args = parse_arguments(flags)
         if args.dry_run or args.status:
             return launch.main(flags)
-        run = replace(_prepare(items, args, sample=not own.no_run), snapshot=own.snapshot)
+        run = _prepare(study, items, args, sample=not own.no_run, snapshot=own.snapshot)
         code = 0
         if run.sample and any(item.needs == "grid" for item in items):
             code = _run_grid(items, flags, own.snapshot)
@@ -127,43 +138,70 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _run_grid(items: list[Item], flags: Sequence[str], snapshot: str | None) -> int:
+def _with_grid(study: Study, items: Sequence[Item], flags: Sequence[str]) -> list[str]:
+    """Return the flags with a grid, where they name none and the study is not the default."""
+    args = parse_arguments(flags)
+    if args.grid is not None or study is all_studies()[0]:
+        return list(flags)
+    grids = dict.fromkeys(item.grid for item in items if item.grid is not None)
+    return [*flags, "--grid", ",".join(grids)]
+
+
+def _run_grid(items: Sequence[Item], flags: Sequence[str], snapshot: str | None) -> int:
     """Run what the items need of the grid and besides it; return the launcher's exit code."""
-    codes = [launch.main(flags)]
-    for rows in dict.fromkeys(item.rows for item in items if item.rows):
-        codes.append(launch.main([*flags, "--rows", rows]))
+    codes, asked = [launch.main(flags)], parse_arguments(flags).grid
+    for grid in dict.fromkeys(item.grid for item in items if item.grid is not None):
+        if asked is None or grid not in asked.split(","):
+            more = grid if asked is None else f"{asked},{grid}"
+            codes.append(launch.main([*flags, "--grid", more]))
     if max(codes) > 1:
         return max(codes)
     plan = make_plan(parse_arguments(flags))
-    # One cell of a data set: pictures show the first seed.
-    cells = [c for c in plan.cells if c.variant == NCSNV2 and not c.row and c.seed == 0]
-    wanted = ((item.more, snapshot or item.snapshot) for item in items)
-    for kind, which in dict.fromkeys(wanted):
-        if kind is None or which is None:
-            continue
-        for name, reason in run_more(plan, kind, cells, snapshot=which).items():
-            print(f"{name}: FAILED: {reason}", file=sys.stderr)
-            codes.append(1)
+    jobs: dict[str, Job] = {}
+    for item in items:
+        which = snapshot or item.snapshot
+        if item.more is not None and which is not None:
+            jobs |= {job.name: job for job in item.more(plan.units, which)}
+    for name, reason in run_more(plan, list(jobs.values())).items():
+        print(f"{name}: FAILED: {reason}", file=sys.stderr)
+        codes.append(1)
     return max(codes)
 
 
-def _prepare(items: list[Item], args: argparse.Namespace, *, sample: bool) -> Run:
+def run_more(plan: Plan, jobs: Sequence[Job]) -> dict[str, str]:
+    """Run jobs that grids have not, here; return what failed, why.
+
+    Raises ValueError where OUT is in use.
+    """
+    jobs = [job for job in jobs if not job.is_done(plan.context)]
+    outcome = Outcome()
+    if jobs:
+        with launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:
+            run_inline(jobs, plan.context, reporter, outcome)
+    return outcome.failed
+
+
+def _prepare(
+    study: Study,
+    items: Sequence[Item],
+    args: argparse.Namespace,
+    *,
+    sample: bool,
+    snapshot: str | None,
+) -> Run:
     """Check the command line and find what the items need; ValueError or OSError for bad input."""
     if args.threads is not None:
         torch.set_num_threads(max(1, args.threads))
-    out = output_folder(args)
+    _, kind = study.exhibits()
     if all(item.needs == "none" for item in items):
-        return Run(out=out, sample=sample)
+        return kind(out=output_folder(args), sample=sample, snapshot=snapshot)
     if sample:
         plan = make_plan(args)
-        cells, context = plan.cells, plan.context
+        units, context = plan.units, plan.context
     else:
-        cells, context = load_cells(args)
-    return Run(
-        out=out,
-        facts=tuple(dict.fromkeys(cell.data for cell in cells)),
-        context=context,
-        sample=sample,
+        _, units, context = load_units(args)
+    return kind(
+        out=context.out, units=tuple(units), context=context, sample=sample, snapshot=snapshot
     )
 
 
@@ -191,18 +229,3 @@ if __name__ == "__main__":
     use_any_terminal()
     interrupt_on_sigterm()
     sys.exit(main())
-
-
-def run_more(plan: Plan, kind: str, cells: list[Cell], *, snapshot: str) -> dict[str, str]:
-    """Run jobs of a kind that grids have not, here, for evaluated cells; return what failed, why.
-
-    ``kind`` is "interpolate" or "neighbours", ``snapshot`` "last" or "selected". Raises ValueError
-    where OUT is in use.
-    """
-    jobs = more_jobs(kind, cells, snapshot=snapshot)
-    jobs = [job for job in jobs if not job_is_done(job, plan.context)]
-    outcome = Outcome()
-    if jobs:
-        with launcher_lock(plan.context.out), make_reporter(jobs, plan.context) as reporter:
-            run_inline(jobs, plan.context, reporter, outcome)
-    return outcome.failed

@@ -27,9 +27,9 @@ from torch import Tensor
 
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts, data_facts
+from ablations.pipeline.variants import parse_variant
 from ablations.studies.ncsnv2.resolution import resolve
 from ablations.studies.ncsnv2.settings import BUDGETS
-from ablations.studies.ncsnv2.variants import parse_variant
 from bench.comparisons import (
     REFERENCE,
     Comparison,

@@ -10,7 +10,6 @@ import numpy as np
 from ablations.command_line import make_plan, parse_arguments
 from ablations.engine.code_snapshot import code_digest
 from ablations.engine.context import Context
-from ablations.engine.manifest import save_manifest
 from ablations.engine.stages import Stage
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.dumps import dump_name
@@ -44,12 +43,12 @@ def write_finished(out: Path, n_cells: int, *flags: str) -> list[Cell]:
     arguments += [f"--set={name}={value}" for name, value in sizes.items()]
     plan = make_plan(parse_arguments([*arguments, "--out", str(out), *flags]))
     out.mkdir(parents=True, exist_ok=True)
-    save_manifest(plan.manifest, out)
+    plan.study.file.save(plan.manifest, out)
     prepare("digits", plan.context.data_root)
     writer = _Writer(plan.context)
-    for number, cell in enumerate(plan.cells):
+    for number, cell in enumerate(plan.units):
         writer.cell(cell, number)
-    return plan.cells
+    return plan.units
 
 
 class _Writer:

@@ -8,10 +8,10 @@ import torch
 
 from ablations.command_line import make_plan, parse_arguments
 from ablations.engine.disk import check_disk
+from ablations.engine.job import Job
 from ablations.launch import main
 from ablations.pipeline.cell import Cell
-from ablations.pipeline.collect import collect
-from ablations.pipeline.jobs import Job
+from ablations.studies.ncsnv2.collect import collect
 from ablations.studies.ncsnv2.report import build_report
 from bench.finished import write_finished
 from bench.registry import Pair, Setting, case
@@ -32,9 +32,9 @@ def _(setting: Setting) -> Pair:
 
     def plan() -> tuple[list[Cell], list[Job]]:
         planned = make_plan(parse_arguments(arguments))
-        assert len(planned.cells) == 8 * n_seeds
-        check_disk(planned.cells, planned.jobs, planned.context)
-        return planned.cells, planned.jobs
+        assert len(planned.units) == 8 * n_seeds
+        check_disk(planned.jobs, planned.context)
+        return planned.units, planned.jobs
 
     return Pair(candidate=plan)
 

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Literal, ParamSpec, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 from torch import Tensor
 
@@ -23,8 +23,7 @@ except ImportError:  # no wheels for this platform
 
 Impl = Literal["auto", "triton", "torch"]
 _IMPLS = get_args(Impl)
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 #: Replaces ``impl="auto"`` in every call: auto, triton or torch.
 IMPL_VARIABLE = "SCOREKIT_IMPL"
@@ -54,7 +53,7 @@ def plain_operations_asked_for() -> bool:
     return _plain
 
 
-def traced_as_constant(function: Callable[_P, _R]) -> Callable[_P, _R]:
+def traced_as_constant(function: _F) -> _F:
     """Let torch.compile call a function once, while it traces, and keep what it returned.
 
     What ``torch.compiler.assume_constant_result`` does, which takes seconds to import.

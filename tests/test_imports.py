@@ -27,6 +27,15 @@ LAYERS: dict[str, Layers] = {
         {"data", "models", "objectives", "sampling", "checkpoints"},
         {"training", "metrics"},
     ),
+    "ablations": (
+        {"engine", "reporting"},
+        {"executors", "pipeline", "hype"},
+        {"studies"},
+        {"command_line"},
+        {"launch", "report", "clean", "doctor"},
+        {"reproduce"},
+        {"__main__"},
+    ),
 }
 
 

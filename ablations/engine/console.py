@@ -9,8 +9,8 @@ from typing import Self
 from tqdm import tqdm
 
 from ablations.engine.context import Context
+from ablations.engine.job import Job
 from ablations.engine.progress import read_progress
-from ablations.pipeline.jobs import Job
 
 _LINE_EVERY_S = 30
 
@@ -87,7 +87,10 @@ class ProgressReporter:
         if self._offset is None:
             self._offset = fraction
         span = 1 - self._offset
-        return (fraction - self._offset) / span if span > 0 else 1.0, texts
+        # Nor may a job that begins again from an earlier checkpoint than its last word seem to go
+        # backwards.
+        gained = max(0.0, fraction - self._offset)
+        return gained / span if span > 0 else 1.0, texts
 
     def _say(self, text: str) -> None:
         line = f"[{time.monotonic() - self._began:5.0f} s] {text}"

@@ -1,17 +1,15 @@
 """Whether the disk has room for what is still to be written."""
 
 import shutil
+from collections.abc import Iterable
 
 from ablations.engine.context import Context
-from ablations.pipeline.cell import Cell
-from ablations.pipeline.estimate import disk_bytes
-from ablations.pipeline.jobs import Job, job_is_done
+from ablations.engine.job import Job
 
 
-def check_disk(cells: list[Cell], jobs: list[Job], context: Context) -> None:
+def check_disk(jobs: Iterable[Job], context: Context) -> None:
     """Raise ValueError where the disk is too full for what is still to be written."""
-    pending = [job for job in jobs if not job_is_done(job, context)]
-    needed = disk_bytes(cells, pending)
+    needed = sum(job.disk_bytes for job in jobs if not job.is_done(context))
     folder = context.out
     while not folder.exists():
         folder = folder.parent

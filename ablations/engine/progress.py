@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.engine.context import Context
-from ablations.pipeline.jobs import Job
+from ablations.engine.job import Job
 from scorekit.files import CorruptFile, read_json, write_json
 
 

@@ -9,9 +9,8 @@ import torch
 
 from ablations.engine.context import Context
 from ablations.engine.failures import clear_failure, record_failure
+from ablations.engine.job import Job, Work
 from ablations.engine.progress import Progress, progress_path
-from ablations.pipeline.evaluation import Worker
-from ablations.pipeline.jobs import Job
 from scorekit.runtime.distributed import RankDied, World, leave, process_group
 from scorekit.runtime.interruption import Diverged, Stopped, never
 
@@ -24,18 +23,18 @@ def run_job(
     stop: Callable[[], bool] = never,
     rank_died: Callable[[str], NoReturn] = leave,
 ) -> None:
-    """Run a job's stages; a failure is recorded beside the job's progress, then raised.
+    """Run a job; a failure is recorded beside the job's progress, then raised.
 
-    Where ``stop`` says True, Stopped is raised at the next iteration of training, noise scale of
-    sampling or measurement, which is no failure: run again, the job goes on from its files.
+    Where ``stop`` says True, Stopped is raised at the job's next opportunity, which is no failure:
+    run again, the job goes on from its files.
 
-    Where ``context.world`` has several ranks, each calls this: they train and evaluate together,
-    and rank 0 does alone what else there is. Where one dies, each of the others notes it and calls
+    Where ``context.world`` has several ranks, each calls this: they run together the jobs that say
+    so, and rank 0 the others. Where one dies, each of the others notes it and calls
     ``rank_died`` in a thread of its own, which ends its process.
     """
     torch.set_num_threads(context.threads)
     world = context.world
-    if job.kind not in ("train", "snapshot", "evaluate"):
+    if not job.together:
         if not world.is_main:
             return
         context = replace(context, world=World())
@@ -51,7 +50,7 @@ def run_job(
 
     group = process_group(context.world, context.device, lost=lost, together=(Stopped, Diverged))
     with _recording(job, context), group, _recording(job, context):
-        Worker(context, progress, stop).run(job)
+        job.run(Work(context=context, progress=progress, stop=stop))
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Budgets, and ``key=value`` overrides of any class of settings."""
 
 import dataclasses
+import difflib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
@@ -49,7 +50,8 @@ def coerce(key: str, value: Any, kind: type) -> Any:
     """Return ``value`` (a text, or a TOML value) as the type of the setting ``key`` of ``kind``."""
     hints = typing.get_type_hints(kind)
     if key not in hints:
-        raise ValueError(f"setting {key!r} is unknown; known: {', '.join(sorted(hints))}")
+        known = ", ".join(sorted(hints))
+        raise ValueError(f"setting {key!r} is unknown{nearest(key, hints)}; known: {known}")
     kinds = _alternatives(hints[key])
     for alternative in kinds:
         converted = _convert(alternative, value)
@@ -57,6 +59,35 @@ def coerce(key: str, value: Any, kind: type) -> Any:
             return converted
     wanted = " or ".join(map(_describe, kinds))
     raise ValueError(f"{key} = {value!r} is not {wanted}")
+
+
+def nearest(text: str, known: Iterable[str]) -> str:
+    """Return ", did you mean ...?" for a text that is nearly one of those known, else nothing."""
+    found = difflib.get_close_matches(text, list(known), n=1)
+    return f", did you mean {found[0]!r}?" if found else ""
+
+
+def describe_settings(kind: type, budgets: Mapping[str, Budget]) -> list[str]:
+    """Return a line for each setting: its name, its type, and its value under each budget.
+
+    Without a value it is derived: from the paper, the data or the variant.
+    """
+    hints = typing.get_type_hints(kind)
+
+    def value(budget: Budget, key: str) -> str:
+        found = getattr(budget.settings, key)
+        return "derived" if found is None else str(found)
+
+    rows = [["setting", "type", *budgets]]
+    for key, hint in hints.items():
+        kinds = [one for one in _alternatives(hint) if one is not type(None)]
+        rows.append(
+            [key, " or ".join(map(_describe, kinds)), *(value(b, key) for b in budgets.values())]
+        )
+    widths = [min(40, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    return [
+        "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
 
 
 _NOT_CONVERTED = object()

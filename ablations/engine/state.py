@@ -5,8 +5,8 @@ from typing import Any
 
 from ablations.engine.context import Context
 from ablations.engine.failures import read_failure
+from ablations.engine.job import Job
 from ablations.engine.progress import read_progress
-from ablations.pipeline.jobs import Job, job_is_done
 
 _STALE_S = 120
 
@@ -14,9 +14,9 @@ _STALE_S = 120
 def job_state(job: Job, context: Context) -> tuple[str, str]:
     """Return (done | failed | diverged | running | planned, detail) of a job, from its files.
 
-    The images of its dumps, which nothing is computed from, are not looked at.
+    What nothing is computed from is not looked at.
     """
-    if job_is_done(job, context, dumps=False):
+    if job.is_done(context, thorough=False):
         return "done", ""
     if (failure := read_failure(context.out, job.name)) is not None:
         if failure["kind"] == "lost":

@@ -7,25 +7,19 @@ import signal
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import submitit
 
-from ablations.command_line import (
-    Plan,
-)
 from ablations.engine.context import Context
 from ablations.engine.failures import read_failure
 from ablations.engine.interruption import Terminated, shielded_children
+from ablations.engine.job import Job
 from ablations.engine.run import run_job
-from ablations.executors.outcome import Outcome, Reporter, _blocked, critical_path
-from ablations.pipeline.jobs import Job, job_is_done
+from ablations.executors.inline import run_here
+from ablations.executors.outcome import Outcome, Reporter, blocked, critical_path
 from scorekit.runtime.distributed import World, current_world
 from scorekit.runtime.interruption import Stopped
-
-if TYPE_CHECKING:
-    pass
-
 
 _log = logging.getLogger("scorekit")
 _POLL_S = 0.5
@@ -78,7 +72,9 @@ def run_submitted(
 ) -> None:
     """Run the jobs through submitit, at most ``len(slots)`` at a time, longest chains first.
 
-    Each slot holds submitit parameters for a job that runs in it (a GPU of its own, for one).
+    Each slot holds submitit parameters for a job that runs in it (a GPU of its own, for one). A job
+    that is ``alone`` waits until every slot is free, and none starts beside it; unless it has
+    several ranks it runs in this process.
     Whether a job succeeded is read from its files, not from its exit. On KeyboardInterrupt they are
     stopped.
     """
@@ -89,12 +85,16 @@ def run_submitted(
     try:
         while pending or running:
             for job in list(pending):
-                if _blocked(job, outcome, reporter):
+                if blocked(job, outcome, reporter):
                     pending.remove(job)
             free = [slot for slot in range(len(slots)) if slot not in running]
-            ready = [job for job in pending if outcome.done.issuperset(job.needs)]
-            for slot, job in zip(free, ready, strict=False):
+            beside = [job for job, _ in running.values()]
+            for slot, job in zip(free, _startable(pending, beside, outcome), strict=False):
                 pending.remove(job)
+                if job.alone and slots[slot]["tasks_per_node"] == 1:
+                    # Nothing else runs meanwhile: a process of its own would only cost its start.
+                    run_here(job, context, reporter, outcome)
+                    continue
                 executor.update_parameters(**slots[slot])
                 with shielded_children():
                     running[slot] = (job, executor.submit(SubmittedJob(job, context)))
@@ -109,6 +109,22 @@ def run_submitted(
     except BaseException:
         _terminate([submitted for _, submitted in running.values()])
         raise
+
+
+def _startable(pending: Sequence[Job], running: Sequence[Job], outcome: Outcome) -> list[Job]:
+    """Return the jobs that may start now, beside those that run."""
+    if any(job.alone for job in running):
+        return []
+    waiting = {job.name for job in [*pending, *running]}
+    ready = [
+        job
+        for job in pending
+        if outcome.done.issuperset(job.needs) and waiting.isdisjoint(job.after)
+    ]
+    together = [job for job in ready if not job.alone]
+    if together or running:
+        return together
+    return ready[:1]
 
 
 def _terminate(jobs: Sequence["submitit.Job[None]"]) -> None:
@@ -150,7 +166,7 @@ def _settle(
     reporter: Reporter,
     outcome: Outcome,
 ) -> None:
-    if job_is_done(job, context):
+    if job.is_done(context):
         outcome.done.add(job.name)
         reporter.finished(job)
         return
@@ -162,10 +178,3 @@ def _settle(
         message = failure["message"]
     outcome.failed[job.name] = message
     reporter.failed(job, message)
-
-
-def _slots(plan: Plan) -> list[dict[str, Any]]:
-    import torch
-
-    gpus = range(torch.cuda.device_count()) if plan.context.device == "cuda" else ()
-    return local_slots(plan.workers, gpus=list(gpus), ranks=plan.gpus)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from ablations.pipeline.jobs import Job
+from ablations.engine.job import Job
 
 
 class Reporter(Protocol):
@@ -41,7 +41,8 @@ def blocked_by(job: Job, outcome: Outcome) -> str | None:
     return f"waits for {failed[0]}, which failed" if failed else None
 
 
-def _blocked(job: Job, outcome: Outcome, reporter: Reporter) -> bool:
+def blocked(job: Job, outcome: Outcome, reporter: Reporter) -> bool:
+    """Return whether a job cannot run because one that it needs failed; it is noted as failed."""
     if (reason := blocked_by(job, outcome)) is not None:
         outcome.failed[job.name] = reason
         reporter.failed(job, reason)

@@ -1,17 +1,18 @@
 """How far each job of a grid is: what its files say, and Slurm, where it was sent there."""
 
 from collections import Counter
+from collections.abc import Sequence
 
 from ablations.engine.context import Context
+from ablations.engine.job import Job
 from ablations.engine.progress import read_progress
 from ablations.engine.state import _how_far, job_state
 from ablations.executors.logs import last_lines
 from ablations.executors.slurm.queue import QueuedJob, SlurmError
-from ablations.pipeline.jobs import Job
 
 
-def describe_status(jobs: list[Job], context: Context) -> str:
-    """Return one line per job, and per cell for its snapshots: state, title, detail.
+def describe_status(jobs: Sequence[Job], context: Context) -> str:
+    """Return one line per job, and one for the parts of each that a queue has: state, detail.
 
     States of a grid on Slurm are PLANNED, QUEUED, RUNNING, DONE, FAILED, DIVERGED, and LOST for a
     job that Slurm has not and that left neither a result nor a failure.
@@ -25,18 +26,19 @@ def describe_status(jobs: list[Job], context: Context) -> str:
             queue = queue_of(context.out)
         except SlurmError as error:
             lines.append(f"Slurm does not answer; from files alone: {error}")
-    snapshots: dict[str, Counter[str]] = {}
+    titles = {job.name: job.title for job in jobs}
+    parts: dict[str, Counter[str]] = {}
     for job in jobs:
-        state, detail = _joined(job, context, queue.get(job.name))
-        if job.kind == "snapshot":
-            snapshots.setdefault(job.cell.name, Counter())[state] += 1
-        else:
+        if job.part_of is None:
+            state, detail = _joined(job, context, queue.get(job.name))
             lines.append(f"{state.upper():<9} {job.title}" + (f": {detail}" if detail else ""))
-    for cell, counts in snapshots.items():
-        # Without Slurm they are parts of the evaluation, and no jobs.
-        if queue and set(counts) != {"done"}:
+        elif queue:  # without one they are no jobs
+            state, _ = _joined(job, context, queue.get(job.name))
+            parts.setdefault(job.part_of, Counter())[state] += 1
+    for whole, counts in parts.items():
+        if set(counts) != {"done"}:
             counted = ", ".join(f"{n} {state}" for state, n in sorted(counts.items()))
-            lines.append(f"          snapshots of {cell}: {counted}")
+            lines.append(f"          parts of {titles[whole]}: {counted}")
     return "\n".join(lines)
 
 

@@ -1,1 +1,1 @@
-"""UNDOCUMENTED"""
+"""Human evaluation (HYPE∞): packing dumps, the rating page, and scores from ratings."""

@@ -8,9 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from ablations.engine.naming import file_name
 from ablations.engine.stages import Stage
 from ablations.pipeline.data import DataFacts
-from ablations.studies.ncsnv2.variants import Variant
+from ablations.pipeline.variants import Variant
 from scorekit.models.score_network import ARCHITECTURES
 from scorekit.techniques.noise_scales import geometric_sigmas
 from scorekit.training.settings import TrainSettings
@@ -227,3 +228,9 @@ def cell_from_json(record: dict[str, Any]) -> Cell:
             "train": TrainSettings(**record["train"]),
         }
     )
+
+
+def cell_file_name(cell: Cell) -> str:
+    """Return what the files of a cell are called: data-row-seed, another for each cell's name."""
+    # No slug holds "-ncsn" inside it, so that its beginning is found whatever the data's name is.
+    return f"{file_name(cell.data.name)}-{cell.slug}-seed{cell.seed}"

@@ -1,9 +1,12 @@
 """What a grid knows of its data."""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -134,3 +137,20 @@ def _kept_distance(path: Path) -> float | None:
     except CorruptFile as error:
         _log.warning("%s; set aside as %s, and computed again", error, set_aside(path).name)
         return None
+
+
+@contextmanager
+def planning_root(data_root: Path, *, dry_run: bool) -> Iterator[Path]:
+    """Give the folder where data are prepared for planning: a dry run writes nothing there.
+
+    It sees what is prepared already, and prepares what is not in a temporary folder.
+    """
+    if not dry_run:
+        yield data_root
+        return
+    with TemporaryDirectory(prefix="scorekit-dry-run-") as folder:
+        root = Path(folder).resolve()
+        for path in data_root.iterdir() if data_root.is_dir() else ():
+            if not path.name.startswith(".") and path.suffix != ".partial":
+                (root / path.name).symlink_to(path)
+        yield root

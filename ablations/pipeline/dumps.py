@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ablations.pipeline.cell import Cell
-from ablations.pipeline.naming import cell_file_name
+from ablations.pipeline.cell import Cell, cell_file_name
 from scorekit.files import CorruptFile, read_sealed_json, sha256_file, write_sealed_json
 
 _KINDS = ("fake", "real")

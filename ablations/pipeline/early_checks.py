@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ablations.engine.context import Context
-from ablations.pipeline.jobs import Job
+from ablations.pipeline.jobs import CellJob
 from scorekit.data.store import open_store
 from scorekit.files import CorruptFile
 from scorekit.metrics.frechet import check_features
@@ -46,7 +46,7 @@ def check_out(out: Path) -> None:
         )
 
 
-def too_few_images(jobs: Iterable[Job]) -> list[str]:
+def too_few_images(jobs: Iterable[CellJob]) -> list[str]:
     """Return a line for each split of the jobs' data that no distance can be taken of."""
     return [
         f"--datasets {data.name}: its {split} split has {n} image(s), and a distance needs a "
@@ -57,7 +57,7 @@ def too_few_images(jobs: Iterable[Job]) -> list[str]:
     ]
 
 
-def check_extractors(jobs: Iterable[Job], context: Context) -> None:
+def check_extractors(jobs: Iterable[CellJob], context: Context) -> None:
     """Raise ValueError where an extractor cannot take a data set's images, or has wrong weights.
 
     Two images are passed through each that the jobs will use, on this machine's CPU.

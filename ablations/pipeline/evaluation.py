@@ -1,4 +1,4 @@
-"""How a job runs its stages, and how it tells of its progress and its failure."""
+"""What the jobs of cells are made of: training, measuring a snapshot, evaluating a cell."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +12,8 @@ from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import open_dataset
 from ablations.pipeline.dumps import dump_samples
 from ablations.pipeline.held_out import HeldOut
-from ablations.pipeline.jobs import Job, shown_snapshot
 from ablations.pipeline.measuring import Measuring
-from ablations.pipeline.sampling import Drawing, Report
+from ablations.pipeline.sampling import Drawing, Report, Sampled
 from ablations.pipeline.selection import selected_iterations, selection_samples
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.files import atomic_write
@@ -24,7 +23,7 @@ from scorekit.training.trainer import Trainer
 
 
 class Worker:
-    """The stages of jobs, made as they are needed; ``progress`` gets (fraction, text)."""
+    """Makes the stages of one job as they are needed; ``progress`` gets (fraction, text)."""
 
     def __init__(
         self, context: Context, progress: Report, stop: Callable[[], bool] = never
@@ -34,17 +33,6 @@ class Worker:
         self.drawing = Drawing(context, progress, self.train, stop)
         self.measuring = Measuring(context, self.drawing)
         self.held_out = HeldOut(context, self.drawing)
-
-    def run(self, job: Job) -> None:
-        kinds: dict[str, Callable[[], None]] = {
-            "train": lambda: self.train(job.cell),
-            "baseline": lambda: self.measuring.baseline(job.cell),
-            "snapshot": lambda: self.snapshot(job, job.iteration),
-            "evaluate": lambda: self.evaluate(job),
-            "interpolate": lambda: self.interpolate(job),
-            "neighbours": lambda: self.neighbours(job),
-        }
-        kinds[job.kind]()
 
     def train(self, cell: Cell) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -95,14 +83,14 @@ class Worker:
 
         self.store.run(cell.train_stage(), execute)
 
-    def snapshot(self, job: Job, iteration: int | None, before: int = 0) -> None:
-        assert iteration is not None
+    def snapshot(self, job: Sampled, iteration: int, before: int = 0) -> None:
+        """Measure a snapshot; ``before`` of the job's trajectories came earlier."""
         for denoise in (False, True):
             self.measuring.distance(job, iteration, denoise=denoise, final=False, before=before)
         self.check_stop()
         self.held_out.loss(job.cell, iteration)
 
-    def evaluate(self, job: Job) -> None:
+    def evaluate(self, job: Sampled) -> None:
         cell = job.cell
         done = 0
         for iteration in cell.train.snapshot_iterations:
@@ -135,14 +123,6 @@ class Worker:
         (stopping,) = self.context.world.any(self.stop())
         if stopping:
             raise Stopped("the evaluation stopped between two measurements and continues there")
-
-    def interpolate(self, job: Job) -> None:
-        iteration, _ = shown_snapshot(job, selected_iterations(job.cell, self.store))
-        self.drawing.interpolate(job, job.cell.interpolation_stage(iteration))
-
-    def neighbours(self, job: Job) -> None:
-        iteration, final = shown_snapshot(job, selected_iterations(job.cell, self.store))
-        self.measuring.neighbours(job, iteration, denoise=True, final=final)
 
     def checkpoint_digest(self, cell: Cell, iteration: int) -> str:
         directory = self.store.directory(cell.train_stage())

@@ -1,14 +1,14 @@
 """What a grid will take in hours on this machine, from a few timed steps of each kind."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
 from ablations.engine.context import Context
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.flops import cell_forward_flops
-from ablations.pipeline.jobs import Job
+from ablations.pipeline.jobs import CellJob
 from scorekit.models.score_network import ScoreNetwork
 from scorekit.objectives.score_matching import annealed_score_matching_loss, needs_projection
 
@@ -17,7 +17,7 @@ _FLOPS_OF_A_CALL = 4e9
 _CALLS = 5
 
 
-def estimate_hours(jobs: list[Job], context: Context) -> float:
+def estimate_hours(jobs: Sequence[CellJob], context: Context) -> float:
     """Return the hours that training and sampling of the jobs take, one after another.
 
     Each distinct network is timed on the context's device with its threads, in eager float32: a
@@ -27,10 +27,11 @@ def estimate_hours(jobs: list[Job], context: Context) -> float:
     timed: dict[tuple[object, ...], float] = {}
     seconds = 0.0
     for job in jobs:
-        if job.kind not in ("train", "evaluate"):
-            continue
         cell, train = job.cell, job.cell.train
-        training = job.kind == "train"
+        training = job.n_trained > 0
+        images = job.n_trained or job.n_sampled * cell.score_evaluations
+        if not images:
+            continue
         most = train.batch_size if training else context.sampling_batch
         n = most
         if context.device == "cpu":
@@ -42,11 +43,6 @@ def estimate_hours(jobs: list[Job], context: Context) -> float:
         if key not in timed:
             step = _training_step if training else _evaluation
             timed[key] = _seconds(step(cell, n, context.device), context.device) / n
-        images = (
-            train.iterations * train.batch_size
-            if training
-            else job.n_sampled * cell.score_evaluations
-        )
         seconds += timed[key] * images
     return seconds / 3600
 

@@ -12,8 +12,7 @@ from ablations.engine.context import Context
 from ablations.engine.stages import FOLLOWED, Stage
 from ablations.pipeline.cell import MAX_REFERENCE, Cell
 from ablations.pipeline.data import open_dataset
-from ablations.pipeline.jobs import Job
-from ablations.pipeline.sampling import Drawing
+from ablations.pipeline.sampling import Drawing, Sampled
 from ablations.pipeline.selection import sample_file
 from scorekit.files import atomic_write, save_array
 from scorekit.metrics.baselines import pixel_gaussian_samples, uniform_noise_samples
@@ -50,7 +49,7 @@ class Measuring:
         self._batch = ShrinkingBatch(EXTRACTION_BATCH, "feature extraction")
 
     def distance(
-        self, job: Job, iteration: int, *, denoise: bool, final: bool, before: int
+        self, job: Sampled, iteration: int, *, denoise: bool, final: bool, before: int
     ) -> None:
         """Take the Fréchet distance of a snapshot's samples."""
         cell = job.cell
@@ -74,7 +73,7 @@ class Measuring:
 
         self.store.run(stage, execute)
 
-    def quality(self, job: Job, iteration: int, *, denoise: bool) -> None:
+    def quality(self, job: Sampled, iteration: int, *, denoise: bool) -> None:
         """Take all other metrics of the final samples, and what n does to their distance."""
         cell = job.cell
         stage = cell.quality_stage(iteration, denoise=denoise)
@@ -100,7 +99,7 @@ class Measuring:
         self.store.run(stage, execute)
 
     def features(
-        self, job: Job, stages: tuple[Stage, ...], before: int
+        self, job: Sampled, stages: tuple[Stage, ...], before: int
     ) -> tuple[np.ndarray, np.ndarray | None]:
         """Return features (n, d) of sample stages one after another, and logits where there are."""
         directories = []
@@ -114,7 +113,7 @@ class Measuring:
             return features, None
         return features, np.concatenate([np.load(d / "logits.npy") for d in directories])
 
-    def _features(self, job: Job, stage: Stage, sample: Stage, before: int) -> None:
+    def _features(self, job: Sampled, stage: Stage, sample: Stage, before: int) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             self.drawing.sample(job, sample, before)
             name = sample_file(stage.settings["denoise"])
@@ -193,7 +192,7 @@ class Measuring:
 
         self.store.run(cell.baseline_stage(), execute)
 
-    def neighbours(self, job: Job, iteration: int, *, denoise: bool, final: bool) -> None:
+    def neighbours(self, job: Sampled, iteration: int, *, denoise: bool, final: bool) -> None:
         """Find the nearest training images of a snapshot's samples and, to compare, of test images.
 
         ``final`` takes all samples of the snapshot, else those that its selection took.

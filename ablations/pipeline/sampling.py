@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -11,7 +11,6 @@ import torch
 from ablations.engine.context import Context
 from ablations.engine.stages import FOLLOWED, Stage
 from ablations.pipeline.cell import Cell
-from ablations.pipeline.jobs import Job
 from ablations.pipeline.selection import sample_file
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.checkpoints.tensors import find_tensors, save_tensors
@@ -26,6 +25,16 @@ from scorekit.sampling.langevin import AnnealedLangevin, interpolation_angles
 from scorekit.training.networks import build_network, load_weights
 
 Report = Callable[[float, str], None]
+
+
+class Sampled(Protocol):
+    """What samples are drawn for: a cell, and how many trajectories in all, for the progress."""
+
+    @property
+    def cell(self) -> Cell: ...
+    @property
+    def n_sampled(self) -> int: ...
+
 
 _BATCH = ("last", "denoised", "seconds", "compile_s")  # what a chunk holds
 
@@ -57,7 +66,9 @@ class Drawing:
         self._network: ScoreNetwork
         self._loaded: Path | None = None  # the snapshot that the network holds
 
-    def samples(self, job: Job, iteration: int, *, denoise: bool, final: bool = True) -> np.ndarray:
+    def samples(
+        self, job: Sampled, iteration: int, *, denoise: bool, final: bool = True
+    ) -> np.ndarray:
         """Return the samples of a snapshot, uint8 (N, C, H, W): all, or those of its selection."""
         parts = []
         for stage in job.cell.sample_stages(iteration, final=final):
@@ -66,7 +77,7 @@ class Drawing:
             parts.append(np.load(path, mmap_mode="r"))
         return np.concatenate(parts)
 
-    def sample(self, job: Job, stage: Stage, before: int) -> None:
+    def sample(self, job: Sampled, stage: Stage, before: int) -> None:
         """Draw the samples of a stage; ``before`` of the job's trajectories came earlier."""
 
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -79,7 +90,7 @@ class Drawing:
 
         self.run(job.cell, stage, execute)
 
-    def interpolate(self, job: Job, stage: Stage) -> None:
+    def interpolate(self, job: Sampled, stage: Stage) -> None:
         """Draw pairs of samples, with what lies between: uint8 (pairs, N + 2, C, H, W).
 
         The ends of a pair have one start and the noise of two seeds; those between mix the two.
@@ -133,7 +144,7 @@ class Drawing:
 
     def _draw(
         self,
-        job: Job,
+        job: Sampled,
         stage: Stage,
         directory: Path,
         index: torch.Tensor,
@@ -197,7 +208,7 @@ class Drawing:
 
     def _draw_batch(
         self,
-        job: Job,
+        job: Sampled,
         stage: Stage,
         index: torch.Tensor,
         angle: torch.Tensor | None,

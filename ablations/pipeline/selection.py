@@ -30,6 +30,11 @@ def selected_iterations(cell: Cell, store: StageStore) -> dict[bool, int]:
     return chosen
 
 
+def loss_stages(cell: Cell) -> list[Stage]:
+    """Return the stages of the losses on training and test images, of every snapshot."""
+    return [cell.loss_stage(iteration) for iteration in cell.train.snapshot_iterations]
+
+
 def seconds_spent(cells: list[Cell], store: StageStore) -> tuple[float, float]:
     """Return the seconds of training and sampling in the finished stages, and of compiling."""
     stages = {cell.train_stage() for cell in cells}

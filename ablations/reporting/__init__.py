@@ -1,1 +1,1 @@
-"""UNDOCUMENTED"""
+"""Tables, pictures and pages of any study, as files: CSV, Markdown, LaTeX, PNG, SVG and HTML."""

@@ -13,12 +13,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from ablations.pipeline.results import Results
-from ablations.reporting.wording import for_figure, number, run_note
+from ablations.reporting.wording import for_figure, number
 from scorekit.files import write_file
 
 INK, FAINT, GRID = "#24292f", "#6b7280", "#e6e8eb"
@@ -59,25 +57,6 @@ def save_picture(picture: Picture, directory: Path) -> tuple[Path, Path]:
             picture.figure.set_layout_engine("none")
             paths.append(write_file(directory / f"{picture.name}.{kind}", buffer.getvalue()))
     return paths[0], paths[1]
-
-
-def new_panels(results: Results, names: Sequence[str], what: str) -> tuple[Figure, list[Axes]]:
-    """A figure of one panel per name, two to a row, with the budget in its corner."""
-    n_columns = min(2, max(1, len(names)))
-    n_rows = max(1, -(-len(names) // n_columns))
-    width = 7.2 if n_columns == 1 else 10.0
-    figure = Figure(figsize=(width, 3.5 * n_rows + 0.6), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(wspace=0.04, hspace=0.06)  # type: ignore[union-attr,call-arg]
-    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
-    for axes in panels[len(names) :]:
-        axes.set_axis_off()
-    if not names:
-        panels[0].text(0.5, 0.5, f"No {what} to show yet.", ha="center", color=FAINT)
-    # The note travels with the picture when it is cut out of the report.
-    note = run_note(results)
-    figure.suptitle(for_figure(note), x=0.995, ha="right", fontsize=8, color=FAINT)
-    return figure, panels
 
 
 def spans_decades(values: pd.Series) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.pipeline.results import Results
 from scorekit.techniques.step_size import CONSISTENT_FACTOR
 from scorekit.techniques.table_4 import TABLE_4
 
@@ -98,23 +97,6 @@ def is_papers(run: Mapping[str, Any]) -> bool:
     names = {str(name).partition(":")[0] for name in run["datasets"]}
     settings = {"paper", *(f"paper, changed: preset={name}" for name in names)}
     return len(names) > 0 and names <= _PAPERS_DATA and run["budget"] in settings
-
-
-def seeds_text(results: Results) -> str:
-    """How many seeds the rows have: "3 seeds", or "seeds per row: 1 to 3" where they differ."""
-    counts = results.cells.groupby(["dataset", "variant"])["seed"].nunique()
-    if counts.empty:
-        return "0 seeds"
-    few, many = int(counts.min()), int(counts.max())
-    if few < many:
-        return f"seeds per row: {few} to {many}"
-    return f"{few} seed" + ("s" if few != 1 else "")
-
-
-def run_note(results: Results) -> str:
-    """What travels with a picture that is cut out of its report: budget and grid."""
-    budget = shorten(str(results.run["budget"]), 60)
-    return f"budget “{budget}”, grid “{results.run['grid']}”"
 
 
 def without_folders(text: str, known: Iterable[Path] = ()) -> str:

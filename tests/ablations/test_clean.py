@@ -5,8 +5,8 @@ from tiny_grid import TOML
 
 from ablations import launch
 from ablations.clean import find_removable, main
-from ablations.engine.manifest import load_manifest
 from ablations.engine.stages import StageStore
+from ablations.pipeline.manifest import load_manifest
 from ablations.pipeline.selection import selected_iterations
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.files import read_sealed_json, write_sealed_json
@@ -48,7 +48,7 @@ def test_a_finished_grid_is_finished_without_what_is_removed(out, capsys):
     assert left <= set(contents(out))
     assert not any(path.exists() for path in gone)
     store = StageStore(out / "stages")
-    for cell in load_manifest(out).cells:
+    for cell in load_manifest(out).units:
         needed = {cell.train.iterations, *selected_iterations(cell, store).values()}
         for iteration in needed:
             assert snapshot_path(store.directory(cell.train_stage()), iteration).exists()
@@ -64,7 +64,7 @@ def test_snapshots_may_be_kept_and_are_while_a_cell_is_not_evaluated(out):
     # Each row comes to select its last snapshot, for both settings.
     choose = {3: 1.0, 6: 0.0}
     store = StageStore(out / "stages")
-    cells = load_manifest(out).cells
+    cells = load_manifest(out).units
     for cell in cells:
         for iteration, far in choose.items():
             for d in (False, True):
@@ -84,7 +84,7 @@ def test_snapshots_may_be_kept_and_are_while_a_cell_is_not_evaluated(out):
     # The cell that was not evaluated has what it needs, and another row of its training lacks it.
     assert again(out) == 0
     assert main([str(out), "--yes"]) == 0
-    assert again(out, "--rows", "steps") == 1
+    assert again(out, "--grid", "steps") == 1
     failures = " ".join(p.read_text() for p in (out / "jobs").glob("*.failure.json"))
     assert "was removed by ablations.clean" in failures
 

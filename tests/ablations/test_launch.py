@@ -13,13 +13,13 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from resolved import whole_jobs
 from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
 
 from ablations.command_line import make_plan, parse_arguments
-from ablations.engine.manifest import load_manifest, save_manifest
 from ablations.executors.slurm.settings import JOB_KINDS
 from ablations.launch import main
-from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.manifest import GRID_FILE, load_manifest
 from ablations.pipeline.selection import selected_iterations
 
 
@@ -56,7 +56,7 @@ def test_cells_share_training_and_trajectories(finished):
     from ablations.engine.stages import StageStore
 
     store = StageStore(out / "stages")
-    extra = sum(len(set(selected_iterations(c, store).values())) for c in manifest.cells)
+    extra = sum(len(set(selected_iterations(c, store).values())) for c in manifest.units)
     assert stages["sample"] == 3 * 2 + extra
     assert stages["baseline"] == len(list((out / "data" / "reference").iterdir())) == 1
 
@@ -100,7 +100,7 @@ def test_dry_run_and_status_say_what_is_done(finished, capsys):
     lines = capsys.readouterr().out.splitlines()
     manifest = load_manifest(finished / "out")
     assert manifest is not None
-    assert len(lines) == len(plan_jobs(manifest.cells))
+    assert len(lines) == len(whole_jobs(manifest.units))
     assert all(line.startswith("DONE") for line in lines)
 
 
@@ -218,8 +218,8 @@ def test_seeds_may_be_added_and_settings_may_not_be_mixed(finished, tmp_path, ca
 
 def test_a_folder_goes_on_with_its_own_budget_unless_another_is_given(tmp_path):
     begun = make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "paper"]))
-    save_manifest(begun.manifest, tmp_path)
-    assert make_plan(parse_arguments(["--out", str(tmp_path)])).budget.name == "paper"
+    GRID_FILE.save(begun.manifest, tmp_path)
+    assert make_plan(parse_arguments(["--out", str(tmp_path)])).manifest.budget == "paper"
     with pytest.raises(ValueError, match="holds budget 'paper', not 'quick'"):
         make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick"]))
 
@@ -229,7 +229,7 @@ def test_nobody_gets_the_paper_s_budget_who_did_not_ask_for_it(tmp_path, monkeyp
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     plan = make_plan(parse_arguments(["--out", str(tmp_path), *flags]))
-    assert (plan.context.device, plan.budget.name) == ("cuda", "quick")
+    assert (plan.context.device, plan.manifest.budget) == ("cuda", "quick")
     (line,) = plan.notes
     assert re.fullmatch(
         r"no --budget given, so quick: [\d.e+]+ FLOPs; "
@@ -245,7 +245,7 @@ def test_what_only_looks_needs_the_folder_alone_and_writes_nothing(finished, tmp
     out = ("--out", str(finished / "out"), "--device", "cpu")
     assert main([*out, "--status"]) == 0
     manifest = load_manifest(finished / "out")
-    assert capsys.readouterr().out.count("DONE ") == len(plan_jobs(manifest.cells))
+    assert capsys.readouterr().out.count("DONE ") == len(whole_jobs(manifest.units))
     assert main([*out, "--status", "--only", "ncsnv2"]) == 0
     assert "train" in capsys.readouterr().out
     assert main([*out, "--dry-run"]) == 0
@@ -328,7 +328,10 @@ def test_a_dry_run_for_slurm_shows_its_options_and_writes_nothing(tmp_path, caps
     ("arguments", "message"),
     [
         (["--executor", "slurm", "--out", "50%"], "Slurm reads % in the path of a log"),
-        (["--grid", "papers"], "known: paper, factorial, steps, objectives, finite-difference, or"),
+        (
+            ["--grid", "papers"],
+            "known: paper, factorial, steps, objectives, finite-difference, fd-toy,",
+        ),
         (["--grid", "absent.toml"], "grid file absent.toml cannot be read"),
         (["--datasets", "mnist"], "mnist"),
         (["--only", "ncsnv3"], "--only ncsnv3 matches no cell; there are: digits/ncsn/seed0"),

@@ -15,12 +15,12 @@ from types import ModuleType
 import fake_results
 import pytest
 
-from ablations.pipeline.results import Results
 from ablations.report import main
 from ablations.reporting.page import Collapsed, Section, Words, rich, table_groups, write_page
 from ablations.reporting.pictures import Picture
 from ablations.reporting.table import Table
 from ablations.studies.ncsnv2.report import build_report, sections
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
 from ablations.studies.ncsnv2.sections.settings_and_times import (
     hyperparameter_table,
@@ -305,14 +305,15 @@ def test_rich_text_is_escaped_before_it_is_marked() -> None:
 
 
 def _fake_collect(monkeypatch: pytest.MonkeyPatch, collect: Callable[[Path], Results]) -> None:
-    module = ModuleType("ablations.pipeline.collect")
+    module = ModuleType("ablations.studies.ncsnv2.collect")
     module.__dict__["collect"] = collect
-    monkeypatch.setitem(sys.modules, "ablations.pipeline.collect", module)
+    monkeypatch.setitem(sys.modules, "ablations.studies.ncsnv2.collect", module)
 
 
 def test_main_prints_the_page_and_the_table(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    (tmp_path / "grid.json").write_text("{}")  # says whose report it is
     _fake_collect(monkeypatch, lambda out: replace(fake_results.partial(out), samples=[]))
     assert main([str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -322,14 +323,16 @@ def test_main_prints_the_page_and_the_table(
 
 
 def test_main_says_in_one_line_what_is_wrong(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def collect(out: Path) -> Results:
-        raise ValueError(f"{out}: no grid.json")
-
-    _fake_collect(monkeypatch, collect)
     assert main([str(tmp_path)]) == 2
-    assert capsys.readouterr().err == f"error: {tmp_path}: no grid.json\n"
+    assert capsys.readouterr().err == (
+        f"error: {tmp_path} holds no grid; give the --out of a launch\n"
+    )
+    (tmp_path / "grid.json").write_text("{}")
+    assert main([str(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {tmp_path} was written by an incompatible version")
     assert not (tmp_path / "report").exists()
 
 

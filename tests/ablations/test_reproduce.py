@@ -11,7 +11,6 @@ import pytest
 from places import SHARED
 from tiny_grid import TOML
 
-from ablations import reproduce
 from ablations.reproduce import find_items, main
 from ablations.studies.ncsnv2.reproductions import FIGURE_DATA, ITEMS
 
@@ -62,10 +61,17 @@ def test_every_name_of_the_list_is_known_and_the_papers(capsys) -> None:
     assert len(set(NAMES)) == len(NAMES)
     for name in NAMES:
         assert re.search(rf"\b{name}\b", printed)
-        assert len(find_items([name])) == 1
+        study, found = find_items([name])
+        assert study.name == "ncsnv2" and len(found) == 1
     assert re.search(r"cifar10 .*--datasets cifar10:PATH --set preset=cifar10", printed)
-    assert find_items(["all"]) == list(ITEMS)
-    assert [item.name for item in find_items(["fig12", "fig11", "table4"])] == ["fig11", "table4"]
+    assert find_items(["all"])[1] == list(ITEMS)
+    _, found = find_items(["fig12", "fig11", "table4"])
+    assert [item.name for item in found] == ["fig11", "table4"]
+    for name in ("fd-a", "fd-b", "fd-c", "fd-d", "fd-dkef", "fd-memory"):
+        assert re.search(rf"\b{name}\b", printed)
+        assert find_items([name])[0].name == "finite-difference"
+    with pytest.raises(ValueError, match="fig3, fd-a are of the studies ncsnv2 and finite-diff"):
+        find_items(["fig3", "fd-a"])
 
 
 def test_the_list_says_of_what_data_the_papers_figures_are(capsys) -> None:
@@ -159,7 +165,7 @@ def test_a_broken_item_stops_no_other(finished, monkeypatch, capsys) -> None:
         raise RuntimeError("no ink\nsecond line")
 
     items = tuple(replace(i, make=broken) if i.name == "fig3" else i for i in ITEMS)
-    monkeypatch.setattr(reproduce, "ITEMS", items)
+    monkeypatch.setattr("ablations.studies.ncsnv2.reproductions.ITEMS", items)
     arguments = ["table6", "fig3", "fig15", *flags(out), "--no-run"]
     assert main(arguments) == 1
     printed = capsys.readouterr()
@@ -186,3 +192,14 @@ def test_missing_parts_are_said(tmp_path, finished, capsys) -> None:
     assert main(["table1", "fig13", "fig4", *flags(out), "--no-run"]) == 0
     table = (out / "reproduce" / "table1" / "table1.md").read_text()
     assert table.count("planned") >= 6
+
+
+def test_figures_of_the_second_source_run_what_they_need(tmp_path, capsys) -> None:
+    settings = {"toy_iterations": 2, "toy_batch_size": 4, "toy_width": 4, "toy_grid": 8}
+    sets = [f"--set={key}={value}" for key, value in settings.items()]
+    more = ["--device", "cpu", "--threads", "1", "--executor", "inline", "--seeds", "1"]
+    assert main(["fd-d", "--out", str(tmp_path / "out"), *more, *sets]) == 0
+    assert "fd-d:" in capsys.readouterr().out
+    names = {path.name for path in (tmp_path / "out" / "reproduce" / "fd-d").iterdir()}
+    assert {"caption.md", "toy.csv"} <= names
+    assert any(name.endswith(".png") for name in names)

@@ -67,17 +67,6 @@ MUTANTS = [
         ("nearest_in_blocks(features, blocks()", "nearest_in_blocks(features[::-1], blocks()"),
     ),
     *_of(
-        "ablations/pipeline/jobs.py",
-        # The snapshot of the other denoise setting, the largest distance, the last.
-        (
-            "cell.distance_stage(iteration, denoise=denoise, final=False))",
-            "cell.distance_stage(iteration, denoise=False, final=False))",
-        ),
-        ("key=lambda i: (distances[i], i)", "key=lambda i: (-distances[i], i)"),
-        ("key=lambda i: (distances[i], i)", "key=lambda i: -i"),
-        ('"denoised.npy" if denoise else "last.npy"', '"last.npy" if denoise else "denoised.npy"'),
-    ),
-    *_of(
         "ablations/pipeline/evaluation.py",
         ("fake=fake[: cell.n_dump]", "fake=fake[-cell.n_dump :]"),
         (
@@ -112,11 +101,11 @@ MUTANTS = [
         ),
     ),
     *_of(
-        "ablations/studies/ncsnv2/variants.py",
+        "ablations/pipeline/variants.py",
         ('return "ema" if self.ema else "raw"', 'return "raw" if self.ema else "ema"'),
     ),
     *_of(
-        "ablations/pipeline/collect.py",
+        "ablations/studies/ncsnv2/collect.py",
         (
             '"weights": _WEIGHTS[cell.variant.weights],\n            "denoise"',
             '"weights": "EMA",\n            "denoise"',
@@ -185,6 +174,16 @@ MUTANTS = [
         "scorekit/metrics/frechet.py",
         ("distance - 2 * overlap", "distance - overlap"),
         ("covariance / (n - 1), n=n", "covariance / n, n=n"),
+    ),
+    *_of(
+        "ablations/pipeline/selection.py",
+        (
+            "cell.distance_stage(iteration, denoise=denoise, final=False))",
+            "cell.distance_stage(iteration, denoise=False, final=False))",
+        ),
+        ("key=lambda i: (distances[i], i)", "key=lambda i: (-distances[i], i)"),
+        ("key=lambda i: (distances[i], i)", "key=lambda i: -i"),
+        ('"denoised.npy" if denoise else "last.npy"', '"last.npy" if denoise else "denoised.npy"'),
     ),
     *_of(
         "scorekit/metrics/baselines.py",

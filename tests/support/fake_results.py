@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 
 from ablations.engine.frames import make_frame
-from ablations.engine.manifest import FiniteDifferencePlan
-from ablations.pipeline.results import (
+from ablations.engine.manifest import Manifest
+from ablations.studies.finite_difference.results import TrialResult, TrialResults
+from ablations.studies.finite_difference.trials import Trial
+from ablations.studies.ncsnv2.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
@@ -27,8 +29,6 @@ from ablations.pipeline.results import (
     SampleSet,
     empty_results,
 )
-from ablations.studies.finite_difference.results import TrialResult, TrialResults
-from ablations.studies.finite_difference.trials import Trial
 
 # Variant -> (slug, techniques, weights, distance it settles at).
 VARIANTS = {
@@ -335,8 +335,8 @@ def finished_trials(
 ) -> TrialResults:
     """Trials of the grid finite-difference, from their settings, results and folders."""
     conditions = {"device": "made up", "torch": "2", "load_average": None}
-    plan = FiniteDifferencePlan(
-        budget="quick", overrides={}, data_root="data", trials=[], skipped=[]
+    plan = Manifest(
+        grid="finite-difference", budget="quick", overrides={}, data_root="data", units=[]
     )
     return TrialResults(
         plan=plan,

@@ -33,7 +33,10 @@ _CONTEXT.set_forkserver_preload(
             "torch_fidelity",
             "scorekit.metrics.features",
         ),
-        *("ablations.launch", "ablations.report", "ablations.pipeline.collect"),
+        "ablations.launch",
+        # What the launcher itself imports when it needs it.
+        *("ablations.studies.ncsnv2.collect", "ablations.studies.ncsnv2.report"),
+        *("ablations.studies.ncsnv2.estimate", "ablations.pipeline.evaluation"),
     ]
 )
 _TEMPORARY = re.compile(r"\.(\d+(-[0-9a-f]{8})?|[0-9a-f]{16})\.tmp")
@@ -118,7 +121,7 @@ def _replace(name: str, value: Any) -> None:
 
 def collector(out: str) -> None:
     """Collect a folder again and again, until killed."""
-    from ablations.pipeline.collect import collect
+    from ablations.studies.ncsnv2.collect import collect
 
     while True:
         collect(Path(out))
@@ -242,7 +245,9 @@ class OnSlurm:
         os.environ.update(self.environment)
         _replace("ablations.executors.slurm.grid._SLOWEST_POLL_S", 1.0)
         # Jobs are pickled, and import nothing of the tests.
-        _replace("ablations.launch.build_grid_report", operator.methodcaller("joinpath", "none"))
+        from ablations.studies.ncsnv2.study import STUDY
+
+        object.__setattr__(STUDY, "report", operator.methodcaller("joinpath", "none"))
 
 
 @dataclass(frozen=True)

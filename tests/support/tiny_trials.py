@@ -29,7 +29,16 @@ _WINE = (
 
 def command(out: Path, *flags: str, **settings: object) -> list[str]:
     pairs = [f"--set={key}={value}" for key, value in (TINY | settings).items()]
-    shared = ["--grid", "finite-difference", "--budget", "quick", "--device", "cpu"]
+    shared = [
+        "--grid",
+        "finite-difference",
+        "--budget",
+        "quick",
+        "--device",
+        "cpu",
+        "--executor",
+        "inline",
+    ]
     return [*shared, "--threads", "1", "--out", str(out), *flags, *pairs]
 
 

@@ -60,6 +60,7 @@ def whole(tmp_path_factory):
     """
     from ablations import launch
     from ablations.command_line import make_plan, parse_arguments
+    from ablations.pipeline.jobs import InterpolateJob, NeighboursJob, shown_jobs
     from ablations.studies.ncsnv2 import resolution
 
     folder = tmp_path_factory.mktemp("whole")
@@ -75,8 +76,8 @@ def whole(tmp_path_factory):
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         # NCSN's own hundred steps at each noise scale would take a minute.
-        few = dataclasses.replace(resolution._NCSN_LADDER, n_steps_each=3)
-        patch.setattr(resolution, "_NCSN_LADDER", few)
+        few = dataclasses.replace(resolution.NCSN_LADDER, n_steps_each=3)
+        patch.setattr(resolution, "NCSN_LADDER", few)
         patch.setattr(launch, "refresh_report", lambda out, build: out)  # half of the time
         assert launch.main(every) == 0
         assert launch.main(half) == 0
@@ -84,9 +85,10 @@ def whole(tmp_path_factory):
         assert launch.main(half) == 0
         for flags in (every, half):
             plan = make_plan(parse_arguments(flags))
-            chosen = [cell for cell in plan.cells if cell.label == "NCSNv2"]
-            for kind in ("interpolate", "neighbours"):
-                assert reproduce.run_more(plan, kind, chosen[-1:], snapshot="selected") == {}
+            chosen = [cell for cell in plan.units if cell.label == "NCSNv2"]
+            for kind in (InterpolateJob, NeighboursJob):
+                jobs = shown_jobs(kind, chosen[-1:], snapshot="selected")
+                assert reproduce.run_more(plan, jobs) == {}
     torch.set_num_threads(threads)
     return folder / "fp32", folder / "bf16"
 

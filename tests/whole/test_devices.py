@@ -12,16 +12,16 @@ import numpy as np
 import pandas as pd
 import pytest
 from ranks import exit_codes, run_ranks, start_ranks
+from resolved import whole_jobs
 from tiny_grid import ROOT, environment, launch, launch_command
 
 from ablations.engine import run
 from ablations.engine.context import Context
 from ablations.engine.failures import read_failure
-from ablations.engine.manifest import load_manifest
 from ablations.engine.stages import Stage, StageStore
 from ablations.launch import main
 from ablations.pipeline import sampling
-from ablations.pipeline.jobs import job_is_done, plan_jobs
+from ablations.pipeline.manifest import load_manifest
 from scorekit.checkpoints.tensors import load_tensors
 from scorekit.files import read_json
 from scorekit.runtime.interruption import Stopped
@@ -39,14 +39,14 @@ def context(out, world=None, **changes):
 def evaluation_of(out):
     return next(
         job
-        for job in plan_jobs(load_manifest(out).cells)
+        for job in whole_jobs(load_manifest(out).units)
         if job.kind == "evaluate" and job.cell.variant.name == "NCSNv2"
     )
 
 
 def run_as(world, out, name, stops=False):
     """Run a job of a grid as one of its ranks; with ``stops``, rank 1 asks to stop at once."""
-    job = next(job for job in plan_jobs(load_manifest(out).cells) if job.name == name)
+    job = next(job for job in whole_jobs(load_manifest(out).units) if job.name == name)
     if not stops:
         run.run_job(job, context(out, world))
         return
@@ -108,7 +108,7 @@ def test_the_same_weights_give_the_same_bytes_on_any_number_of_ranks(
     codes = exit_codes(start_ranks(size, run_as, out, job.name, grouped=False))
     assert codes == [0] * size
     assert measured(out) == expected
-    assert job_is_done(job, context(out))
+    assert job.is_done(context(out))
     assert not list((out / "stages").rglob("chunk-*"))
 
 
@@ -143,15 +143,15 @@ def test_a_stop_of_one_rank_stops_all_without_a_failure(finished, expected, tmp_
     job = evaluation_of(out)
     assert exit_codes(start_ranks(3, run_as, out, job.name, True, grouped=False)) == [0, 0, 0]
     assert read_failure(out, job.name) is None
-    assert not job_is_done(job, context(out))
+    assert not job.is_done(context(out))
 
 
 def test_the_baseline_is_one_ranks_work(finished, tmp_path):
     out = unmeasured(tmp_path / "out", finished)
     shutil.rmtree(out / "stages" / "baseline")
-    job = next(job for job in plan_jobs(load_manifest(out).cells) if job.kind == "baseline")
+    job = next(job for job in whole_jobs(load_manifest(out).units) if job.kind == "baseline")
     assert exit_codes(start_ranks(2, run_as, out, job.name, grouped=False)) == [0, 0]
-    assert job_is_done(job, context(out))
+    assert job.is_done(context(out))
 
 
 # Stages
@@ -205,7 +205,7 @@ def test_the_first_failure_is_the_one_on_record(finished, tmp_path):
     out = unmeasured(tmp_path / "out", finished)
     shutil.rmtree(out / "stages" / "train")
     shutil.move(out / "data" / "digits-v1", out / "data" / "elsewhere")
-    job = next(job for job in plan_jobs(load_manifest(out).cells) if job.kind == "train")
+    job = next(job for job in whole_jobs(load_manifest(out).units) if job.kind == "train")
     assert exit_codes(start_ranks(2, run_as, out, job.name, grouped=False)) == [1, 1]
     failure = read_failure(out, job.name)
     assert failure["kind"] == "failed"

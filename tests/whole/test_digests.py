@@ -17,12 +17,12 @@ from ablations.engine.settings import apply_overrides
 from ablations.engine.stages import Stage
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
+from ablations.pipeline.variants import NCSNV2, Variant
 from ablations.studies.finite_difference.budgets import Effort
 from ablations.studies.finite_difference.study import PARTS
 from ablations.studies.finite_difference.trials import build_trials
 from ablations.studies.ncsnv2.resolution import resolve
 from ablations.studies.ncsnv2.settings import EXECUTION_SETTINGS, ROW_SETTINGS, Settings
-from ablations.studies.ncsnv2.variants import NCSNV2, Variant
 from scorekit.runtime.distributed import World
 from scorekit.training.settings import TrainSettings
 

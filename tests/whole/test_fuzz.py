@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from rated_dump import make_dump
 
-from ablations.engine.manifest import load_manifest
 from ablations.engine.settings import apply_overrides, parse_overrides
 from ablations.hype.dumps import open_dumps
+from ablations.pipeline.manifest import load_manifest
 from ablations.studies.ncsnv2.grids import load_grid
 from ablations.studies.ncsnv2.settings import Settings
 from scorekit.checkpoints.export import export_snapshot, load_exported

@@ -12,7 +12,7 @@ from grid_files import Grid, evaluations, weights
 from PIL import Image
 from training_oracle import TEST_STEP, total_loss
 
-from ablations.pipeline.collect import collect
+from ablations.studies.ncsnv2.collect import collect
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
 
 pytestmark = pytest.mark.slow

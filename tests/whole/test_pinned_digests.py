@@ -12,9 +12,8 @@ import pytest
 
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
-from ablations.studies.finite_difference.budgets import EFFORTS
-from ablations.studies.finite_difference.study import PARTS
-from ablations.studies.finite_difference.trials import build_trials
+from ablations.studies.finite_difference.budgets import BUDGETS as EFFORTS
+from ablations.studies.finite_difference.trials import PARTS, build_trials
 from ablations.studies.ncsnv2.grids import GRIDS, budget_cells
 from ablations.studies.ncsnv2.settings import BUDGETS
 
@@ -58,7 +57,7 @@ def digests() -> dict[str, str]:
                 found[name] = hashlib.sha256(text.encode()).hexdigest()[:16]
     for budget in ("quick", "paper"):
         trials = build_trials(
-            EFFORTS[budget],
+            EFFORTS[budget].settings,
             PARTS,
             seeds=None,
             files=dict.fromkeys(("parkinsons", "redwine", "whitewine"), "c" * 64),

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ablations.pipeline.collect import MAX_LOSSES, collect
+from ablations.studies.ncsnv2.collect import MAX_LOSSES, collect
 from bench.finished import write_finished
 
 

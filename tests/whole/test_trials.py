@@ -19,15 +19,14 @@ PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon")
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    from ablations.launch import main
-    from ablations.studies.finite_difference import study
+    from ablations import launch
 
     folder = tmp_path_factory.mktemp("trials")
     flags = command(folder / "out", "--data-root", str(wine(folder / "data")))
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(study, "refresh_report", lambda out, build: out)
-        assert main(flags) == 0
+        patch.setattr(launch, "refresh_report", lambda out, build: out)
+        assert launch.main(flags) == 0
     torch.set_num_threads(threads)
     return folder / "out"
 

@@ -1,7 +1,7 @@
 """The grid on Slurm: arrays of jobs that wait for one another, sent once, watched, and left alone.
 
-Trainings are one array. The snapshots of each training are another, each of whose jobs is let go
-when its snapshot is written; evaluations follow them, and the report follows all. Whether a job
+Like jobs with like needs are one array. A job that can begin before its needs have ended is let go
+when the file that it begins with is there; the report follows all. Whether a job
 succeeded is read from its files; what Slurm says only tells whether to go on waiting for them.
 """
 
@@ -11,11 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from submitit.core.utils import JobPaths
 
 from ablations.engine.context import Context
 from ablations.engine.failures import read_failure
+from ablations.engine.job import Job
 from ablations.executors.leftovers import remove_leftovers
 from ablations.executors.logs import last_lines
 from ablations.executors.outcome import Outcome, Reporter, blocked_by
@@ -38,7 +40,6 @@ from ablations.executors.slurm.submissions import (
     submission_path,
     superseded,
 )
-from ablations.pipeline.jobs import Job, job_is_done
 
 _log = logging.getLogger("scorekit")
 _FIRST_POLL_S, _SLOWEST_POLL_S = 0.5, 15.0
@@ -87,23 +88,13 @@ class SlurmGrid:
 
     def _send(self, sender: Sender, new: Sequence[Job], live: dict[str, str]) -> dict[str, str]:
         """Send jobs beside the live ones; return Slurm's ids of both by name."""
-        for kind in ("train", "baseline"):
-            live |= sender.send([job for job in new if job.kind == kind], [])
-        trainings = {job.name for job in self.jobs if job.kind in ("train", "snapshot")} | {
-            need for job in self.jobs for need in job.needs
-        }
-        for train in sorted(trainings):
-            after = [f"afterok:{live[train]}"] if train in live else []
-            mine = [job for job in new if train in job.needs]
-            live |= sender.send([job for job in mine if job.kind == "snapshot"], after)
-            # An evaluation makes good what a snapshot's job could not do.
-            before = [
-                live[job.name]
-                for job in self.jobs
-                if train in job.needs and job.kind == "snapshot" and job.name in live
-            ]
-            later = [*after, *_after_any(before)]
-            live |= sender.send([job for job in mine if job.kind == "evaluate"], later)
+        arrays: dict[tuple[Any, ...], list[Job]] = {}
+        for job in new:
+            arrays.setdefault((job.kind, job.needs, job.alone), []).append(job)
+        for jobs in arrays.values():
+            needs = [f"afterok:{live[need]}" for need in jobs[0].needs if need in live]
+            after = dict.fromkeys(name for job in jobs for name in job.after if name in live)
+            live |= sender.send(jobs, [*needs, *_after_any(live[name] for name in after)])
         if REPORT in live:
             sender.cancel(live.pop(REPORT))
         try:
@@ -164,7 +155,7 @@ class SlurmGrid:
                         changed = True
                     continue
                 since = absent.setdefault(name, time.monotonic())
-                done, failure = job_is_done(job, self.context), read_failure(out, name)
+                done, failure = job.is_done(self.context), read_failure(out, name)
                 recent = time.monotonic() - since < _RESULT_WITHIN_S
                 if not done and failure is None and recent:
                     changed = True

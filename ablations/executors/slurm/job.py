@@ -14,14 +14,13 @@ from types import FrameType
 from typing import NoReturn
 
 from ablations.engine.context import Context
+from ablations.engine.job import Job
 from ablations.engine.progress import read_progress
 from ablations.engine.refresh import refresh_report
 from ablations.engine.run import run_job
 from ablations.executors.local import submitted_world
 from ablations.executors.slurm.queue import SlurmError, clear_dependency, queued_jobs, requeue
 from ablations.executors.slurm.submissions import load_submission, load_submissions, submission_path
-from ablations.pipeline.jobs import Job
-from scorekit.checkpoints.store import snapshot_path
 from scorekit.files import read_json, write_json
 from scorekit.runtime.distributed import RankDied, leave
 from scorekit.runtime.interruption import Stopped
@@ -190,38 +189,36 @@ def _is_current(context: Context, token: str) -> bool:
 
 
 class _Release:
-    """Lets the jobs of a snapshot start as soon as training has written it.
+    """Lets jobs start as soon as the file is there that they start with.
 
-    They were submitted to wait for the whole training. One that is not released, because Slurm does
-    not answer or it is not submitted yet, is tried again, and starts after the training at last.
+    They were submitted to wait for the end of the job that writes it. One that is not released,
+    because Slurm does not answer or it is not submitted yet, is tried again, and starts after that
+    end at last.
     """
 
     def __init__(self, job: Job, context: Context) -> None:
-        self._out, self._released, self._next = context.out, set[str](), 0.0
-        self._train, self._iterations = "", list[int]()
-        if job.kind == "train" and _is_first():
-            self._train = job.cell.train_stage().digest
-            self._directory = context.store.directory(job.cell.train_stage())
-            self._iterations = job.cell.train.snapshot_iterations
+        self._name, self._out = job.name, context.out
+        self._released, self._next = set[str](), 0.0
+        self._asked_for = job.lets_start and _is_first()
 
     def __call__(self) -> None:
-        if not self._iterations or time.monotonic() < self._next:
+        if not self._asked_for or time.monotonic() < self._next:
             return
         self._next = time.monotonic() + _RELEASE_EVERY_S
-        there = {i for i in self._iterations if snapshot_path(self._directory, i).exists()}
         waiting = {
-            element
+            element: entry
             for submission in load_submissions(self._out)
             for element, entry in submission.elements()
-            if entry.train == self._train and entry.iteration in there
-        } - self._released
-        if not waiting:
+            if entry.need == self._name and element not in self._released
+        }
+        ready = [e for e, entry in waiting.items() if (self._out / entry.starts_with).exists()]
+        if not ready:
             return
         try:
             queued = queued_jobs()
-            for element in sorted(waiting):
+            for element in sorted(ready):
                 if element in queued and queued[element].reason.startswith("Dependency"):
                     clear_dependency(element)
                 self._released.add(element)
         except SlurmError as error:
-            _log.warning("jobs of snapshots wait on: %s", error)
+            _log.warning("jobs that could start wait on: %s", error)

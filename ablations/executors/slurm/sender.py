@@ -19,6 +19,7 @@ from submitit.slurm.slurm import _make_sbatch_string
 
 from ablations.engine.code_snapshot import code_folder, snapshot_code
 from ablations.engine.context import Context
+from ablations.engine.job import Job
 from ablations.executors.slurm.job import SlurmJob, SlurmReport, patient_python
 from ablations.executors.slurm.queue import SlurmError, cancel, clean_environment, largest_array
 from ablations.executors.slurm.settings import SlurmSettings
@@ -31,7 +32,6 @@ from ablations.executors.slurm.submissions import (
     save_submission,
     submission_path,
 )
-from ablations.pipeline.jobs import Job
 
 _log = logging.getLogger("scorekit")
 
@@ -44,11 +44,6 @@ def logs_folder(out: Path) -> Path:
 def pickle_path(out: Path, element: str) -> Path:
     """Return the file where the job of an id of Slurm's finds what it is to do."""
     return JobPaths(logs_folder(out), job_id=element).submitted_pickle
-
-
-def resources(kind: str) -> str:
-    """Return which of the settings, those of JOB_KINDS, jobs of a kind are run by."""
-    return kind if kind in ("train", REPORT) else "evaluate"
 
 
 class Sender:
@@ -74,20 +69,21 @@ class Sender:
         self._code, self._largest = snapshot_code(self._context.out), largest_array()
 
     def send(self, jobs: Sequence[Job], after: Sequence[str]) -> dict[str, str]:
-        """Submit jobs of one kind as arrays that wait for ``after``; return Slurm's ids by name."""
+        """Submit like jobs as arrays that wait for ``after``; return Slurm's ids by name."""
         sent: dict[str, str] = {}
         for first in range(0, len(jobs), self._largest):
             part = jobs[first : first + self._largest]
-            submission = self._submission(tuple(map(Entry.of, part)), part[0].kind, after)
+            entries = tuple(Entry.of(job, self._context) for job in part)
+            submission = self._submission(entries, part[0].kind, after)
             calls = [self._callable_of(job, submission.token) for job in part]
-            sent |= latest_ids([self._send(submission, calls, part[0].kind)])
+            sent |= latest_ids([self._send(submission, calls, self._parameters(part[0]))])
         return sent
 
     def send_report(self, after: Sequence[str]) -> None:
         """Submit the job of the report."""
         submission = self._submission((Entry(REPORT),), REPORT, after)
         report = SlurmReport(self._context, submission.token, self._build_report)
-        self._send(submission, [report], REPORT)
+        self._send(submission, [report], self._parameters())
 
     def cancel(self, element: str) -> None:
         """Cancel a job that another will replace."""
@@ -96,7 +92,7 @@ class Sender:
     def pickle(self, job: Job, token: str, path: Path) -> None:
         """Write what a job loads at its start, where submitit would have."""
         delayed = DelayedSubmission(self._callable_of(job, token))
-        delayed.set_timeout(self._settings[resources(job.kind)].time, 0)
+        delayed.set_timeout(self._settings[job.resources].time, 0)
         # A job may be looking for it.
         temporary = path.with_name(f".{path.name}.tmp")
         delayed.dump(temporary)
@@ -109,22 +105,29 @@ class Sender:
         return Submission.named(self._grid, kind, entries=entries, dependency=dependency)
 
     def _callable_of(self, job: Job, token: str) -> SlurmJob:
-        settings = self._settings[resources(job.kind)]
+        settings = self._settings[job.resources]
         context = replace(self._context, threads=settings.threads_of(self._context.threads))
         return SlurmJob(job, context, token, settings.warning_s / 2)
 
-    def _parameters(self, kind: str) -> dict[str, Any]:
-        settings, report = self._settings[resources(kind)], kind == REPORT
-        return settings.parameters(
-            threads=1 if report else settings.threads_of(self._context.threads),
-            cuda=self._context.device != "cpu" and not report,
+    def _parameters(self, job: Job | None = None) -> dict[str, Any]:
+        """Return submitit's parameters of jobs like this one, or of the report."""
+        if job is None:
+            return self._settings[REPORT].parameters(threads=1, cuda=False, code=self._code)
+        settings = self._settings[job.resources]
+        parameters = settings.parameters(
+            threads=settings.threads_of(self._context.threads),
+            cuda=self._context.device != "cpu",
             code=self._code,
         )
+        return parameters | {"slurm_exclusive": True} if job.alone else parameters
 
     def _send(
-        self, submission: Submission, calls: Sequence[Callable[[], None]], kind: str
+        self,
+        submission: Submission,
+        calls: Sequence[Callable[[], None]],
+        parameters: Mapping[str, Any],
     ) -> Submission:
-        out, parameters = self._context.out, self._parameters(kind)
+        out = self._context.out
         self._newest = max(submission.created, self._newest + 1e-3)
         submission = replace(submission, created=self._newest)
         given = [name.removeprefix("slurm_") for name in parameters] + list(
@@ -178,9 +181,11 @@ class Preview(Sender):
         self.lines.append(f"scancel {element}, the waiting report")
 
     def _send(
-        self, submission: Submission, calls: Sequence[Callable[[], None]], kind: str
+        self,
+        submission: Submission,
+        calls: Sequence[Callable[[], None]],
+        parameters: Mapping[str, Any],
     ) -> Submission:
-        parameters = self._parameters(kind)
         script = _make_sbatch_string(
             "",
             logs_folder(self._context.out),
@@ -192,5 +197,6 @@ class Preview(Sender):
         begin = "#SBATCH "
         options = [line.removeprefix(begin) for line in script.splitlines() if begin in line]
         self._sent += 1
+        kind = submission.title.rpartition("-")[2]
         self.lines.append(f"{self._sent}: {len(calls)} job(s), {kind}: sbatch {' '.join(options)}")
         return replace(submission, slurm_id=str(self._sent))

@@ -4,6 +4,7 @@ A launcher that dies in between leaves a record without ids. Its token ends the 
 Slurm, which therefore can be asked whether they arrived.
 """
 
+import os
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -11,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ablations.engine.context import Context
+from ablations.engine.job import Job
 from ablations.engine.manifest import read_versioned
+from ablations.engine.naming import file_name
 from ablations.engine.stages import RESULTS_VERSION
-from ablations.pipeline.jobs import Job
-from ablations.pipeline.naming import file_name
 from scorekit.files import write_sealed_json
 
 _FORMAT = 1
@@ -27,18 +29,19 @@ def _new_token() -> str:
 
 @dataclass(frozen=True)
 class Entry:
-    """One job of an array: its name in the grid and, for a snapshot's, of which training."""
+    """One job of an array: its name and, where a file lets it start, which and who writes it."""
 
     name: str
-    train: str = ""  # digest of the training
-    iteration: int = 0
+    starts_with: str = ""  # relative to the output folder
+    need: str = ""  # the name of the job that writes it
 
     @classmethod
-    def of(cls, job: Job) -> "Entry":
-        """Return the entry of a job of the grid."""
-        if job.iteration is None:
+    def of(cls, job: Job, context: Context) -> "Entry":
+        """Return the entry of a job."""
+        path = job.starts_with(context)
+        if path is None:
             return cls(job.name)
-        return cls(job.name, job.cell.train_stage().digest, job.iteration)
+        return cls(job.name, os.path.relpath(path, context.out), job.needs[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +97,9 @@ def save_submission(submission: Submission, out: Path) -> None:
             "slurm_id": submission.slurm_id,
             "dependency": submission.dependency,
             "created": submission.created,
-            "entries": [[entry.name, entry.train, entry.iteration] for entry in submission.entries],
+            # Jobs of an earlier version, which may wait in the queue still, read three of each.
+            "entries": [[entry.name, "", 0] for entry in submission.entries],
+            "starts": [[entry.starts_with, entry.need] for entry in submission.entries],
         },
     )
 
@@ -105,7 +110,7 @@ def load_submission(path: Path) -> Submission | None:
         path,
         _FORMAT,
         lambda record: Submission(
-            entries=tuple(Entry(str(n), str(t), int(i)) for n, t, i in record["entries"]),
+            entries=tuple(_entries(record)),
             slurm_id=record["slurm_id"],
             dependency=record["dependency"],
             token=record["token"],
@@ -114,6 +119,14 @@ def load_submission(path: Path) -> Submission | None:
             title=record.get("title", ""),
         ),
     )
+
+
+def _entries(record: dict[str, Any]) -> Iterator[Entry]:
+    names = [str(name) for name, _, _ in record["entries"]]
+    # Records of earlier versions do not say.
+    starts = record.get("starts", [["", ""]] * len(names))
+    for name, (path, need) in zip(names, starts, strict=True):
+        yield Entry(name, str(path), str(need))
 
 
 def load_submissions(out: Path) -> list[Submission]:

@@ -1,10 +1,11 @@
-"""What each budget sets for the parts of the grid ``finite-difference``."""
+"""What each budget sets for the experiments of the study."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
 
+from ablations.engine.settings import Budget
 from scorekit.techniques.ema import check_momentum
 
 #: Whole numbers are at least 1, and these at least so much.
@@ -118,7 +119,7 @@ class Effort:
                 raise ValueError(f"{field.name} = {value} must be a positive number")
 
 
-EFFORTS = {
+_EFFORTS = {
     "paper": Effort(),
     "hour": Effort(
         loss_seeds=3,
@@ -202,11 +203,15 @@ EFFORTS = {
     ),
 }
 #: What the budgets are, for readers. Only "quick" was measured so far.
-EFFORT_NOTES = {
+_DESCRIPTIONS = {
     "paper": "the source's sizes for DKEF; large networks of our own choice elsewhere, the toy "
     "included; five seeds",
     "hour": "larger networks and more iterations than quick, DKEF cut off at 1,000 steps; how long "
     "it takes was not measured",
     "quick": "minutes on two CPU cores: small networks, few iterations and seeds, DKEF small and "
     "cut off after a few steps; good for comparing methods with one another",
+}
+BUDGETS = {
+    name: Budget(name=name, description=_DESCRIPTIONS[name], settings=effort, datasets=())
+    for name, effort in _EFFORTS.items()
 }

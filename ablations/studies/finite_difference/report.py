@@ -13,7 +13,7 @@ from ablations.reporting.page import Collapsed, Section, Words, write_page
 from ablations.reporting.pictures import Picture, own_style
 from ablations.reporting.table import Table
 from ablations.reporting.wording import joined
-from ablations.studies.finite_difference.budgets import EFFORT_NOTES
+from ablations.studies.finite_difference.budgets import BUDGETS
 from ablations.studies.finite_difference.results import TrialResults, collect_trials
 from ablations.studies.finite_difference.sections.comparisons import comparison_table
 from ablations.studies.finite_difference.sections.cost import cost_picture, cost_table
@@ -47,7 +47,7 @@ def build_finite_difference_report(out: Path) -> Path:
 
 def sections(results: TrialResults) -> list[Section]:
     """What the page holds, in its order; a part that was not asked for is left out."""
-    there = {trial.part for trial in results.plan.trials}
+    there = {trial.part for trial in results.plan.units}
     there |= {skipped["part"] for skipped in results.plan.skipped}
     blocks: dict[str, tuple[str, Callable[[], list[Table | Picture | Collapsed | None]]]] = {
         "toy": (
@@ -99,7 +99,7 @@ def _words(results: TrialResults) -> Words:
     plan, trials = results.plan, results.trials
     counts = Counter(entry.state for entry in trials)
     done = f"{counts['done']} of {len(trials)} trials done"
-    description = EFFORT_NOTES[plan.budget]
+    description = BUDGETS[plan.budget].description
     problems = [
         f"{entry.trial.name}: {entry.state} ({entry.message})"
         for entry in trials
@@ -129,8 +129,8 @@ def _words(results: TrialResults) -> Words:
         problems_title="Without a full result:",
         problems=problems,
         facts=[
-            ("Grid", "finite-difference"),
-            ("Parts", ", ".join(dict.fromkeys(trial.part for trial in plan.trials))),
+            ("Grid", plan.grid),
+            ("Parts", ", ".join(dict.fromkeys(trial.part for trial in plan.units))),
             ("Data", ", ".join(dict.fromkeys(name for name in named if name)) or "—"),
             ("State", done),
             ("Settings", joined(f"{k}={v}" for k, v in plan.overrides.items()) or "the budget’s"),

@@ -6,15 +6,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ablations.engine.failures import read_failure
-from ablations.engine.manifest import FiniteDifferencePlan, load_plan
-from ablations.engine.stages import StageStore
-from ablations.studies.finite_difference.trials import Trial
+from ablations.engine.context import Context
+from ablations.engine.manifest import Manifest
+from ablations.engine.state import job_state
+from ablations.pipeline.jobs import TrainJob
+from ablations.studies.finite_difference.cells import cell_of
+from ablations.studies.finite_difference.jobs import TrialJob
+from ablations.studies.finite_difference.trials import FILE, Trial
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialResult:
-    """A trial with its state (done | failed | diverged | planned), the reason, and its result."""
+    """A trial with its state, as :func:`job_state` has it, the reason, and its result."""
 
     trial: Trial
     state: str
@@ -32,7 +35,7 @@ class TrialResult:
 class TrialResults:
     """All trials of an output folder, finished or not."""
 
-    plan: FiniteDifferencePlan
+    plan: Manifest
     trials: list[TrialResult]
 
     def of(self, kind: str, **settings: Any) -> list[TrialResult]:
@@ -50,23 +53,28 @@ class TrialResults:
         return {entry.seed: entry.result for entry in entries if entry.result is not None}
 
 
-def trial_state(trial: Trial, out: Path, store: StageStore) -> tuple[str, str]:
-    """Return (done | failed | diverged | planned, message) of a trial, from its files."""
-    if store.result(trial.stage) is not None:
-        return "done", ""
-    failure = read_failure(out, trial.job_name)
-    return ("planned", "") if failure is None else (failure["kind"], failure["message"])
-
-
 def collect_trials(out: Path) -> TrialResults:
     """Return what the files below ``out`` say; ValueError where they hold no such grid."""
-    plan = load_plan(out)
+    plan = FILE.load(out)
     if plan is None:
         raise ValueError(f"{out} holds no grid finite-difference; give the --out of a launch")
-    store = StageStore(out / "stages")
+    # Only paths matter for reading.
+    context = Context(
+        out=out,
+        data_root=(out / plan.data_root).resolve(),
+        device="cpu",
+        threads=1,
+        compile=False,
+        sampling_batch=1,
+    )
+    store = context.store
     trials = []
-    for trial in plan.trials:
-        state, message = trial_state(trial, out, store)
+    for trial in plan.units:
+        state, message = job_state(TrialJob(trial=trial), context)
+        if state == "planned" and trial.facts is not None:
+            # It waits for its training.
+            state, message = job_state(TrainJob(cell=cell_of(trial)), context)
+            state = "planned" if state == "done" else state
         trials.append(
             TrialResult(
                 trial=trial,

@@ -1,177 +1,123 @@
-"""The finite-difference study as the launcher runs it."""
+"""The study of Pang et al. 2020: finite-difference score matching, as the launcher runs it."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 import os
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from ablations.engine.failures import clear_failure, record_failure
-from ablations.engine.lock import launcher_lock
-from ablations.engine.manifest import FiniteDifferencePlan, load_plan, save_plan
-from ablations.engine.refresh import mark_stale, refresh_report
-from ablations.engine.settings import parse_overrides
-from ablations.engine.stages import StageStore
-from ablations.studies.finite_difference.budgets import EFFORT_NOTES, EFFORTS, Effort
+from ablations.engine.context import Context
+from ablations.engine.job import Job
+from ablations.engine.manifest import Manifest, joined_names, split_names
+from ablations.engine.settings import nearest, parse_overrides
+from ablations.engine.study import Item, Request, Resolved, Run, Study
+from ablations.pipeline.data import data_facts, planning_root
+from ablations.studies.finite_difference.budgets import BUDGETS, Effort
+from ablations.studies.finite_difference.cells import DATASET
 from ablations.studies.finite_difference.data import Skipped, image_sets, uci_files
-from ablations.studies.finite_difference.experiments.cost import cost
-from ablations.studies.finite_difference.experiments.deep import deep_energy
-from ablations.studies.finite_difference.experiments.distance import distance
-from ablations.studies.finite_difference.experiments.dkef import dkef
-from ablations.studies.finite_difference.experiments.flow import flow
-from ablations.studies.finite_difference.experiments.gradient import gradient_error
-from ablations.studies.finite_difference.experiments.implicit import implicit
-from ablations.studies.finite_difference.experiments.loss import loss_over_time
-from ablations.studies.finite_difference.experiments.toy import toy
-from ablations.studies.finite_difference.results import trial_state
-from ablations.studies.finite_difference.trials import Trial, build_trials
-from scorekit.runtime.compilation import precision_context
-from scorekit.runtime.machine import PeakMemory, conditions, usable_cores
+from ablations.studies.finite_difference.jobs import trial_jobs
+from ablations.studies.finite_difference.trials import (
+    FILE,
+    FINITE_DIFFERENCE,
+    PARTS,
+    Trial,
+    build_trials,
+)
+from scorekit.runtime.machine import usable_cores
 
-FINITE_DIFFERENCE = "finite-difference"
-PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon", "cost")
-
-_PROGRESS_EVERY_S = 15.0
-
-Run = Callable[..., tuple[dict[str, Any], list[Path]]]
-RUNS: dict[str, Run] = {
-    "toy": toy,
-    "loss": loss_over_time,
-    "distance": distance,
-    "flow": flow,
-    "implicit": implicit,
-    "dkef": dkef,
-    "deep": deep_energy,
-    "gradient": gradient_error,
-    "cost": cost,
+_TITLES = {
+    "toy": "score fields of a two-dimensional toy",
+    "loss": "loss against wall time (Fig. A(a), (b))",
+    "distance": "score networks' samples over training (Fig. A(c))",
+    "flow": "a flow by every objective",
+    "implicit": "auto-encoders with implicit encoders",
+    "epsilon": "what epsilon does: DKEF on UCI tables, deep energies, gradients",
+    "cost": "time and memory of a step",
 }
-#: Folders that some kinds of trial are given besides their own.
-_FOLDERS: dict[str, Callable[[_Request], tuple[Path]]] = {
-    "distance": lambda request: (request.out,),
-    **dict.fromkeys(("flow", "implicit", "dkef"), lambda request: (request.data_root,)),
-}
-#: Flags of the launcher that mean nothing here, with what they are when they are not given.
-_FOREIGN: dict[str, Any] = {
-    "rows": None,
-    "datasets": None,
-    "reference": None,
-    "inception_weights": None,
-    "extractor": None,
-    "workers": None,
-    "gpus": None,
-    "cancel": False,
-    "slurm": [],
-}
+#: Which experiments each grid has.
+_PARTS = {FINITE_DIFFERENCE: PARTS, **{f"fd-{part}": (part,) for part in PARTS}}
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Request:
-    """The command line, resolved and checked."""
-
-    out: Path
-    data_root: Path
-    plan: FiniteDifferencePlan
-    chosen: list[Trial]
-
-
-def launch_parts(args: argparse.Namespace) -> int:
-    """Run the grid for the launcher's arguments; returns 0, or 1 where a trial failed.
-
-    Raises ValueError or OSError, in one line, for bad input, before any work.
-    """
-    request = _resolve(args)
-    store = StageStore(request.out / "stages")
-    if args.dry_run or args.status:
-        for trial in request.chosen:
-            state, message = trial_state(trial, request.out, store)
-            digest = f"  {trial.stage.digest}" if args.dry_run else ""
-            print(f"{state.upper():<9}{digest}  {trial.name}" + (f": {message}" if message else ""))
-        for skipped in request.plan.skipped:
-            print(f"SKIPPED    {skipped['name']}: {skipped['reason']}")
-        return 0
-    request.out.mkdir(parents=True, exist_ok=True)
-    with launcher_lock(request.out):
-        if save_plan(request.plan, request.out):
-            mark_stale(request.out)
-        return _run(request, store, retry_failed=args.retry_failed)
-
-
-def _resolve(args: argparse.Namespace) -> _Request:
-    for flag, absent in _FOREIGN.items():
-        if getattr(args, flag) != absent:
-            raise ValueError(
-                f"--{flag.replace('_', '-')} means nothing to --grid {FINITE_DIFFERENCE}; "
-                "leave it out"
-            )
-    if args.executor not in ("auto", "inline"):
-        raise ValueError(
-            f"--executor {args.executor}: --grid {FINITE_DIFFERENCE} runs in this process; inline"
-        )
-    cuda = torch.cuda.is_available()
-    device = args.device if args.device != "auto" else ("cuda" if cuda else "cpu")
-    if device == "cuda" and not cuda:
-        raise ValueError("--device cuda: no CUDA device is available; use cpu or auto")
-    for flag in ("seeds", "threads"):
-        value = getattr(args, flag)
-        if value is not None and value < 1:
-            raise ValueError(f"--{flag} {value}: must be at least 1")
-    parts = _parts(args.parts)
-    out = (args.out or Path("runs") / FINITE_DIFFERENCE).resolve()
-    existing = load_plan(out)
+def resolve(request: Request) -> Resolved:
+    """Plan the trials that a command line asks for; ValueError or OSError for bad input."""
+    args, out, existing = request.args, request.out, request.existing
+    begun = request.begun
     budget = args.budget or ("auto" if existing is None else existing.budget)
     budget = budget if budget != "auto" else "quick"
-    overrides = parse_overrides(args.set, Effort)
-    effort = dataclasses.replace(EFFORTS[budget], **overrides)
-    if (out / "grid.json").exists():
-        raise ValueError(f"--out {out} holds the report of another grid; choose another")
-    data_root = (args.data_root or out / "data").resolve()
-    files, images, skipped = _data(parts, data_root)
-    trials = build_trials(
-        effort,
-        parts,
-        seeds=args.seeds,
-        files=files,
-        images=images,
-        place={"device": device, "threads": args.threads or usable_cores()},
-    )
-    plan = FiniteDifferencePlan(
+    overrides = (begun.overrides if begun is not None else {}) | parse_overrides(args.set, Effort)
+    effort = dataclasses.replace(BUDGETS[budget].settings, **overrides)
+    data_root = request.data_root
+    # As many as it would have by itself, however many jobs run beside one another: times and
+    # rounding depend on it, and trials are known by it.
+    threads = args.threads or usable_cores()
+    if begun is not None:
+        grid, trials, skipped = begun.grid, begun.units, begun.skipped
+    else:
+        grid = _grid_name(args)
+        parts = [p for p in PARTS if any(p in _PARTS[name] for name in split_names(grid))]
+        files, images, skipped = _data(parts, data_root)
+        facts = None
+        if "distance" in parts:
+            with planning_root(data_root, dry_run=args.dry_run) as root:
+                facts = data_facts(DATASET, root, image_size=None, inception_weights=None)
+        trials = build_trials(
+            effort,
+            parts,
+            seeds=args.seeds,
+            files=files,
+            images=images,
+            place={"device": request.device, "threads": threads},
+            facts=facts,
+        )
+    manifest = Manifest(
+        grid=grid,
         budget=budget,
         overrides=overrides,
         data_root=os.path.relpath(data_root, out),
-        trials=trials,
+        units=trials,
         skipped=skipped,
     )
-    known = {trial.name for trial in trials}
-    plan = plan if existing is None else existing.merged(plan, out)
-    chosen = [trial for trial in plan.trials if trial.name in known]
+    known = {trial.name for trial in manifest.units}
+    if existing is not None:
+        manifest = FILE.merged(existing, manifest, out)
+    trials = [trial for trial in manifest.units if trial.name in known]
     if args.only is not None:
-        patterns = [part.strip() for part in args.only.split(",")]
-        chosen = [t for t in chosen if any(fnmatchcase(t.name, p) for p in patterns)]
-        if not chosen:
-            raise ValueError(
-                f"--only {args.only} matches no trial; there are: {', '.join(sorted(known))}"
-            )
-    return _Request(out=out, data_root=data_root, plan=plan, chosen=chosen)
+        trials = select_trials(trials, args.only)
+    context = Context(
+        out=out,
+        data_root=data_root,
+        device=request.device,
+        threads=threads,
+        compile=False,  # which only some of the objectives have
+        sampling_batch=min(effort.distance_samples, 250),
+    )
+    return Resolved(manifest=manifest, units=trials, context=context)
 
 
-def _parts(text: str | None) -> list[str]:
-    if text is None:
-        return list(PARTS)
-    parts = [part.strip() for part in text.split(",") if part.strip()]
-    for part in parts:
-        if part not in PARTS:
-            raise ValueError(f"--parts {part}: unknown; known: {', '.join(PARTS)}")
-    if not parts:
-        raise ValueError(f"--parts names none; known: {', '.join(PARTS)}")
-    return parts
+def select_trials(trials: Sequence[Trial], text: str) -> list[Trial]:
+    """Return the trials that a list of names or globs chooses; ValueError for one of none."""
+    chosen: set[str] = set()
+    for pattern in filter(None, map(str.strip, text.split(","))):
+        found = {trial.name for trial in trials if fnmatchcase(trial.name, pattern)}
+        if not found:
+            known = ", ".join(sorted(trial.name for trial in trials))
+            raise ValueError(f"--only {pattern} matches no trial; there are: {known}")
+        chosen |= found
+    if not chosen:
+        raise ValueError(f"--only {text!r} names no trial; leave it out to run all")
+    return [trial for trial in trials if trial.name in chosen]
+
+
+def _grid_name(args: argparse.Namespace) -> str:
+    names = [name.strip() for name in (args.grid or FINITE_DIFFERENCE).split(",") if name.strip()]
+    for name in names:
+        if name not in _PARTS:
+            hint = nearest(name, _PARTS)
+            raise ValueError(f"grid {name!r} is unknown{hint}; known: {', '.join(_PARTS)}")
+    return joined_names(list(dict.fromkeys(names)))
 
 
 def _data(
@@ -193,93 +139,56 @@ def _data(
     return files, images, skipped
 
 
-def _run(request: _Request, store: StageStore, *, retry_failed: bool) -> int:
-    out, plan = request.out, request.plan
-    failed: list[str] = []
-    todo: list[Trial] = []
-    for trial in request.chosen:
-        state, message = trial_state(trial, out, store)
-        if state in ("failed", "diverged") and not retry_failed:
-            failed.append(trial.name)
-            print(f"failed before: {trial.name}: {message} (--retry-failed runs it again)")
-        elif state != "done":
-            clear_failure(out, trial.job_name)
-            todo.append(trial)
-    print(f"budget: {plan.budget} — {EFFORT_NOTES[plan.budget]}", flush=True)
-    print(
-        f"grid {FINITE_DIFFERENCE}: {len(request.chosen)} trials, "
-        f"{len(request.chosen) - len(todo)} of them settled; one after another, because "
-        f"their times are compared; results in {os.path.relpath(out)}",
-        flush=True,
-    )
-    for skipped in plan.skipped:
-        print(f"skipped: {skipped['name']}: {skipped['reason']}")
-    if todo:
-        mark_stale(out)
-    else:
-        print("nothing to do: every trial is settled")
-    began = time.monotonic()
-    for number, trial in enumerate(todo, 1):
-        say = _Lines(began, f"{number}/{len(todo)} {trial.name}")
-        say("started")
-        try:
-            store.run(trial.stage, _execution(trial, request, say))
-        except Exception as error:
-            # Whatever it is, it is put on record, and the other trials do not depend on it.
-            failed.append(trial.name)
-            record_failure(out, trial.job_name, error)
-            say(f"FAILED: {error}")
-        else:
-            say("done")
-    page = refresh_report(out, _build)
-    print(f"report: {os.path.relpath(page)}")
-    if failed:
-        print(f"{len(failed)} of {len(request.chosen)} trials did not finish; the report says why")
-    return 1 if failed else 0
+def _label(manifest: Manifest) -> str:
+    own = BUDGETS[manifest.budget].settings
+    changed = {k: v for k, v in manifest.overrides.items() if getattr(own, k) != v}
+    listed = ", ".join(f"{key}={value}" for key, value in sorted(changed.items()))
+    return f"{manifest.budget}, changed: {listed}" if changed else manifest.budget
 
 
-def _build(out: Path) -> Path:
+def _describe(resolved: Resolved, jobs: Sequence[Job]) -> list[str]:
+    lines = [
+        f"budget {_label(resolved.manifest)}: {BUDGETS[resolved.manifest.budget].description}",
+        f"{len(resolved.units)} trials on {resolved.context.device}; results in "
+        f"{resolved.context.out}; those whose times are compared run alone",
+        "",
+    ]
+    for job in jobs:
+        state = "done" if job.is_done(resolved.context, thorough=False) else "to do"
+        alone = "alone" if job.alone else ""
+        lines.append(f"  {state:<6} {alone:<6} {job.name}  {job.title}")
+    return lines
+
+
+def _report(out: Path) -> Path:
     # Imported here: the figures' libraries would slow down every error.
     from ablations.studies.finite_difference.report import build_finite_difference_report
 
     return build_finite_difference_report(out)
 
 
-class _Lines:
-    """Says what a trial does, its progress now and then."""
+def _exhibits() -> tuple[Sequence[Item], type[Run]]:
+    from ablations.studies.finite_difference.reproductions import ITEMS, TrialRun
 
-    def __init__(self, began: float, title: str) -> None:
-        self._began, self._title = began, title
-        self._last = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        print(f"[{time.monotonic() - self._began:5.0f} s] {self._title}: {text}", flush=True)
-
-    def progress(self, fraction: float, text: str) -> None:
-        if time.monotonic() - self._last >= _PROGRESS_EVERY_S:
-            self._last = time.monotonic()
-            self(f"{100 * fraction:.0f} %, {text}")
+    return ITEMS, TrialRun
 
 
-def _execution(
-    trial: Trial, request: _Request, say: _Lines
-) -> Callable[[Path], tuple[dict[str, Any], list[Path]]]:
-    def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
-        settings = trial.settings
-        torch.set_num_threads(settings["threads"])
-        more = _FOLDERS[trial.kind](request) if trial.kind in _FOLDERS else ()
-        peak, started = PeakMemory(settings["device"]), time.perf_counter()
-        with precision_context("fp32"):
-            result, files = RUNS[trial.kind](settings, directory, say.progress, *more)
-        load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-        result["conditions"] = conditions(
-            settings["device"],
-            threads=settings["threads"],
-            compile=settings.get("compile", False),
-            # Parts that measure memory themselves set the mark back.
-            peak_memory=None if "peak_bytes" in result else peak.bytes(),
-        ) | {"load_average": load}
-        result["trial_s"] = time.perf_counter() - started
-        return result, files
-
-    return execute
+STUDY = Study(
+    name=FINITE_DIFFERENCE,
+    title="Efficient Learning of Generative Models via Finite-Difference Score Matching "
+    "(Pang et al., 2020)",
+    grids={FINITE_DIFFERENCE: "all of the below", **{f"fd-{p}": _TITLES[p] for p in PARTS}},
+    units="trials",
+    settings=Effort,
+    budgets=BUDGETS,
+    file=FILE,
+    foreign=("datasets", "reference", "inception_weights", "extractor"),
+    grid_name=_grid_name,
+    resolve=resolve,
+    select=select_trials,
+    jobs=trial_jobs,
+    budget_label=_label,
+    describe=_describe,
+    report=_report,
+    exhibits=_exhibits,
+)

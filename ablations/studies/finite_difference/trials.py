@@ -1,17 +1,20 @@
-"""Which trials the grid ``finite-difference`` consists of, and what each budget sets for them."""
+"""Which trials the study consists of."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any
 
+from ablations.engine.manifest import ManifestFile
 from ablations.engine.stages import Stage
+from ablations.pipeline.data import DataFacts
 from ablations.studies.finite_difference.budgets import Effort
 
+FINITE_DIFFERENCE = "finite-difference"
 #: The authors' epsilons on Parkinsons.
 DKEF_EPSILONS = (0.1, 0.05, 0.02, 0.01)
 #: Over the authors' range for deep energies, [0.01, 1]; gradient errors are shown beyond it too.
@@ -27,24 +30,61 @@ IMPLICIT_MODELS, IMPLICIT_OBJECTIVES = ("vae", "wae"), ("ssm", "fd_ssm")
 GRADIENT_EPSILONS = (*DEEP_EPSILONS, 3.0)
 
 
+#: The experiments, of which each grid of the study has one or all.
+PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon", "cost")
+#: Kinds of trials whose seconds are compared.
+_TIMED = ("loss", "distance", "flow", "implicit", "cost")
+
+
 @dataclass(frozen=True)
 class Trial:
-    """A stage with a name; ``settings`` are all that its result depends on, as JSON values."""
+    """A stage with a name; ``settings`` are all that its result depends on, as JSON values.
+
+    ``facts`` are of the images that its score network is trained on, where it has one.
+    """
 
     part: str
     name: str
     kind: str
     settings: dict[str, Any]
+    facts: DataFacts | None = field(default=None, compare=False)
+
+    @property
+    def timed(self) -> bool:
+        """Whether its seconds are compared with those of others."""
+        return self.kind in _TIMED
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as a record."""
+        record = {key: getattr(self, key) for key in ("part", "name", "kind", "settings")}
+        return record if self.facts is None else record | {"facts": dataclasses.asdict(self.facts)}
+
+    @classmethod
+    def from_json(cls, record: dict[str, Any]) -> Trial:
+        """Return the trial of a record; KeyError or TypeError for another."""
+        facts = record.get("facts")
+        return cls(
+            part=record["part"],
+            name=record["name"],
+            kind=record["kind"],
+            settings=record["settings"],
+            facts=None if facts is None else DataFacts(**facts),
+        )
 
     @cached_property
     def stage(self) -> Stage:
         """The stage of the trial."""
         return Stage("trial", {"trial": self.kind, **self.settings})
 
-    @property
-    def job_name(self) -> str:
-        """The name of its files in OUT/jobs."""
-        return f"trial-{self.stage.digest}"
+
+FILE = ManifestFile(
+    name="finite-difference.json",
+    version=1,
+    key="trials",
+    to_json=Trial.to_json,
+    from_json=Trial.from_json,
+    grid=FINITE_DIFFERENCE,
+)
 
 
 def build_trials(
@@ -55,18 +95,20 @@ def build_trials(
     files: dict[str, str],
     images: dict[str, str | None],
     place: dict[str, Any],
+    facts: DataFacts | None = None,
 ) -> list[Trial]:
     """Return the trials of the parts, in order; ``seeds`` in place of every number of seeds.
 
     ``files`` are the checksums of the UCI tables that are there, ``images`` the fingerprints of the
     sets of images, ``place`` what every trial's settings hold: device and threads, on which times
-    depend.
+    depend. ``facts`` are of the digits, on which score networks are trained.
     """
     trials: list[Trial] = []
 
     def add(part: str, kind: str, name: str, settings: dict[str, Any]) -> None:
         if part in parts:
-            trials.append(Trial(part, name, kind, settings | place))
+            of_network = facts if kind == "distance" else None
+            trials.append(Trial(part, name, kind, settings | place, of_network))
 
     def over(count: int) -> range:
         return range(count if seeds is None else seeds)

@@ -1,1 +1,1 @@
-"""UNDOCUMENTED"""
+"""Song & Ermon 2020: from NCSN to NCSNv2, technique by technique."""

@@ -8,19 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.engine.settings import Budget, apply_overrides, coerce
+from ablations.engine.manifest import joined_names
+from ablations.engine.settings import Budget, apply_overrides, coerce, nearest
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
-from ablations.studies.finite_difference.study import FINITE_DIFFERENCE
+from ablations.pipeline.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from ablations.studies.ncsnv2.resolution import resolve
 from ablations.studies.ncsnv2.settings import BUDGETS, ROW_SETTINGS, Settings
-from ablations.studies.ncsnv2.variants import (
-    ALL_VARIANTS,
-    NCSNV2,
-    PAPER_VARIANTS,
-    Variant,
-    parse_variant,
-)
 from ablations.studies.ncsnv2.without_effect import without_effect
 
 _log = logging.getLogger("scorekit")
@@ -105,19 +99,30 @@ GRIDS = {
 _TOML_KEYS = {"name", "variants", "rows", "datasets", "seeds", "budget", "set", "slurm"}
 
 
-def load_grid(name: str) -> Grid:
+def load_grid(names: str) -> Grid:
     """Return a grid by name, or from a TOML file of the user's; raises ValueError where bad.
+
+    Of several, separated by commas, the rows of all under the settings of the first.
 
     The file's keys: ``variants`` (names) and ``[[rows]]`` (tables with ``variant`` and any of
     ROW_SETTINGS), one of them at least; ``name``, ``datasets``, ``seeds``, ``budget``, a table
     ``[set]`` of settings, and a table ``[slurm]``.
     """
+    listed = [names] if Path(names).is_file() else [n.strip() for n in names.split(",")]
+    first, *others = (_load_one(name) for name in dict.fromkeys(listed))
+    rows = [row for grid in (first, *others) for row in grid.rows]
+    name = joined_names([grid.name for grid in (first, *others)])
+    return dataclasses.replace(first, name=name, rows=tuple(dict.fromkeys(rows)))
+
+
+def _load_one(name: str) -> Grid:
     if name in GRIDS:
         return GRIDS[name]
     path = Path(name)
     if path.suffix != ".toml":
-        known = ", ".join([*GRIDS, FINITE_DIFFERENCE])
-        raise ValueError(f"grid {name!r} is unknown; known: {known}, or a .toml file")
+        known = ", ".join(GRIDS)
+        hint = nearest(name, GRIDS)
+        raise ValueError(f"grid {name!r} is unknown{hint}; known: {known}, or a .toml file")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

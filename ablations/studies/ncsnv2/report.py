@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ablations.pipeline.results import Results
 from ablations.reporting.page import Collapsed, Section, Words, write_page
 from ablations.reporting.pictures import Picture, own_style
-from ablations.reporting.wording import is_papers, joined, seeds_text
+from ablations.reporting.wording import is_papers, joined
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
 from ablations.studies.ncsnv2.sections.curves import distance_curves, ema_curves, loss_curves
 from ablations.studies.ncsnv2.sections.quality import distance_against_n, quality_table
@@ -23,6 +23,7 @@ from ablations.studies.ncsnv2.sections.settings_and_times import (
 )
 from ablations.studies.ncsnv2.sections.step_sizes import step_size_table
 from ablations.studies.ncsnv2.sections.steps import steps_curve, steps_table
+from ablations.studies.ncsnv2.sections.style import seeds_text
 from ablations.studies.ncsnv2.settings import BUDGETS
 
 NOT_THE_PAPERS = (

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from pathlib import Path
-from typing import Literal
 
 from ablations.engine.console import FractionReporter
-from ablations.engine.context import Context
 from ablations.engine.frames import make_frame
-from ablations.engine.manifest import load_manifest
+from ablations.engine.study import Item, Run
 from ablations.hype.dumps import open_dumps
 from ablations.hype.score import hype_scores, hype_table, read_ratings
-from ablations.pipeline.collect import collect
+from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts, open_dataset
-from ablations.pipeline.results import HYPERPARAMETER_COLUMNS, Results, empty_results
+from ablations.pipeline.jobs import InterpolateJob, NeighboursJob, ShownJob, shown_jobs
+from ablations.pipeline.manifest import load_manifest
+from ablations.pipeline.variants import NCSNV2
 from ablations.reporting.artefacts import Artefact
+from ablations.studies.ncsnv2.collect import collect
 from ablations.studies.ncsnv2.mixture import sample_mixture
 from ablations.studies.ncsnv2.quoted import published_hyperparameters
+from ablations.studies.ncsnv2.results import HYPERPARAMETER_COLUMNS, Results, empty_results
 from ablations.studies.ncsnv2.sections.architectures import architecture_artefact
 from ablations.studies.ncsnv2.sections.colour_shift import shift_curves, shift_strips, shift_table
 from ablations.studies.ncsnv2.sections.conditioning import conditioning_figure
@@ -34,22 +35,16 @@ from ablations.studies.ncsnv2.sections.quality import distance_against_n, qualit
 from ablations.studies.ncsnv2.sections.samples import overview_artefact, sheet_artefacts
 from ablations.studies.ncsnv2.sections.step_sizes import step_size_table
 from ablations.studies.ncsnv2.sections.steps import steps_curve, steps_table
-from ablations.studies.ncsnv2.variants import NCSNV2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """What items are made from: an output folder and, where one needs them, the data sets.
+class GridRun(Run):
+    """What items of this study are made from."""
 
-    With `sample` False, nothing is computed that is not there. `snapshot`, "last" or "selected",
-    takes the place of the one that an item shows by itself.
-    """
-
-    out: Path
-    facts: tuple[DataFacts, ...] = ()
-    context: Context | None = None
-    sample: bool = True
-    snapshot: str | None = None
+    @property
+    def facts(self) -> tuple[DataFacts, ...]:
+        """The data sets of the cells."""
+        return tuple(dict.fromkeys(cell.data for cell in self.units))
 
     @cached_property
     def results(self) -> Results:
@@ -62,34 +57,17 @@ class Run:
         return replace(empty_results(run), hyperparameters=settings)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Item:
-    """A table or figure of the paper: what it shows, what it takes, and how it is made.
+def _shown(kind: type[ShownJob]) -> Callable[[Sequence[Cell], str], list[ShownJob]]:
+    """Return what gives the jobs of a kind for NCSNv2, one cell of a data set: its first seed."""
 
-    `needs` is "grid" (the ablation is run first), "data" (the data sets are prepared) or "none".
-    `rows` names a grid whose rows are run besides, `more` a kind of job
-    (:mod:`ablations.pipeline.jobs`) that is run besides for NCSNv2. `aliases` are figures of the
-    paper that this one shows as well. `snapshot`, "last" or "selected", is what an item that can
-    show either shows unless told.
-    """
+    def jobs(cells: Sequence[Cell], snapshot: str) -> list[ShownJob]:
+        chosen = [c for c in cells if c.variant == NCSNV2 and not c.row and c.seed == 0]
+        return shown_jobs(kind, chosen, snapshot=snapshot)
 
-    name: str
-    shows: str
-    needs: Literal["grid", "data", "none"]
-    make: Callable[..., list[Artefact]]
-    rows: str | None = None
-    more: str | None = None
-    aliases: tuple[str, ...] = ()
-    snapshot: str | None = None
-
-    def artefacts(self, run: Run) -> list[Artefact]:
-        """Make it."""
-        if self.snapshot is None:
-            return self.make(run)
-        return self.make(run, snapshot=run.snapshot or self.snapshot)
+    return jobs
 
 
-def _mixtures(run: Run) -> list[Artefact]:
+def _mixtures(run: GridRun) -> list[Artefact]:
     assert run.context is not None
     artefacts = []
     for facts in run.facts:
@@ -106,12 +84,12 @@ def _mixtures(run: Run) -> list[Artefact]:
     return artefacts
 
 
-def _ema(run: Run, *, denoise: bool) -> list[Artefact]:
+def _ema(run: GridRun, *, denoise: bool) -> list[Artefact]:
     results = run.results.ablation
     return [ema_artefact(results, denoise=denoise), shift_strips(results, denoise=denoise)]
 
 
-def _colours(run: Run) -> list[Artefact]:
+def _colours(run: GridRun) -> list[Artefact]:
     return [
         make(run.results.ablation, denoise=denoise)
         for denoise in (True, False)
@@ -119,7 +97,7 @@ def _colours(run: Run) -> list[Artefact]:
     ]
 
 
-def _human_evaluation(run: Run) -> list[Artefact]:
+def _human_evaluation(run: GridRun) -> list[Artefact]:
     """Table 5 from the ratings in OUT/hype-ratings, of the dumps of the ablation's rows."""
     folder, ratings = run.out / "samples", run.out / "hype-ratings"
     paths = sorted(path.parent for path in folder.glob("*/manifest.json"))
@@ -130,7 +108,7 @@ def _human_evaluation(run: Run) -> list[Artefact]:
     return [Artefact(shown=hype_table(hype_scores(read, dumps)))]
 
 
-def _steps(run: Run) -> list[Artefact]:
+def _steps(run: GridRun) -> list[Artefact]:
     table = steps_table(run.results)
     if table is None:
         raise ValueError(f"{run.out}: no variant has been sampled in two ways yet")
@@ -139,7 +117,7 @@ def _steps(run: Run) -> list[Artefact]:
     return [Artefact(shown=shown) for shown in (table, curve, sizes) if shown is not None]
 
 
-def _qualities(run: Run) -> list[Artefact]:
+def _qualities(run: GridRun) -> list[Artefact]:
     results = run.results.ablation
     pictures = [distance_against_n(results, denoise=denoise) for denoise in (True, False)]
     frame = results.extrapolations
@@ -152,19 +130,21 @@ def _qualities(run: Run) -> list[Artefact]:
     ]
 
 
-def _interpolations(run: Run, *, snapshot: str) -> list[Artefact]:
+def _interpolations(run: GridRun, *, snapshot: str) -> list[Artefact]:
     return interpolation_artefacts(run.results, snapshot=snapshot)
 
 
-def _neighbours(run: Run, *, snapshot: str) -> list[Artefact]:
+def _neighbours(run: GridRun, *, snapshot: str) -> list[Artefact]:
     return neighbour_artefacts(run.results, snapshot=snapshot)
 
 
-def _sheets(run: Run, *, snapshot: str, variants: Collection[str] | None = None) -> list[Artefact]:
+def _sheets(
+    run: GridRun, *, snapshot: str, variants: Collection[str] | None = None
+) -> list[Artefact]:
     return sheet_artefacts(run.results.ablation, snapshot=snapshot, variants=variants)
 
 
-def _of_results(make: Callable[[Results], Artefact]) -> Callable[[Run], list[Artefact]]:
+def _of_results(make: Callable[[Results], Artefact]) -> Callable[[GridRun], list[Artefact]]:
     return lambda run: [make(run.results.ablation)]
 
 
@@ -248,7 +228,7 @@ ITEMS = (
         name="fig6",
         shows="interpolations between samples",
         needs="grid",
-        more="interpolate",
+        more=_shown(InterpolateJob),
         make=_interpolations,
         snapshot="selected",
     ),
@@ -301,7 +281,7 @@ ITEMS = (
         name="fig16",
         shows="nearest training images of samples and of held-out images, and their distances",
         needs="grid",
-        more="neighbours",
+        more=_shown(NeighboursJob),
         make=_neighbours,
         aliases=_numbered(17, 18, 19),
         snapshot="last",
@@ -310,7 +290,7 @@ ITEMS = (
         name="fig20",
         shows="fig6 at the last iteration, as the paper's App. C.5 has it",
         needs="grid",
-        more="interpolate",
+        more=_shown(InterpolateJob),
         make=_interpolations,
         aliases=_numbered(21, 22, 23, 24),
         snapshot="last",
@@ -333,7 +313,7 @@ ITEMS = (
         name="steps",
         shows="not in the paper: distance against score evaluations, L×T, consistent sampling",
         needs="grid",
-        rows="steps",
+        grid="steps",
         make=_steps,
     ),
 )

@@ -5,9 +5,9 @@ from typing import Any
 
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
+from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings
-from ablations.studies.ncsnv2.variants import Variant
 from scorekit.models.score_network import architecture_for, check_image_size
 from scorekit.sampling.consistent import check_consistent_step_size
 from scorekit.techniques.ladder import Ladder

@@ -1,12 +1,237 @@
-"""The study of the NCSNv2 paper as the launcher runs it."""
+"""The study of Song & Ermon 2020: variants from NCSN to NCSNv2, as the launcher runs them."""
 
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from ablations.engine.context import Context
+from ablations.engine.job import Job
+from ablations.engine.manifest import Manifest
+from ablations.engine.settings import apply_overrides, parse_overrides
+from ablations.engine.study import Item, Request, Resolved, Run, Study
+from ablations.pipeline.cell import Cell, image_sizes
+from ablations.pipeline.data import DataFacts, data_facts, planning_root
+from ablations.pipeline.early_checks import check_extractors, check_text, too_few_images
+from ablations.pipeline.jobs import CellJob, grid_jobs
+from ablations.pipeline.manifest import GRID_FILE
+from ablations.pipeline.patterns import select_cells, split_datasets
+from ablations.pipeline.selection import seconds_spent
+from ablations.studies.ncsnv2.estimate import describe_budgets, describe_plan, describe_warnings
+from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, load_grid
+from ablations.studies.ncsnv2.settings import (
+    BUDGETS,
+    EXECUTION_SETTINGS,
+    Settings,
+    budget_label,
+)
+from ablations.studies.ncsnv2.without_effect import describe_without_effect
+from scorekit.metrics.spaces import extractor_digest
+from scorekit.training.gradients import check_accumulation
+
+DEFAULT_GRID = "paper"
 
 
-def build_grid_report(out: Path) -> Path:
-    """Make the report of a grid from its files; return its page."""
+def resolve(request: Request) -> Resolved:
+    """Plan the cells that a command line asks for; ValueError or OSError for bad input."""
+    args, out, existing = request.args, request.out, request.existing
+    grid = load_grid(args.grid or DEFAULT_GRID)
+    begun = request.begun
+    # Rows of a grid of ours, asked for by its name alone, come with the settings and the data that
+    # the folder was begun with.
+    adds_rows = (args.datasets, args.seeds) == (None, None) and args.grid in GRIDS
+    source = existing if adds_rows else begun
+    seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
+    # A folder that was begun goes on as it was, wherever the command is given.
+    before = existing.budget if existing is not None else "auto"
+    wanted = args.budget or grid.budget or before
+    # The others cost days, and nobody has asked for them.
+    budget = BUDGETS[wanted if wanted != "auto" else "quick"]
+    given = parse_overrides(args.set, Settings)
+    overrides = (source.overrides if source else grid.overrides) | given
+    if args.reference is not None:
+        overrides["reference"] = args.reference
+    settings = apply_overrides(budget.settings, overrides)
+    weights = args.inception_weights
+    if weights is not None and not weights.is_file():
+        raise ValueError(
+            f"--inception-weights {weights}: no such file; torch-fidelity's "
+            "weights-inception-2015-12-05-6726825d.pth is expected"
+        )
+    data_root = request.data_root
+    if source is not None:
+        facts = _known_facts(source, data_root, args)
+        seeds = 1 + max(cell.seed for cell in source.units)
+    else:
+        specs = split_datasets(args.datasets or "") or list(grid.datasets) or list(budget.datasets)
+        with planning_root(data_root, dry_run=args.dry_run) as root:
+            facts = [
+                data_facts(
+                    spec,
+                    root,
+                    image_size=settings.image_size,
+                    inception_weights=weights,
+                    extractor=args.extractor,
+                )
+                for spec in dict.fromkeys(specs)
+            ]
+    _check_names([data.name for data in facts])
+    manifest = Manifest(
+        grid=begun.grid if begun is not None else grid.name,
+        budget=budget.name,
+        # What changes no result may differ from one command to the next.
+        overrides={k: v for k, v in overrides.items() if k not in EXECUTION_SETTINGS},
+        data_root=os.path.relpath(data_root, out),
+        units=begun.units
+        if begun is not None
+        else budget_cells(grid, budget, overrides, facts, seeds),
+    )
+    added = manifest.units
+    known = {cell.name for cell in added}
+    if existing is not None:
+        manifest = GRID_FILE.merged(existing, manifest, out)
+    required = () if source is not None and begun is None else given
+    notes = describe_without_effect(added, overrides, required)
+    if wanted == "auto":
+        notes.append(describe_budgets(grid, overrides, facts, seeds, chosen=budget))
+    cells = [cell for cell in manifest.units if cell.name in known]
+    if args.only is not None:
+        cells = select_cells(cells, args.only)
+    for cell in cells:
+        check_accumulation(settings.accumulation, cell.train.batch_size, request.gpus)
+    context = Context(
+        out=out,
+        data_root=data_root,
+        device=request.device,
+        threads=request.threads,
+        compile=settings.compile,
+        sampling_batch=settings.sampling_batch,
+        accumulation=settings.accumulation,
+        inception_weights=None if weights is None else weights.resolve(),
+    )
+    return Resolved(manifest=manifest, units=cells, context=context, notes=tuple(notes))
+
+
+def _check_names(names: Sequence[str]) -> None:
+    for called in names:
+        check_text("--datasets", called)
+    for called in names:
+        if names.count(called) > 1:
+            raise ValueError(
+                f"--datasets: two of them are called {called}, and their results would share its "
+                "rows; rename a folder or use another --out"
+            )
+
+
+def _known_facts(begun: Manifest, data_root: Path, args: argparse.Namespace) -> list[DataFacts]:
+    """Return what a begun folder's data are; ValueError where a path must be given once more."""
+    facts = list(dict.fromkeys(cell.data for cell in begun.units))
+    for data in facts:
+        if not (data_root / data.store).exists():
+            raise ValueError(
+                f"--data-root {data_root} has no {data.store}; prepare {data.name} again, by "
+                "--grid and --datasets as at first or by python -m scorekit.data prepare"
+            )
+        weights = args.inception_weights if data.extractor.startswith("inception") else None
+        if args.extractor not in (None, data.extractor):
+            raise ValueError(
+                f"--extractor {args.extractor}: --out was begun with {data.extractor}; choose "
+                "another --out"
+            )
+        if data.extractor.startswith("inception") and weights is None:
+            raise ValueError("--inception-weights must be given: --out was begun with them")
+        if extractor_digest(data.extractor, weights) != data.extractor_fingerprint:
+            raise ValueError(
+                f"--inception-weights {weights}: --out was begun with another {data.extractor}"
+            )
+    return facts
+
+
+def _slurm(args: argparse.Namespace) -> Mapping[str, Any]:
+    return load_grid(args.grid or DEFAULT_GRID).slurm
+
+
+def _grid_name(args: argparse.Namespace) -> str:
+    return load_grid(args.grid or DEFAULT_GRID).name
+
+
+def _label(manifest: Manifest) -> str:
+    return budget_label(manifest.budget, manifest.overrides, image_sizes(manifest.units))
+
+
+def _describe(resolved: Resolved, jobs: Sequence[Job]) -> list[str]:
+    cell_jobs = [job for job in jobs if isinstance(job, CellJob)]
+    manifest = resolved.manifest
+    return describe_plan(
+        resolved.units,
+        cell_jobs,
+        resolved.context,
+        BUDGETS[manifest.budget],
+        manifest.overrides,
+    ).splitlines()
+
+
+def _check(pending: Sequence[Job], context: Context, look: bool) -> list[str]:
+    jobs = [job for job in pending if isinstance(job, CellJob)]
+    few = too_few_images(jobs)
+    if look:
+        # What it prepared for a look is gone again.
+        jobs = [j for j in jobs if (context.data_root / j.cell.data.store).exists()]
+    elif few:
+        raise ValueError(few[0])
+    check_extractors(jobs, context)
+    return [f"warning: {line}" for line in few]
+
+
+def _summary(cells: Sequence[Cell], context: Context) -> list[str]:
+    working, compiling = seconds_spent(list(cells), context.store)
+    if not working:
+        return []
+    share = compiling / (working + compiling)
+    return [f"training and sampling: {working:.0f} s; compiling: {compiling:.0f} s ({share:.0%})"]
+
+
+def _report(out: Path) -> Path:
     # Imported here: the figures' libraries would slow down --help, --status and every error.
-    from ablations.pipeline.collect import collect
+    from ablations.studies.ncsnv2.collect import collect
     from ablations.studies.ncsnv2.report import build_report
 
     return build_report(collect(out), out / "report")
+
+
+def _exhibits() -> tuple[Sequence[Item], type[Run]]:
+    from ablations.studies.ncsnv2.reproductions import ITEMS, GridRun
+
+    return ITEMS, GridRun
+
+
+STUDY = Study(
+    name="ncsnv2",
+    title="Improved Techniques for Training Score-Based Generative Models (Song & Ermon, 2020)",
+    grids={
+        "paper": "NCSN, +(5), +(1, 2, 4), NCSNv2: Table 1's rows, and the consistent sampler",
+        "factorial": "every combination of the technique groups (5; 1, 2, 4; 3)",
+        "steps": "NCSNv2 sampled with fewer noise scales and steps",
+        "objectives": "NCSN with averaged weights by DSM, SSM-VR and FD-SSM-VR",
+    },
+    units="cells",
+    settings=Settings,
+    budgets=BUDGETS,
+    file=GRID_FILE,
+    slurm=_slurm,
+    grid_name=_grid_name,
+    resolve=resolve,
+    select=select_cells,
+    jobs=grid_jobs,
+    budget_label=_label,
+    describe=_describe,
+    warnings=lambda cells: describe_warnings(list(cells)),
+    check=_check,
+    summary=_summary,
+    report=_report,
+    headline="ablation",
+    exhibits=_exhibits,
+)

@@ -1,16 +1,18 @@
 import time
 
+from resolved import context, whole_jobs
+from sleeping import Sleep
+
 from ablations.engine import console
 from ablations.engine.console import FractionReporter, ProgressReporter
 from ablations.engine.context import Context
-from ablations.engine.manifest import load_manifest
 from ablations.engine.progress import progress_path
-from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.manifest import load_manifest
 from scorekit.files import write_json
 
 
 def test_lines_say_what_starts_ends_and_fails(finished, tmp_path, capsys):
-    jobs = plan_jobs(load_manifest(finished / "out").cells)
+    jobs = whole_jobs(load_manifest(finished / "out").units)
     context = Context(
         out=tmp_path, data_root=tmp_path, device="cpu", threads=1, compile=False, sampling_batch=4
     )
@@ -43,3 +45,15 @@ def test_a_log_gets_a_line_now_and_then(capsys, monkeypatch):
             report(fraction, "steps")
     lines = capsys.readouterr().out.splitlines()
     assert lines == ["[   45 s] 50 %; steps", "[   80 s] 90 %; steps"]
+
+
+def test_a_job_that_begins_again_from_earlier_is_not_behind_the_start(tmp_path, capsys):
+    job = Sleep(called="nap")
+    reporter = ProgressReporter([job], context(tmp_path), terminal=False)
+    reporter.started(job)
+    path = progress_path(tmp_path, job.name)
+    path.parent.mkdir()
+    for fraction in (0.6, 0.4):  # the last word of a killed run, and the first of the next
+        record = {"fraction": fraction, "text": "", "updated": 0.0}
+        write_json(path, record | {"began": 0.0, "began_fraction": 0.0})
+        assert reporter._fraction()[0] == 0.0

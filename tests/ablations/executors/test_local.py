@@ -3,14 +3,16 @@ import json
 import os
 
 import pytest
+from places import ROOT
+from resolved import whole_jobs
+from sleeping import Sleep
 
 from ablations.engine.context import Context
 from ablations.engine.failures import read_failure
-from ablations.engine.manifest import load_manifest
 from ablations.executors.inline import run_inline
-from ablations.executors.local import local_slots, submitted_world
+from ablations.executors.local import local_slots, run_submitted, submitted_world
 from ablations.executors.outcome import Outcome, critical_path
-from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.manifest import load_manifest
 
 
 class Recorder:
@@ -32,7 +34,7 @@ class Recorder:
 
 @pytest.fixture
 def jobs(finished):
-    return plan_jobs(load_manifest(finished / "out").cells)
+    return whole_jobs(load_manifest(finished / "out").units)
 
 
 def context(out, data_root):
@@ -121,3 +123,21 @@ def test_ranks_meet_at_a_port_that_no_outgoing_connection_takes(monkeypatch, job
         assert os.environ["MASTER_ADDR"] == "127.0.0.1"
     (port,) = ports  # the same in every rank
     assert 20_000 <= port < 32_768
+
+
+@pytest.mark.slow
+def test_jobs_that_are_alone_run_beside_no_other(tmp_path, monkeypatch):
+    """Jobs that sleep, in processes of their own or, alone, in this one."""
+    names = [f"a{i}" for i in range(3)] + ["timed0", "timed1"]
+    jobs = [Sleep(called=name, alone=name.startswith("timed")) for name in names]
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT}{os.pathsep}{ROOT / 'tests' / 'support'}")
+    outcome = Outcome()
+    where = context(tmp_path, tmp_path)
+    run_submitted(jobs, where, Recorder(), outcome, slots=local_slots(2))
+    assert outcome.done == set(names) and not outcome.failed
+    spans = {name: json.loads((tmp_path / f"{name}.json").read_text()) for name in names}
+    for name, (begin, end, process) in spans.items():
+        for other, (other_begin, other_end, _) in spans.items():
+            apart = end <= other_begin or other_end <= begin
+            assert apart or name == other or not {name, other} & {"timed0", "timed1"}
+        assert (process == os.getpid()) == name.startswith("timed")

@@ -1,16 +1,16 @@
 import time
 
 import pytest
+from resolved import part_jobs, whole_jobs
 
 from ablations.engine.context import Context
 from ablations.engine.failures import record_failure
-from ablations.engine.manifest import load_manifest
 from ablations.engine.progress import progress_path
 from ablations.engine.state import job_state
 from ablations.executors.slurm.queue import QueuedJob, SlurmError
 from ablations.executors.slurm.submissions import Entry, Submission, save_submission
 from ablations.executors.status import describe_status
-from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
+from ablations.pipeline.manifest import load_manifest
 from scorekit.files import write_json
 
 
@@ -22,7 +22,7 @@ def context(out):
 
 @pytest.fixture
 def jobs(finished):
-    return plan_jobs(load_manifest(finished / "out").cells)
+    return whole_jobs(load_manifest(finished / "out").units)
 
 
 def write_progress(out, job, **more):
@@ -88,15 +88,18 @@ def test_files_and_slurm_together_give_the_state(jobs, finished, tmp_path, slurm
     assert lines[5] == f"PLANNED   {jobs[5].title}"
 
 
-def test_snapshots_are_counted_per_cell(finished, tmp_path, slurm):
-    cells = load_manifest(finished / "out").cells
-    jobs = snapshot_jobs(cells[:1])
-    submission = Submission(entries=tuple(map(Entry.of, jobs)), slurm_id="9")
+def test_parts_are_counted_by_the_job_they_are_of(finished, tmp_path, slurm):
+    cells = load_manifest(finished / "out").units
+    jobs = part_jobs(cells[:1])
+    submission = Submission(
+        entries=tuple(Entry.of(job, context(tmp_path)) for job in jobs), slurm_id="9"
+    )
     save_submission(submission, tmp_path)
     slurm["9_0"] = QueuedJob("RUNNING", "None")
     slurm["9_1"] = QueuedJob("PENDING", "Dependency")
-    text = describe_status([*plan_jobs(cells[:1]), *jobs], context(tmp_path))
-    assert f"snapshots of {cells[0].name}: 1 queued, 1 running" in text
+    text = describe_status([*whole_jobs(cells[:1]), *jobs], context(tmp_path))
+    (evaluation,) = (job for job in whole_jobs(cells[:1]) if job.kind == "evaluate")
+    assert f"parts of {evaluation.title}: 1 queued, 1 running" in text
     assert text.count("\n") == 3
 
 

@@ -7,7 +7,7 @@ from resolved import cell, facts
 
 from ablations.engine.stages import Stage
 from ablations.pipeline.cell import cell_from_json
-from ablations.studies.ncsnv2.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant
+from ablations.pipeline.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant
 from scorekit.models.score_network import ARCHITECTURES
 
 

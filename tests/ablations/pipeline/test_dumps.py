@@ -5,15 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ablations.engine.manifest import load_manifest
 from ablations.pipeline.dumps import dump_samples, encode_png
+from ablations.pipeline.manifest import load_manifest
 
 
 @pytest.fixture
 def arguments(finished, tmp_path):
     generator = np.random.default_rng(0)
     return {
-        "cell": load_manifest(finished / "out").cells[0],
+        "cell": load_manifest(finished / "out").units[0],
         "denoise": True,
         "checkpoint": "0" * 64,
         "iteration": 3,

@@ -6,12 +6,11 @@ import pytest
 import torch
 from PIL import Image
 from places import ROOT
-from resolved import context
+from resolved import context, whole_jobs
 
-from ablations.engine.manifest import load_manifest
 from ablations.launch import main
 from ablations.pipeline.early_checks import check_extractors, check_out, check_text, too_few_images
-from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.manifest import load_manifest
 from scorekit.data.registry import prepare
 
 
@@ -24,7 +23,7 @@ def pictures(folder, n, size=8):
 
 @pytest.fixture
 def jobs(finished):
-    return plan_jobs(load_manifest(finished / "out").cells)
+    return whole_jobs(load_manifest(finished / "out").units)
 
 
 def on(jobs, root, spec, extractor, **settings):

@@ -4,16 +4,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from resolved import whole_jobs
 from torch._dynamo.testing import CompileCounter
 
 from ablations.engine import run
 from ablations.engine.context import Context
 from ablations.engine.failures import read_failure
-from ablations.engine.manifest import load_manifest
 from ablations.pipeline import cell, measuring, sampling
-from ablations.pipeline.collect import collect
-from ablations.pipeline.jobs import final_stages, job_is_done, more_jobs, plan_jobs
+from ablations.pipeline.jobs import NeighboursJob, shown_jobs
+from ablations.pipeline.manifest import load_manifest
 from ablations.pipeline.selection import selected_iterations
+from ablations.studies.ncsnv2.collect import collect
 from scorekit.runtime.interruption import Stopped
 from scorekit.runtime.memory import BatchTooLarge
 from scorekit.sampling import langevin
@@ -33,7 +34,7 @@ def copy(finished, tmp_path):
     shutil.copytree(finished / "out", out)
     job = next(
         job
-        for job in plan_jobs(load_manifest(out).cells)
+        for job in whole_jobs(load_manifest(out).units)
         if job.kind == "evaluate" and job.cell.variant.name == "NCSNv2"
     )
     return out, job
@@ -49,11 +50,11 @@ def sample_bytes(out):
 def test_a_job_without_its_dumps_is_not_done(copy):
     out, job = copy
     where = context(out, out / "data")
-    assert job_is_done(job, where)
+    assert job.is_done(where)
     shutil.rmtree(out / "samples")
-    assert not job_is_done(job, where)
+    assert not job.is_done(where)
     run.run_job(job, where)
-    assert job_is_done(job, where)
+    assert job.is_done(where)
     assert len(list((out / "samples").iterdir())) == 2
 
 
@@ -130,9 +131,9 @@ def test_a_stopped_evaluation_leaves_no_failure_and_continues_to_the_same_bytes(
     with pytest.raises(Stopped, match="stopped"):
         run.run_job(job, where, stop=lambda: next(count) >= asked)
     assert read_failure(out, job.name) is None
-    assert not job_is_done(job, where)
+    assert not job.is_done(where)
     run.run_job(job, where)
-    assert job_is_done(job, where)
+    assert job.is_done(where)
     after = sample_bytes(out)
     assert after
     assert after.items() <= before.items()
@@ -145,7 +146,7 @@ def test_a_job_stopped_whenever_it_is_asked_ends_all_the_same(copy):
     for kind in ("distance", "features", "sample", "quality"):
         shutil.rmtree(out / "stages" / kind)
     stops = 0
-    while not job_is_done(job, context(out, out / "data")):
+    while not job.is_done(context(out, out / "data")):
         count = iter(range(10**6))
         try:
             run.run_job(job, context(out, out / "data"), stop=lambda count=count: next(count) >= 8)
@@ -200,13 +201,14 @@ def test_a_device_too_small_for_one_image_is_a_clear_failure(copy, monkeypatch):
 @pytest.mark.parametrize("snapshot", ["last", "selected"])
 def test_neighbours_of_blocks_are_those_of_the_whole_split(copy, monkeypatch, snapshot):
     out, job = copy
-    (job,) = more_jobs("neighbours", [job.cell], snapshot=snapshot)
+    (job,) = shown_jobs(NeighboursJob, [job.cell], snapshot=snapshot)
 
     def found(data_root):
         where = context(out, data_root)
         run.run_job(job, where)
         (shown,) = (s for s in collect(out).neighbours if s.snapshot == snapshot)
-        (stage,) = final_stages(job, selected_iterations(job.cell, where.store))
+        iteration, final = job.shown(selected_iterations(job.cell, where.store))
+        stage = job.stage(iteration, final=final)
         assert where.store.result(stage)["n_searched"] == shown.n_searched == job.cell.data.n_train
         with np.load(shown.path) as file:
             arrays = dict(file)

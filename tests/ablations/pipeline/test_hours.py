@@ -3,12 +3,12 @@
 import dataclasses
 
 import pytest
+from resolved import whole_jobs
 
 from ablations.engine.context import Context
-from ablations.engine.manifest import load_manifest
 from ablations.pipeline import hours
 from ablations.pipeline.hours import estimate_hours
-from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.manifest import load_manifest
 
 
 def context(out):
@@ -17,7 +17,7 @@ def context(out):
 
 @pytest.fixture
 def jobs(finished):
-    return plan_jobs(load_manifest(finished / "out").cells)
+    return whole_jobs(load_manifest(finished / "out").units)
 
 
 def test_each_kind_of_step_is_timed_once_and_counted_as_often_as_it_is_taken(

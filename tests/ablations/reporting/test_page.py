@@ -16,8 +16,8 @@ from typing import Any
 import fake_results
 import pytest
 
-from ablations.pipeline.results import Results
 from ablations.studies.ncsnv2.report import build_report
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
 from ablations.studies.ncsnv2.sections.settings_and_times import timing_table
 

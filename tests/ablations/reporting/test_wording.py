@@ -4,8 +4,8 @@ from pathlib import Path
 import fake_results
 import pytest
 
-from ablations.reporting.wording import is_papers, seeds_text, without_folders
-from ablations.studies.ncsnv2.sections.style import conditions
+from ablations.reporting.wording import is_papers, without_folders
+from ablations.studies.ncsnv2.sections.style import conditions, seeds_text
 
 
 @pytest.mark.parametrize(

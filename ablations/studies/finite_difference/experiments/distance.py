@@ -1,64 +1,32 @@
-"""What the trials of distance compute: samples of score networks at moments of their training.
+"""Samples of score networks at moments of their training.
 
-Training, sampling and measuring are the stages of the ordinary grids, in the same folder, so that
-a killed trial goes on within its training.
+Training, sampling and measuring are the stages of the ordinary grids, in the same folder.
 """
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from ablations.engine.context import Context
-from ablations.pipeline.data import data_facts
+from ablations.pipeline.cell import Cell
 from ablations.pipeline.evaluation import Worker
-from ablations.pipeline.jobs import Job
+from ablations.pipeline.jobs import EvaluateJob
 from ablations.studies.finite_difference.experiments.learning import Found, Progress
-from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import Settings
-from ablations.studies.ncsnv2.variants import NCSNV2
-
-DATASET = "digits"
 
 
-def distance(settings: dict[str, Any], directory: Path, progress: Progress, out: Path) -> Found:
-    """Train NCSNv2 by an objective; the Fréchet distance of its averaged weights' samples.
+def distance(
+    settings: dict[str, Any], directory: Path, progress: Progress, cell: Cell, context: Context
+) -> Found:
+    """Return the Fréchet distance of an NCSNv2's samples, by its averaged weights.
 
-    At every snapshot, against the seconds of training up to it, which sampling is no part of. Run
-    without compilation, which only some of the objectives have.
+    At every snapshot, against the seconds of training up to it, which sampling is no part of.
     """
-    total, device = settings["iterations"], settings["device"]
-    # The embedded images' store, and what is known of them, belong to the output folder.
-    facts = data_facts(DATASET, out / "data", image_size=None, inception_weights=None)
-    cell = resolve(
-        Settings(
-            **{name: settings[name] for name in ("width", "iterations", "batch_size", "objective")},
-            learning_rate=settings["learning_rate"],
-            ema_momentum=settings["ema_momentum"],
-            n_steps_each=settings["n_steps_each"],
-            snapshot_interval=math.ceil(total / settings["snapshots"]),
-            test_interval=total,
-            n_selection=settings["samples"],
-            n_final=settings["samples"],
-        ),
-        NCSNV2,
-        facts,
-        settings["seed"],
-    )
-    context = Context(
-        out=out,
-        data_root=out / "data",
-        device=device,
-        threads=settings["threads"],
-        compile=False,
-        sampling_batch=min(settings["samples"], 250),
-    )
     worker = Worker(context, progress)
     worker.train(cell)
     trained = context.store.result(cell.train_stage())
     assert trained is not None
-    job = Job(kind="evaluate", cell=cell)
+    job = EvaluateJob(cell=cell)
     iterations = cell.train.snapshot_iterations
     distances = []
     for i, iteration in enumerate(iterations):

@@ -1,1 +1,1 @@
-"""UNDOCUMENTED"""
+"""How the trials are shown: a table, a picture and paired comparisons for each experiment."""

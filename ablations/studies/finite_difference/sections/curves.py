@@ -75,6 +75,6 @@ def panels_of(
     FigureCanvasAgg(figure)
     panels = list(figure.subplots(n_rows, n_columns, squeeze=False, **layout).flat)
     # The note travels with the picture when it is cut out of the report.
-    note = f"budget “{results.plan.budget}”, grid “finite-difference”"
+    note = f"budget “{results.plan.budget}”, grid “{results.plan.grid}”"
     figure.suptitle(note, x=0.995, ha="right", fontsize=8, color=FAINT)
     return figure, panels

@@ -91,7 +91,7 @@ def implicit_picture(results: TrialResults) -> Picture | None:
                 rows.append(row)
     if not rows:
         return None
-    note = f"budget “{results.plan.budget}”, grid “finite-difference”"
+    note = f"budget “{results.plan.budget}”, grid “{results.plan.grid}”"
     return Picture(
         name="implicit_samples",
         title="Decoded samples",

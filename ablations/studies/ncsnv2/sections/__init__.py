@@ -1,1 +1,1 @@
-"""UNDOCUMENTED"""
+"""The tables and figures of the study, of what was collected from files."""

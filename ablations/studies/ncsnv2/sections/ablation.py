@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.pipeline.results import Results
 from ablations.reporting.table import Table
 from ablations.reporting.wording import distance_text, joined, number, text_or_empty, yes_no
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.style import conditions, dataset_order, variant_order
 
 _MEASURE = ["label", "feature_space", "n", "n_reference", "reference"]

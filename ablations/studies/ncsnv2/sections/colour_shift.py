@@ -11,26 +11,27 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.pipeline.results import Results, SampleSet
-from ablations.pipeline.sample_sets import read_images, selected_set, sets_of
 from ablations.reporting.artefacts import Artefact
 from ablations.reporting.image_grids import Panel, draw_panels, enlargement, tile
-from ablations.reporting.pictures import FAINT, Picture, dress, new_panels, shared_legend
+from ablations.reporting.pictures import FAINT, Picture, dress, shared_legend
 from ablations.reporting.table import Table
 from ablations.reporting.wording import (
     file_slug,
     for_figure,
     joined,
     number,
-    run_note,
     shorten,
     text_or_empty,
     yes_no,
 )
+from ablations.studies.ncsnv2.results import Results, SampleSet
+from ablations.studies.ncsnv2.sample_sets import read_images, selected_set, sets_of
 from ablations.studies.ncsnv2.sections.curves import ema_pairs
 from ablations.studies.ncsnv2.sections.style import (
     conditions,
     dataset_order,
+    new_panels,
+    run_note,
     variant_colour,
     variant_marker,
     variant_order,

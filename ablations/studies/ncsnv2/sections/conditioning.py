@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import pandas as pd
 
-from ablations.pipeline.results import Results
 from ablations.reporting.artefacts import Artefact
-from ablations.reporting.pictures import Picture, dress, new_panels, shared_legend, spans_decades
+from ablations.reporting.pictures import Picture, dress, shared_legend, spans_decades
 from ablations.reporting.wording import for_figure, joined, number
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.curves import (
     MAX_POINTS,
     SMOOTHING,
     smoothed,
     training_losses,
 )
-from ablations.studies.ncsnv2.sections.style import conditions, dataset_order, variant_colour
+from ablations.studies.ncsnv2.sections.style import (
+    conditions,
+    dataset_order,
+    new_panels,
+    variant_colour,
+)
 
 #: The same noise scales and training data; only group (3) differs (App. B.2).
 METHODS = {"NCSN_1,2,4,5": "conditional normalisation", "NCSNv2": "s(x) / σ"}

@@ -9,22 +9,15 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ablations.pipeline.results import Results
 from ablations.reporting.artefacts import Artefact
-from ablations.reporting.pictures import (
-    FAINT,
-    INK,
-    Picture,
-    dress,
-    new_panels,
-    shared_legend,
-    spans_decades,
-)
+from ablations.reporting.pictures import FAINT, INK, Picture, dress, shared_legend, spans_decades
 from ablations.reporting.wording import for_figure, joined, number, shorten
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.settings_and_times import held_out_table
 from ablations.studies.ncsnv2.sections.style import (
     conditions,
     dataset_order,
+    new_panels,
     variant_colour,
     variant_marker,
     variant_order,

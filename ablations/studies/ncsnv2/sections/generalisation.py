@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ablations.pipeline.results import NeighbourSet, Results, SampleSet
-from ablations.pipeline.sample_sets import snapshot_words
 from ablations.reporting.artefacts import Artefact
 from ablations.reporting.image_grids import (
     GAP_PX,
@@ -15,9 +13,11 @@ from ablations.reporting.image_grids import (
     place_panels,
     tile,
 )
-from ablations.reporting.pictures import FAINT, Picture, dress, new_panels, shared_legend
-from ablations.reporting.wording import file_slug, for_figure, number, run_note
-from ablations.studies.ncsnv2.sections.style import conditions, variant_colour
+from ablations.reporting.pictures import FAINT, Picture, dress, shared_legend
+from ablations.reporting.wording import file_slug, for_figure, number
+from ablations.studies.ncsnv2.results import NeighbourSet, Results, SampleSet
+from ablations.studies.ncsnv2.sample_sets import snapshot_words
+from ablations.studies.ncsnv2.sections.style import conditions, new_panels, run_note, variant_colour
 
 CLOSEST_SHARE = 0.01
 _HELD_OUT, _RED = "#7d838c", "#d1242f"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.pipeline.results import Results
 from ablations.reporting.artefacts import Artefact
 from ablations.reporting.table import Table
 from ablations.reporting.wording import distance_text, joined, number, text_or_empty, yes_no
 from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
 from ablations.studies.ncsnv2.sections.settings_and_times import hyperparameter_table, timing_table
 from ablations.studies.ncsnv2.sections.style import conditions, dataset_order

@@ -8,14 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ablations.pipeline.results import METRICS, Results
-from ablations.reporting.pictures import (
-    Picture,
-    dress,
-    new_panels,
-    shared_legend,
-    spans_decades,
-)
+from ablations.reporting.pictures import Picture, dress, shared_legend, spans_decades
 from ablations.reporting.table import Table
 from ablations.reporting.wording import (
     for_figure,
@@ -23,9 +16,11 @@ from ablations.reporting.wording import (
     number,
     yes_no,
 )
+from ablations.studies.ncsnv2.results import METRICS, Results
 from ablations.studies.ncsnv2.sections.style import (
     conditions,
     dataset_order,
+    new_panels,
     variant_colour,
     variant_marker,
     variant_order,

@@ -8,13 +8,18 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from ablations.pipeline.results import Results
-from ablations.pipeline.sample_sets import read_images, shown_set, snapshot_words
 from ablations.reporting.artefacts import Artefact
 from ablations.reporting.image_grids import GAP_PX, Panel, draw_panels, tile
 from ablations.reporting.pictures import Picture
-from ablations.reporting.wording import file_slug, joined, number, run_note
-from ablations.studies.ncsnv2.sections.style import conditions, dataset_order, variant_order
+from ablations.reporting.wording import file_slug, joined, number
+from ablations.studies.ncsnv2.results import Results
+from ablations.studies.ncsnv2.sample_sets import read_images, shown_set, snapshot_words
+from ablations.studies.ncsnv2.sections.style import (
+    conditions,
+    dataset_order,
+    run_note,
+    variant_order,
+)
 
 _OVERVIEW_SIDE = 5  # images along a side of a panel
 _COLUMNS = 6

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from ablations.engine.frames import make_frame
-from ablations.pipeline.results import HYPERPARAMETER_COLUMNS, TIMING_COLUMNS, Results
 from ablations.reporting.table import Table
 from ablations.reporting.wording import duration, memory, number, step_rules, text_or_empty, yes_no
 from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.results import HYPERPARAMETER_COLUMNS, TIMING_COLUMNS, Results
 from ablations.studies.ncsnv2.sections.style import conditions, dataset_order
 
 

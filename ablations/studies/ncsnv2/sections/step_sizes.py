@@ -7,10 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.pipeline.results import Results
 from ablations.reporting.table import Table
 from ablations.reporting.wording import number, step_rules
 from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.style import dataset_order
 from scorekit.techniques.table_4 import published
 

@@ -9,14 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
-from ablations.pipeline.results import Results
-from ablations.reporting.pictures import (
-    FAINT,
-    Picture,
-    dress,
-    new_panels,
-    shared_legend,
-)
+from ablations.reporting.pictures import FAINT, Picture, dress, shared_legend
 from ablations.reporting.table import Table
 from ablations.reporting.wording import (
     distance_text,
@@ -28,6 +21,7 @@ from ablations.reporting.wording import (
     yes_no,
 )
 from ablations.studies.ncsnv2 import quoted
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.quality import (
     _KEYS,
     _groups,
@@ -40,6 +34,7 @@ from ablations.studies.ncsnv2.sections.style import (
     base_variant,
     conditions,
     dataset_order,
+    new_panels,
     variant_colour,
 )
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
-from ablations.pipeline.results import Results
-from ablations.reporting.wording import _SUBSCRIPT, is_papers, seeds_text
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from ablations.reporting.pictures import FAINT
+from ablations.reporting.wording import _SUBSCRIPT, for_figure, is_papers, shorten
+from ablations.studies.ncsnv2.results import Results
 
 # The path of the paper's Section 6, with the other subsets of its three groups beside it.
 _VARIANTS = {
@@ -84,3 +89,39 @@ def conditions(results: Results) -> str:
     done = f"{run['n_done']} of {run['n_cells']} cells done"
     grid = f"Budget “{run['budget']}” ({own}); grid “{run['grid']}”"
     return f"{grid}; {seeds_text(results)}; {done}."
+
+
+def new_panels(results: Results, names: Sequence[str], what: str) -> tuple[Figure, list[Axes]]:
+    """A figure of one panel per name, two to a row, with the budget in its corner."""
+    n_columns = min(2, max(1, len(names)))
+    n_rows = max(1, -(-len(names) // n_columns))
+    width = 7.2 if n_columns == 1 else 10.0
+    figure = Figure(figsize=(width, 3.5 * n_rows + 0.6), layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(wspace=0.04, hspace=0.06)  # type: ignore[union-attr,call-arg]
+    panels = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
+    for axes in panels[len(names) :]:
+        axes.set_axis_off()
+    if not names:
+        panels[0].text(0.5, 0.5, f"No {what} to show yet.", ha="center", color=FAINT)
+    # The note travels with the picture when it is cut out of the report.
+    note = run_note(results)
+    figure.suptitle(for_figure(note), x=0.995, ha="right", fontsize=8, color=FAINT)
+    return figure, panels
+
+
+def seeds_text(results: Results) -> str:
+    """How many seeds the rows have: "3 seeds", or "seeds per row: 1 to 3" where they differ."""
+    counts = results.cells.groupby(["dataset", "variant"])["seed"].nunique()
+    if counts.empty:
+        return "0 seeds"
+    few, many = int(counts.min()), int(counts.max())
+    if few < many:
+        return f"seeds per row: {few} to {many}"
+    return f"{few} seed" + ("s" if few != 1 else "")
+
+
+def run_note(results: Results) -> str:
+    """What travels with a picture that is cut out of its report: budget and grid."""
+    budget = shorten(str(results.run["budget"]), 60)
+    return f"budget “{budget}”, grid “{results.run['grid']}”"

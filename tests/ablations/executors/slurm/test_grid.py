@@ -16,15 +16,15 @@ from typing import Any
 import forked
 import pytest
 from forked import NoReport, OnSlurm, launcher, wait
+from resolved import part_jobs, whole_jobs
 from slurm_cluster import NODES
 from tiny_grid import ROOT, environment, launch_command, results
 
-from ablations.engine.manifest import load_manifest
 from ablations.executors.slurm import sender
 from ablations.executors.slurm.grid import SlurmGrid, cancel_all, live_ids
 from ablations.executors.slurm.submissions import REPORT, latest_ids, load_submissions
 from ablations.launch import main
-from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
+from ablations.pipeline.manifest import load_manifest
 
 pytestmark = pytest.mark.slow
 FLAGS = ("--executor", "slurm", "--device", "cpu", "--slurm", "time=30")
@@ -190,12 +190,12 @@ def test_more_jobs_than_an_array_takes_are_several(slurm, tmp_path, monkeypatch)
     monkeypatch.setattr(sender, "largest_array", lambda: 3)
     code = run_here(slurm, monkeypatch, tmp_path, *LATER)
     assert code == 130
-    cells = load_manifest(out).cells
-    wanted = {job.name for job in [*plan_jobs(cells), *snapshot_jobs(cells)]} | {REPORT}
+    cells = load_manifest(out).units
+    wanted = {job.name for job in [*whole_jobs(cells), *part_jobs(cells)]} | {REPORT}
     assert times_submitted(out) == dict.fromkeys(wanted, 1)
     assert max(len(s.entries) for s in load_submissions(out)) == 3
     evaluations = [s for s in load_submissions(out) if s.entries[0].name.startswith("evaluate")]
-    snapshots = {s.slurm_id for s in load_submissions(out) if s.entries[0].iteration}
+    snapshots = {s.slurm_id for s in load_submissions(out) if s.entries[0].starts_with}
     assert len(snapshots) > len(evaluations)
     waited_for = {id for s in evaluations for id in re.findall(r"[:,](\d+)", s.dependency)}
     assert snapshots <= waited_for
@@ -279,8 +279,8 @@ def test_a_launcher_that_dies_while_it_submits_neither_loses_nor_doubles_a_job(
             break
     assert code == 130
     assert deaths >= 6
-    cells = load_manifest(out).cells
-    wanted = {job.name for job in [*plan_jobs(cells), *snapshot_jobs(cells)]} | {REPORT}
+    cells = load_manifest(out).units
+    wanted = {job.name for job in [*whole_jobs(cells), *part_jobs(cells)]} | {REPORT}
     assert set(live_ids(out)) == wanted
     # Nothing waits in Slurm that no record knows of.
     assert live(slurm) == set(live_ids(out).values())

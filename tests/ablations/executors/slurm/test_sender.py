@@ -1,4 +1,4 @@
-"""What sbatch is given; on a real Slurm the same is tested in test_slurm.py."""
+"""What sbatch is given; on a real Slurm the same is tested in test_grid.py."""
 
 import dataclasses
 import os
@@ -6,15 +6,16 @@ import re
 import shlex
 
 import pytest
+from resolved import whole_jobs
 from stand_in_slurm import StandInSlurm
 
 from ablations.engine.context import Context
-from ablations.engine.manifest import load_manifest
 from ablations.executors.slurm.grid import SlurmGrid, cancel_all
 from ablations.executors.slurm.settings import slurm_settings
 from ablations.executors.slurm.submissions import load_submissions, save_submission
-from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
-from ablations.studies.ncsnv2.study import build_grid_report
+from ablations.pipeline.jobs import grid_jobs
+from ablations.pipeline.manifest import load_manifest
+from ablations.studies.ncsnv2.study import STUDY
 
 
 @pytest.fixture
@@ -27,8 +28,8 @@ def stand_in(tmp_path, monkeypatch):
 
 def grid_of(finished, out, *, device="cpu", pairs=(), table=None, without=()):
     """Return the tiny grid as it would be sent to Slurm, into an empty folder."""
-    cells = load_manifest(finished / "out").cells
-    everything = [*plan_jobs(cells), *snapshot_jobs(cells)]
+    cells = load_manifest(finished / "out").units
+    everything = grid_jobs(cells)
     context = Context(
         out=out, data_root=out, device=device, threads=1, compile=False, sampling_batch=4
     )
@@ -38,35 +39,33 @@ def grid_of(finished, out, *, device="cpu", pairs=(), table=None, without=()):
         settings=slurm_settings(table or {}, list(pairs)),
         jobs=[job for job in everything if job.name not in without],
         known=everything,
-        build_report=build_grid_report,
+        build_report=STUDY.report,
     )
 
 
 def test_every_array_waits_for_what_it_needs_and_nothing_else(finished, tmp_path, stand_in):
     grid_of(finished, tmp_path / "out").submit()
     waits = [options.get("dependency") for options in stand_in.submitted]
-    # Trainings and reference rows; the snapshots and evaluations of each training; the report.
-    assert waits[:2] == [None, None]
-    assert waits[2:6] == [
-        waits[2],
-        f"{waits[2]},afterany:103",
-        waits[4],
-        f"{waits[4]},afterany:105",
+    assert waits == [
+        None,  # trainings
+        *("afterok:101_0", "afterok:101_1"),  # the snapshots of each
+        *("afterok:101_0,afterany:102", "afterok:101_1,afterany:103"),  # evaluations
+        None,  # reference rows
+        "afterany:101:102:103:104:105:106",  # the report
     ]
-    assert {waits[2], waits[4]} == {"afterok:101_0", "afterok:101_1"}
-    assert waits[6] == "afterany:101:102:103:104:105:106"
 
 
 def test_what_is_sent_after_a_finished_training_waits_for_no_other(finished, tmp_path, stand_in):
-    cells = load_manifest(finished / "out").cells
+    cells = load_manifest(finished / "out").units
     # Of the two the one is done whose arrays are sent after the other's.
-    done = max(job.name for job in plan_jobs(cells) if job.kind == "train")
+    *_, done = (job.name for job in whole_jobs(cells) if job.kind == "train")
     grid_of(finished, tmp_path / "out", without={done}).submit()
     waits = [options.get("dependency") for options in stand_in.submitted]
     assert waits == [
-        *(None, None),  # the other training, reference rows
-        *("afterok:101", "afterok:101,afterany:103"),
-        *(None, "afterany:105"),
+        None,  # the other training
+        *("afterok:101", None),  # snapshots
+        *("afterok:101,afterany:102", "afterany:103"),  # evaluations
+        None,  # reference rows
         "afterany:101:102:103:104:105:106",
     ]
 
@@ -127,7 +126,7 @@ def test_each_kind_of_job_asks_for_its_own(finished, tmp_path, stand_in):
 def test_jobs_are_called_by_grid_and_kind(finished, tmp_path, stand_in):
     grid_of(finished, tmp_path / "out").submit()
     names = [options["job-name"] for options in stand_in.submitted]
-    kinds = ["train", "baseline", *(["snapshot", "evaluate"] * 2), "report"]
+    kinds = ["train", *["snapshot"] * 2, *["evaluate"] * 2, "baseline", "report"]
     assert [name.split("-scorekit-")[0] for name in names] == [f"tiny-{kind}" for kind in kinds]
     assert len(set(names)) == len(names)
 

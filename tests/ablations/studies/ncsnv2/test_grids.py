@@ -2,15 +2,14 @@ import errno
 import os
 
 import pytest
-from resolved import facts
+from resolved import facts, whole_jobs
 
 from ablations.engine.settings import apply_overrides
 from ablations.pipeline.data import data_facts
-from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.variants import NCSNV2, PAPER_VARIANTS
 from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, build_cells, load_grid
 from ablations.studies.ncsnv2.resolution import resolve
 from ablations.studies.ncsnv2.settings import BUDGETS
-from ablations.studies.ncsnv2.variants import NCSNV2, PAPER_VARIANTS
 from scorekit.data.registry import prepare
 from scorekit.techniques.noise_scales import ladder_ratio
 from scorekit.techniques.step_size import (
@@ -223,7 +222,7 @@ def quick(side, overrides=None):
     channels, distance = about[side]
     data = facts(image_size=side, channels=channels, max_distance=distance)
     cells = budget_cells(GRIDS["paper"], BUDGETS["quick"], overrides or {}, [data], 1)
-    return cells, sum(job.flops for job in plan_jobs(cells))
+    return cells, sum(job.flops for job in whole_jobs(cells))
 
 
 @pytest.mark.parametrize("side", [32, 64, 128])

@@ -3,9 +3,9 @@
 import pytest
 
 from ablations.pipeline.data import DataFacts
+from ablations.pipeline.variants import parse_variant
 from ablations.studies.ncsnv2.resolution import resolve
 from ablations.studies.ncsnv2.settings import Settings
-from ablations.studies.ncsnv2.variants import parse_variant
 
 FACTS = DataFacts(
     name="digits",

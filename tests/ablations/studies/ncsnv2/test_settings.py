@@ -20,7 +20,7 @@ def test_overrides_are_typed_by_the_setting():
 @pytest.mark.parametrize(
     ("pair", "message"),
     [
-        ("widht=3", r"setting 'widht' is unknown; known: .*width"),
+        ("widht=3", r"setting 'widht' is unknown, did you mean 'width'.*; known: .*width"),
         ("width=wide", r"width = 'wide' is not a whole number"),
         ("width=1.5", r"width = '1.5' is not a whole number"),
         ("compile=yes", r"compile = 'yes' is not true or false"),

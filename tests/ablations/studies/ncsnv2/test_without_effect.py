@@ -4,9 +4,9 @@ from resolved import cell, facts
 from ablations.command_line import make_plan, parse_arguments
 from ablations.engine.settings import apply_overrides
 from ablations.launch import main
+from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2.grids import Row
 from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings
-from ablations.studies.ncsnv2.variants import Variant
 from ablations.studies.ncsnv2.without_effect import describe_without_effect, without_effect
 
 #: Another value than the paper's or the preset's, of every setting of the ladder.
@@ -86,5 +86,9 @@ def test_the_launcher_says_so(tmp_path, capsys):
     assert main([*flags, "--grid", "objectives", "--set", "coverage=0.1", "--dry-run"]) == 2
     assert "coverage = 0.1 has no effect on any row" in capsys.readouterr().err
     # Rows that are added to a folder come with its settings.
-    added = [*flags, "--rows", "objectives", "--set", "coverage=0.1"]
-    assert len(make_plan(parse_arguments(added)).notes) == 1
+    plan = make_plan(parse_arguments([*flags, "--set", "coverage=0.1"]))
+    (tmp_path / "out").mkdir(exist_ok=True)
+    plan.study.file.save(plan.manifest, tmp_path / "out")
+    added = make_plan(parse_arguments([*flags, "--grid", "objectives"]))
+    assert added.manifest.overrides == {"coverage": 0.1}
+    assert len(added.notes) == 1 and "coverage = 0.1 has no effect on any row" in added.notes[0]

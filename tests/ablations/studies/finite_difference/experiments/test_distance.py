@@ -19,7 +19,7 @@ TINY = (
 
 def launch(out, *more):
     flags = ["--grid", "finite-difference", "--budget", "quick", "--device", "cpu", "--seeds", "1"]
-    places = ["--threads", "1", "--out", str(out), "--parts", "distance"]
+    places = ["--threads", "1", "--out", str(out), "--grid", "fd-distance"]
     return main([*flags, *places, *[f"--set={pair}" for pair in TINY], *more])
 
 

@@ -92,7 +92,7 @@ def launch(out, root, *more):
     flags = ["--grid", "finite-difference", "--budget", "quick", "--device", "cpu", "--seeds", "1"]
     sets = [f"--set={pair}" for pair in TINY]
     places = ["--threads", "1", "--out", str(out), "--data-root", str(root)]
-    return main([*flags, *places, *sets, "--parts", "flow,implicit", *more])
+    return main([*flags, *places, *sets, "--grid", "fd-flow,fd-implicit", *more])
 
 
 @pytest.mark.slow

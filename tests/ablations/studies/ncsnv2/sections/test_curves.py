@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from matplotlib.axes import Axes
 
-from ablations.pipeline.results import Results
 from ablations.reporting.pictures import Picture, save_picture
 from ablations.reporting.wording import file_slug, for_figure
+from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.curves import (
     SMOOTHING,
     distance_curves,

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from ablations.engine.frames import make_frame
-from ablations.pipeline.results import HYPERPARAMETER_COLUMNS
+from ablations.studies.ncsnv2.results import HYPERPARAMETER_COLUMNS
 from ablations.studies.ncsnv2.sections.quality import quality_table
 from ablations.studies.ncsnv2.sections.steps import steps_table
 

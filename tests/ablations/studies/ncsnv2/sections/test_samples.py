@@ -12,11 +12,11 @@ import pandas as pd
 import pytest
 
 from ablations.engine.frames import make_frame
-from ablations.pipeline.results import LOSS_COLUMNS, QUALITY_COLUMNS, Results, SampleSet
 from ablations.reporting.artefacts import Artefact, save_artefacts
 from ablations.reporting.image_grids import tile
 from ablations.reporting.pictures import Picture
 from ablations.reporting.table import Table
+from ablations.studies.ncsnv2.results import LOSS_COLUMNS, QUALITY_COLUMNS, Results, SampleSet
 from ablations.studies.ncsnv2.sections.colour_shift import (
     colour_shifts,
     shift_curves,
@@ -251,9 +251,9 @@ def test_two_artefacts_may_not_share_a_file(tmp_path: Path) -> None:
 
 
 def test_tables_quote_every_row_of_table_4(tmp_path: Path) -> None:
-    from ablations.reproduce import Run
+    from ablations.studies.ncsnv2.reproductions import GridRun
 
-    (table,) = tables([table_4(Run(out=tmp_path).results)])
+    (table,) = tables([table_4(GridRun(out=tmp_path).results)])
     published = table.raw[table.raw["source"] == "paper (Table 4)"]
     assert list(published["epsilon"]) == [row.ladder.step_size for row in TABLE_4]
     assert len(published) == 10  # bedroom and tower share one of the print

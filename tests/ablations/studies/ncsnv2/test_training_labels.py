@@ -2,10 +2,10 @@ import dataclasses
 
 from ablations.engine.settings import apply_overrides
 from ablations.pipeline.data import DataFacts
-from ablations.pipeline.training_labels import training_labels
+from ablations.pipeline.variants import parse_variant
 from ablations.studies.ncsnv2.resolution import resolve
 from ablations.studies.ncsnv2.settings import BUDGETS
-from ablations.studies.ncsnv2.variants import parse_variant
+from ablations.studies.ncsnv2.training_labels import training_labels
 
 DATA = DataFacts(
     name="digits",
@@ -37,8 +37,8 @@ def test_trainings_that_differ_are_never_called_alike():
         cell("ncsn_5"), cell("ncsn_1245", n_levels=10), cell("ncsn_1245", n_levels=10, amsgrad=True)
     )
     assert len({a, b, c}) == 3
-    assert a == "conditional, L=10, sigma_begin=1, amsgrad=False"
-    assert b == "conditional, L=10, sigma_begin=4.8, amsgrad=False"
+    assert a == "conditional, L=10, amsgrad=False, sigma_begin=1"
+    assert b == "conditional, L=10, amsgrad=False, sigma_begin=4.8"
     close = [cell("ncsnv2", sigma_begin=value, n_levels=9) for value in (5.0, 5.000001)]
     assert len(set(names(*close))) == 2
 

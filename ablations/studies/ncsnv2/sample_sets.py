@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ablations.pipeline.results import Results, SampleSet
+from ablations.studies.ncsnv2.results import Results, SampleSet
 
 
 def read_images(path: Path, count: int | None = None) -> np.ndarray | str:

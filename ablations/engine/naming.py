@@ -3,8 +3,6 @@
 import hashlib
 import re
 
-from ablations.pipeline.cell import Cell
-
 _PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.,+-]{0,99}")
 _WITH_DIGEST = re.compile(r".*\+[0-9a-f]{16}")
 #: Folders of images are called "imagefolder:NAME"; their files, as ever, "imagefolder-NAME".
@@ -25,9 +23,3 @@ def file_name(text: str) -> str:
     kept = re.sub(r"[^A-Za-z0-9_.,]+", "-", plain).strip("-.,")[:60] or "unnamed"
     digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return f"{kept}+{digest}"
-
-
-def cell_file_name(cell: Cell) -> str:
-    """Return what the files of a cell are called: data-row-seed, another for each cell's name."""
-    # No slug holds "-ncsn" inside it, so that its beginning is found whatever the data's name is.
-    return f"{file_name(cell.data.name)}-{cell.slug}-seed{cell.seed}"

@@ -1,15 +1,15 @@
 import dataclasses
 
 import pytest
-from resolved import cell, facts
+from resolved import cell, facts, whole_jobs
 
+from ablations.engine.naming import file_name
 from ablations.hype.dumps import _NAME
 from ablations.pipeline.dumps import dump_name
-from ablations.pipeline.jobs import plan_jobs, snapshot_jobs
-from ablations.pipeline.naming import file_name
+from ablations.pipeline.jobs import grid_jobs
+from ablations.pipeline.variants import NCSNV2
 from ablations.studies.ncsnv2.grids import GRIDS, Row
 from ablations.studies.ncsnv2.settings import Settings
-from ablations.studies.ncsnv2.variants import NCSNV2
 
 ORDINARY = ["digits", "cifar10-jpeg", "church_outdoor", "imagefolder:photos", "imagefolder:My-2.0"]
 ODD = [
@@ -58,7 +58,7 @@ def test_jobs_and_dumps_of_all_data_and_rows_have_their_own_safe_names():
         for row in dict.fromkeys(rows)
         for found in [row.resolve(settings, facts(name=name, fingerprint=name + "f" * 8))]
     }
-    jobs = [*plan_jobs(list(cells.values())), *snapshot_jobs(list(cells.values()))]
+    jobs = grid_jobs(list(cells.values()))
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names)
     assert sum(job.kind == "evaluate" for job in jobs) == len(cells)
@@ -72,5 +72,5 @@ def test_finished_folders_keep_their_names():
     photos = facts(name="imagefolder:photos")
     steps = dataclasses.replace(cell(data=photos), row="25×1")
     assert dump_name(steps, denoise=True) == "imagefolder-photos-ncsnv2-25x1-seed0-denoised"
-    (job,) = (job for job in plan_jobs([cell("ncsn_1245")]) if job.kind == "evaluate")
+    (job,) = (job for job in whole_jobs([cell("ncsn_1245")]) if job.kind == "evaluate")
     assert job.name == "evaluate-cifar-ncsn_1245-seed0"

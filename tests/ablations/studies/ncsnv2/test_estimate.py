@@ -3,13 +3,12 @@ import json
 from collections import Counter
 
 import pytest
-from resolved import context
+from resolved import context, whole_jobs
 
 from ablations.engine.disk import check_disk
-from ablations.engine.manifest import load_manifest
 from ablations.pipeline import cell, flops
-from ablations.pipeline.estimate import describe_plan, describe_warnings, disk_bytes
-from ablations.pipeline.jobs import plan_jobs
+from ablations.pipeline.manifest import load_manifest
+from ablations.studies.ncsnv2.estimate import describe_plan, describe_warnings
 from ablations.studies.ncsnv2.grids import GRIDS, build_cells
 from ablations.studies.ncsnv2.settings import BUDGETS
 from scorekit.models.score_network import parameter_count
@@ -17,26 +16,26 @@ from scorekit.models.score_network import parameter_count
 
 def test_the_disk_estimate_covers_what_was_written(finished):
     out = finished / "out"
-    cell = load_manifest(out).cells
+    cell = load_manifest(out).units
     written = sum(
         path.stat().st_size
         for folder in ("stages/train", "stages/sample", "samples")
         for path in (out / folder).rglob("*")
         if path.suffix in (".pt", ".npy", ".png")
     )
-    estimate = disk_bytes(cell, plan_jobs(cell))
+    estimate = sum(job.disk_bytes for job in whole_jobs(cell))
     # Networks of width 2 weigh less than the envelope of their files.
     assert 0.1 * written < estimate < 10 * written
 
 
 def test_a_full_disk_is_found_before_work_starts(finished, tmp_path, monkeypatch):
-    cell = load_manifest(finished / "out").cells
+    cell = load_manifest(finished / "out").units
     free = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
     with pytest.raises(ValueError, match=r"0 MiB are free, about \d+ MiB are needed"):
-        check_disk(cell, plan_jobs(cell), context(tmp_path))
+        check_disk(whole_jobs(cell), context(tmp_path))
     # Where all is done nothing is needed.
-    check_disk(cell, plan_jobs(cell), context(finished / "out"))
+    check_disk(whole_jobs(cell), context(finished / "out"))
 
 
 @pytest.fixture
@@ -68,7 +67,7 @@ def counted(monkeypatch):
 
 
 def factorial(finished, n_seeds):
-    data = load_manifest(finished / "out").cells[0].data
+    data = load_manifest(finished / "out").units[0].data
     settings = dataclasses.replace(BUDGETS["quick"].settings, width=2)
     return build_cells(GRIDS["factorial"], settings, [data], n_seeds)
 
@@ -77,7 +76,7 @@ def test_a_launch_digests_each_training_once_and_builds_each_network_once(
     finished, tmp_path, counted
 ):
     planned = factorial(finished, n_seeds=20)
-    check_disk(planned, plan_jobs(planned), context(tmp_path))
+    check_disk(whole_jobs(planned), context(tmp_path))
     # One per cell, and those of the dataset's reference statistics and rows.
     assert counted["digests"] == 8 * 20 + 2
     # Conditional or not, with NCSN's noise scales or computed ones; the latter two differ only
@@ -89,7 +88,7 @@ def test_describing_a_plan_takes_work_in_proportion_to_its_cells(finished, tmp_p
     def work(n_seeds):
         counted.clear()
         planned = factorial(finished, n_seeds)
-        text = describe_plan(planned, plan_jobs(planned), context(tmp_path), BUDGETS["quick"], {})
+        text = describe_plan(planned, whole_jobs(planned), context(tmp_path), BUDGETS["quick"], {})
         assert text.count("\ncell digits/") == 8 * n_seeds
         assert text.count("\n  train ") == 4 * n_seeds
         assert "digits/ncsn/seed1, digits/ncsn_5/seed1\n" in text
@@ -101,7 +100,7 @@ def test_describing_a_plan_takes_work_in_proportion_to_its_cells(finished, tmp_p
 
 
 def test_too_few_samples_for_a_covariance_are_a_warning_with_the_numbers(finished):
-    cell = load_manifest(finished / "out").cells
+    cell = load_manifest(finished / "out").units
     lines = describe_warnings(cell)
     assert len(lines) == 2
     assert "n_selection = 4 samples for the 64 features of digits-cnn" in lines[0]

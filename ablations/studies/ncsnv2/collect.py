@@ -14,12 +14,16 @@ import pandas as pd
 from ablations.engine.code_snapshot import code_digest
 from ablations.engine.context import Context
 from ablations.engine.frames import make_frame
-from ablations.engine.manifest import Manifest, load_manifest
+from ablations.engine.manifest import Manifest
 from ablations.engine.stages import Stage, StageStore
 from ablations.engine.state import job_state
 from ablations.pipeline.cell import Cell, image_sizes
-from ablations.pipeline.jobs import Job, more_jobs, plan_jobs, shown_snapshot
-from ablations.pipeline.results import (
+from ablations.pipeline.jobs import EvaluateJob, NeighboursJob, TrainJob, shown_jobs
+from ablations.pipeline.manifest import load_manifest
+from ablations.pipeline.selection import sample_file, selected_iterations
+from ablations.reporting.wording import without_folders
+from ablations.studies.ncsnv2.quoted import published_hyperparameters
+from ablations.studies.ncsnv2.results import (
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
@@ -34,11 +38,8 @@ from ablations.pipeline.results import (
     Results,
     SampleSet,
 )
-from ablations.pipeline.selection import sample_file, selected_iterations
-from ablations.pipeline.training_labels import training_labels
-from ablations.reporting.wording import without_folders
-from ablations.studies.ncsnv2.quoted import published_hyperparameters
 from ablations.studies.ncsnv2.settings import budget_label
+from ablations.studies.ncsnv2.training_labels import training_labels
 from scorekit.metrics.spaces import distance_label, metric_label
 from scorekit.runtime.machine import cpu_name
 
@@ -61,7 +62,7 @@ def collect(out: Path) -> Results:
     context = _ReadingContext(
         out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=1
     )
-    return _Collector(context, manifest.cells).results(manifest)
+    return _Collector(context, manifest.units).results(manifest)
 
 
 class _ReadingStore(StageStore):
@@ -91,10 +92,10 @@ class _Collector:
     def __init__(self, context: Context, cells: list[Cell]) -> None:
         self.context, self.cells = context, cells
         self.store: StageStore = context.store
-        self.jobs = plan_jobs(cells)
         # Looked at once for all cells that share them.
         self.states = {
-            job.name: job_state(job, context) for job in self.jobs if job.kind == "train"
+            job.name: job_state(job, context)
+            for job in {cell.train_stage(): TrainJob(cell=cell) for cell in cells}.values()
         }
         self.chosen: dict[str, dict[bool, int]] = {}
         self.labels = training_labels(cells)
@@ -124,7 +125,7 @@ class _Collector:
         run = {
             "grid": manifest.grid,
             "budget": budget_label(
-                manifest.budget, manifest.overrides, image_sizes(manifest.cells)
+                manifest.budget, manifest.overrides, image_sizes(manifest.units)
             ),
             "datasets": [name for name in dict.fromkeys(c.data.name for c in self.cells)],
             "complete": n_done == len(cells),
@@ -192,9 +193,9 @@ class _Collector:
 
     def cell_state(self, cell: Cell) -> tuple[str, str]:
         """Return the state of the cell's evaluation, or of the training that it waits for."""
-        state = job_state(Job(kind="evaluate", cell=cell), self.context)
+        state = job_state(EvaluateJob(cell=cell), self.context)
         if state[0] == "planned":
-            training = self.states[Job(kind="train", cell=cell).name]
+            training = self.states[TrainJob(cell=cell).name]
             if training[0] in ("running", "failed", "diverged"):
                 return training
         return state
@@ -250,13 +251,11 @@ class _Collector:
                 yield denoise, iteration, result
 
     def reference_rows(self) -> Iterator[dict[str, Any]]:
-        for job in self.jobs:
-            if job.kind != "baseline":
-                continue
-            result = self.store.result(job.cell.baseline_stage())
+        for stage, cell in {c.baseline_stage(): c for c in self.cells}.items():
+            result = self.store.result(stage)
             for name, values in (result or {}).items():
-                label = distance_label(job.cell.data.extractor)
-                yield {"dataset": job.cell.data.name, "name": name, "label": label} | values
+                label = distance_label(cell.data.extractor)
+                yield {"dataset": cell.data.name, "name": name, "label": label} | values
 
     def losses(self) -> pd.DataFrame:
         """Return the losses of every training; of a great many, every so many an iteration."""
@@ -287,7 +286,7 @@ class _Collector:
     def loss_curve(self, cells: list[Cell], every: int) -> dict[str, Any] | None:
         """Return the losses of the batches of a training, where it is done."""
         stage = cells[0].train_stage()
-        if self.states[Job(kind="train", cell=cells[0]).name][0] != "done":
+        if self.states[TrainJob(cell=cells[0]).name][0] != "done":
             return None
         with np.load(self.store.directory(stage) / "losses.npz") as losses:
             loss = losses["train"][::every]
@@ -405,9 +404,9 @@ class _Collector:
     def neighbour_sets(self, cell: Cell) -> Iterator[NeighbourSet]:
         chosen = self.chosen[cell.name]
         for snapshot in ("last", "selected") if True in chosen else ():
-            (job,) = more_jobs("neighbours", [cell], snapshot=snapshot)
-            iteration, final = shown_snapshot(job, chosen)
-            stage = cell.neighbour_stage(iteration, denoise=True, final=final)
+            (job,) = shown_jobs(NeighboursJob, [cell], snapshot=snapshot)
+            iteration, final = job.shown(chosen)
+            stage = job.stage(iteration, final=final)
             if (result := self.store.result(stage)) is None:
                 continue
             samples = cell.sample_stages(iteration, final=final)

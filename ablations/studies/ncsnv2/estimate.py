@@ -1,18 +1,18 @@
 """What a grid will cost, as text."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from ablations.engine.context import Context
+from ablations.engine.job import without_parts
 from ablations.engine.settings import Budget
 from ablations.engine.stages import Stage
 from ablations.pipeline.cell import Cell, image_sizes
 from ablations.pipeline.data import DataFacts
-from ablations.pipeline.flops import cell_parameters
 from ablations.pipeline.hours import estimate_hours
-from ablations.pipeline.jobs import Job, job_is_done, plan_jobs
+from ablations.pipeline.jobs import CellJob, grid_jobs
 from ablations.studies.ncsnv2.grids import Grid, budget_cells
 from ablations.studies.ncsnv2.settings import BUDGETS, budget_label
 from scorekit.metrics.spaces import feature_dimension
@@ -20,7 +20,7 @@ from scorekit.metrics.spaces import feature_dimension
 
 def describe_plan(
     cells: list[Cell],
-    jobs: list[Job],
+    jobs: Sequence[CellJob],
     context: Context,
     budget: Budget,
     overrides: Mapping[str, Any],
@@ -66,11 +66,9 @@ def describe_plan(
         for stage, users in _shared(cells, pick).items():
             state = "done" if store.result(stage) is not None else "to do"
             lines.append(f"  {kind:<9} {stage.digest}  {state:<6} {len(users)} cells")
-    evaluations = sum(j.n_sampled * j.cell.score_evaluations for j in jobs if j.kind == "evaluate")
-    passes = sum(
-        3 * j.cell.train.iterations * j.cell.train.batch_size for j in jobs if j.kind == "train"
-    )
-    pending = [job for job in jobs if not job_is_done(job, context)]
+    evaluations = sum(job.n_sampled * job.cell.score_evaluations for job in jobs)
+    passes = sum(3 * job.n_trained for job in jobs)
+    pending = [job for job in jobs if not job.is_done(context)]
     lines += [
         "",
         f"work: {evaluations:.3g} score evaluations in sampling, {passes:.3g} in training (a step "
@@ -78,12 +76,12 @@ def describe_plan(
         f"      {sum(job.flops for job in jobs):.3g} FLOPs in all, "
         f"{sum(job.flops for job in pending):.3g} of them to do",
         *_hours(pending, context),
-        f"disk: about {disk_bytes(cells, jobs) / 2**20:.0f} MiB in all",
+        f"disk: about {sum(job.disk_bytes for job in jobs) / 2**20:.0f} MiB in all",
     ]
     return "\n".join(lines)
 
 
-def _hours(pending: list[Job], context: Context) -> list[str]:
+def _hours(pending: Sequence[CellJob], context: Context) -> list[str]:
     if not pending:
         return []
     if context.device != "cpu" and not torch.cuda.is_available():
@@ -106,7 +104,7 @@ def describe_budgets(
             cells = budget_cells(grid, budget, overrides, facts, seeds)
         except ValueError:
             return "(refused with these settings)"
-        return f"{sum(job.flops for job in plan_jobs(cells)):.1e}"
+        return f"{sum(job.flops for job in without_parts(grid_jobs(cells))):.1e}"
 
     others = " and ".join(
         f"{budget.name} {'would take ' * (first == 0)}{cost(budget)}"
@@ -121,22 +119,6 @@ def _shared(cells: list[Cell], pick: Callable[[Cell], Stage]) -> dict[Stage, lis
     for cell in cells:
         found.setdefault(pick(cell), []).append(cell)
     return found
-
-
-def disk_bytes(cells: list[Cell], jobs: list[Job]) -> int:
-    """Return an estimate of what the jobs write: snapshots, checkpoints, samples, dumps."""
-    total = 0
-    for job in jobs:
-        cell = job.cell
-        if job.kind == "train":
-            weights = 4 * cell_parameters(cell)
-            snapshots = len(cell.train.snapshot_iterations)
-            # A checkpoint holds weights, average and Adam's two moments; three are kept, a fourth
-            # is there while it replaces one.
-            total += weights * (2 * snapshots + 4 * 4)
-        elif job.kind == "evaluate":
-            total += job.n_sampled * cell.data.dim * 2 + 4 * cell.n_dump * (cell.data.dim + 512)
-    return total
 
 
 def describe_warnings(cells: list[Cell]) -> list[str]:

@@ -1,6 +1,6 @@
 import pytest
 
-from ablations.studies.ncsnv2.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
+from ablations.pipeline.variants import ALL_VARIANTS, PAPER_VARIANTS, Variant, parse_variant
 
 
 def test_the_papers_four_variants_have_its_names():

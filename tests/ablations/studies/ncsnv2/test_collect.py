@@ -4,8 +4,8 @@ import shutil
 import numpy as np
 import pytest
 
-from ablations.pipeline.collect import _qualities, collect
 from ablations.report import main
+from ablations.studies.ncsnv2.collect import _qualities, collect
 
 
 def test_distances_are_those_of_the_stages_files(finished):
