@@ -17,6 +17,7 @@ from ablations.pipeline.jobs import EvaluateJob
 from ablations.pipeline.manifest import load_manifest
 from ablations.pipeline.selection import selected_iterations
 from scorekit.checkpoints.store import snapshot_path
+from scorekit.files import CorruptFile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             size = sum(item.n_bytes for item in found)
             remove(found, out)
         print(f"removed {len(found)} files and folders, {size / 2**20:.1f} MiB")
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CorruptFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

@@ -23,6 +23,7 @@ from ablations.executors.local import local_slots, run_submitted
 from ablations.executors.outcome import Outcome, blocked_by
 from ablations.executors.status import describe_status
 from ablations.studies import study_of
+from scorekit.files import CorruptFile
 
 if TYPE_CHECKING:
     from ablations.executors.slurm.grid import SlurmGrid
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 n_jobs = len(without_parts(plan.study.jobs(plan.manifest.units)))
                 remove_leftovers(plan.context.out, n_jobs)
             return _run(plan, retry_failed=args.retry_failed)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CorruptFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

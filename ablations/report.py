@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ablations.engine.surroundings import use_any_terminal
 from ablations.studies import study_in
+from scorekit.files import CorruptFile
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -30,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if study.headline is not None:
             table = page.parent / "tables" / f"{study.headline}.md"
             print("\n" + table.read_text(encoding="utf-8"), end="")
-    except ValueError as error:
+    except (ValueError, CorruptFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

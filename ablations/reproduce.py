@@ -25,7 +25,7 @@ from ablations.reporting.artefacts import save_artefacts
 from ablations.reporting.pictures import own_style
 from ablations.studies import all_studies
 from ablations.studies.ncsnv2.reproductions import FIGURE_DATA
-from scorekit.files import write_file
+from scorekit.files import CorruptFile, write_file
 from scorekit.techniques.table_4 import TABLE_4
 
 
@@ -130,7 +130,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return code
         # Every item, also behind one that fails.
         return max([code, *[_make(item, run) for item in items]])
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, CorruptFile) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

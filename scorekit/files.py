@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -216,6 +216,40 @@ def save_array(path: str | Path, array: np.ndarray) -> Path:
     """Write an array as .npy, whole or not at all; the path."""
     atomic_write(path, lambda file: np.save(file, array))
     return Path(path)
+
+
+def load_array(path: str | Path, *, mapped: bool = False) -> np.ndarray:
+    """Return the array of a .npy file, memory-mapped where asked for; nothing is unpickled.
+
+    Raises CorruptFile for anything else than one array, and OSError where there is no file.
+    """
+    array = _load(path, lambda: np.load(path, mmap_mode="r" if mapped else None))
+    if not isinstance(array, np.ndarray):
+        raise CorruptFile(path, "holds several arrays; one, a .npy, is right")
+    return array
+
+
+def load_arrays(path: str | Path, names: Collection[str]) -> dict[str, np.ndarray]:
+    """Return arrays of a .npz file by name; nothing is unpickled.
+
+    Raises CorruptFile for another file and where one is missing, OSError where there is no file.
+    """
+
+    def read() -> dict[str, np.ndarray]:
+        with np.load(path) as file:
+            return {name: file[name] for name in names}
+
+    arrays: dict[str, np.ndarray] = _load(path, read)
+    return arrays
+
+
+def _load(path: str | Path, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except OSError:
+        raise  # says what is wrong by itself, and names the file
+    except Exception as error:  # readers of archives raise nearly anything on other bytes
+        raise CorruptFile(path, f"is no file of such arrays ({error})") from error
 
 
 def write_file(path: str | Path, data: bytes | str) -> Path:

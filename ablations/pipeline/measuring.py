@@ -14,7 +14,7 @@ from ablations.pipeline.cell import MAX_REFERENCE, Cell
 from ablations.pipeline.data import open_dataset
 from ablations.pipeline.sampling import Drawing, Sampled
 from ablations.pipeline.selection import sample_file
-from scorekit.files import atomic_write, save_array
+from scorekit.files import atomic_write, load_array, save_array
 from scorekit.metrics.baselines import pixel_gaussian_samples, uniform_noise_samples
 from scorekit.metrics.frechet import (
     FeatureStatistics,
@@ -108,16 +108,16 @@ class Measuring:
             self._features(job, stage, sample, before)
             before += sample.settings["stop"] - sample.settings["start"]
             directories.append(self.store.directory(stage))
-        features = np.concatenate([np.load(d / "features.npy") for d in directories])
+        features = np.concatenate([load_array(d / "features.npy") for d in directories])
         if not all((d / "logits.npy").exists() for d in directories):
             return features, None
-        return features, np.concatenate([np.load(d / "logits.npy") for d in directories])
+        return features, np.concatenate([load_array(d / "logits.npy") for d in directories])
 
     def _features(self, job: Sampled, stage: Stage, sample: Stage, before: int) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             self.drawing.sample(job, sample, before)
             name = sample_file(stage.settings["denoise"])
-            images = np.load(self.store.directory(sample) / name)
+            images = load_array(self.store.directory(sample) / name)
             found = self.extract(images, job.cell.data.extractor)
             if found is None:
                 return FOLLOWED
@@ -136,7 +136,7 @@ class Measuring:
     def real_features(self, cell: Cell, stage: Stage) -> np.ndarray:
         """Return the features (n, d) of real images, in random order."""
         self._reference(cell, stage)
-        return np.load(self.store.directory(stage) / "features.npy")
+        return load_array(self.store.directory(stage) / "features.npy")
 
     def _reference(self, cell: Cell, stage: Stage) -> None:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
@@ -204,7 +204,7 @@ class Measuring:
         def blocks() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for block in real:
                 features = self.real_features(cell, block)
-                yield features, np.load(self.store.directory(block) / "order.npy")
+                yield features, load_array(self.store.directory(block) / "order.npy")
 
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             fakes = self.drawing.samples(job, iteration, denoise=denoise, final=final)

@@ -15,7 +15,7 @@ from ablations.pipeline.selection import sample_file
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.checkpoints.tensors import find_tensors, save_tensors
 from scorekit.data.pixels import to_uint8
-from scorekit.files import save_array
+from scorekit.files import load_array, save_array
 from scorekit.models.score_network import ScoreNetwork
 from scorekit.runtime.compilation import autocast, compile_seconds, precision_context
 from scorekit.runtime.interruption import Stopped, never
@@ -74,7 +74,7 @@ class Drawing:
         for stage in job.cell.sample_stages(iteration, final=final):
             self.sample(job, stage, job.n_sampled)
             path = self.store.directory(stage) / sample_file(denoise)
-            parts.append(np.load(path, mmap_mode="r"))
+            parts.append(load_array(path, mapped=True))
         return np.concatenate(parts)
 
     def sample(self, job: Sampled, stage: Stage, before: int) -> None:

@@ -63,7 +63,7 @@ MUTANTS = [
         ("dataset.train, cell.n_final, seed=0", "dataset.test, cell.n_final, seed=0"),
         ("images[..., ::-1]", "images[..., ::-1, :]"),
         ("k=k, mirrored=mirrored", "k=k, mirrored=None"),
-        ('np.load(self.store.directory(block) / "order.npy")', "np.arange(len(features))"),
+        ('load_array(self.store.directory(block) / "order.npy")', "np.arange(len(features))"),
         ("nearest_in_blocks(features, blocks()", "nearest_in_blocks(features[::-1], blocks()"),
     ),
     *_of(

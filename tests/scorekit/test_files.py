@@ -13,6 +13,7 @@ import pkgutil
 import stat
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -21,6 +22,8 @@ import scorekit
 from scorekit.files import (
     CorruptFile,
     atomic_write,
+    load_array,
+    load_arrays,
     read_json,
     read_sealed_json,
     remove_temporaries,
@@ -213,3 +216,28 @@ def test_a_text_is_accepted_wherever_a_path_is():
                 if parameter.annotation in (Path, "Path"):
                     wrong.append(f"{module.name}.{name}({parameter.name})")
     assert not wrong
+
+
+def test_arrays_are_read_or_their_file_is_named(tmp_path):
+    path, several = tmp_path / "a.npy", tmp_path / "b.npz"
+    np.save(path, np.arange(3))
+    np.savez(several, a=np.arange(3), b=np.ones(2))
+    for mapped in (False, True):
+        assert load_array(path, mapped=mapped).tolist() == [0, 1, 2]
+    assert load_arrays(several, ["a"])["a"].tolist() == [0, 1, 2]
+    with pytest.raises(CorruptFile, match=r"b\.npz: holds several arrays"):
+        load_array(several)
+    with pytest.raises(CorruptFile, match=r"b\.npz.*c"):
+        load_arrays(several, ["a", "c"])
+    objects = tmp_path / "objects.npy"
+    np.save(objects, np.array([{}], dtype=object), allow_pickle=True)
+    path.write_bytes(path.read_bytes()[:40])
+    several.write_bytes(several.read_bytes()[:200])
+    for damaged, read in ((objects, load_array), (path, load_array)):
+        with pytest.raises(CorruptFile, match=damaged.name):
+            read(damaged)
+    with pytest.raises(CorruptFile, match=r"b\.npz"):
+        load_arrays(several, ["a"])
+    for read in (load_array, lambda absent: load_arrays(absent, ["a"])):
+        with pytest.raises(FileNotFoundError):
+            read(tmp_path / "absent")

@@ -40,6 +40,7 @@ from ablations.studies.ncsnv2.results import (
 )
 from ablations.studies.ncsnv2.settings import budget_label
 from ablations.studies.ncsnv2.training_labels import training_labels
+from scorekit.files import load_arrays
 from scorekit.metrics.spaces import distance_label, metric_label
 from scorekit.runtime.machine import cpu_name
 
@@ -288,8 +289,8 @@ class _Collector:
         stage = cells[0].train_stage()
         if self.states[TrainJob(cell=cells[0]).name][0] != "done":
             return None
-        with np.load(self.store.directory(stage) / "losses.npz") as losses:
-            loss = losses["train"][::every]
+        path = self.store.directory(stage) / "losses.npz"
+        loss = load_arrays(path, ["train"])["train"][::every]
         iteration = 1 + every * np.arange(len(loss))
         return self.training(cells) | {"split": "train", "iteration": iteration, "loss": loss}
 

@@ -22,7 +22,7 @@ from ablations.studies.ncsnv2 import quoted
 from kernels.mixture_score import mixture_score
 from scorekit.checkpoints.tensors import find_tensors, save_tensors
 from scorekit.data.store import Dataset
-from scorekit.files import save_array
+from scorekit.files import load_array, save_array
 from scorekit.sampling.langevin import AnnealedLangevin
 from scorekit.techniques.ladder import Ladder
 from scorekit.techniques.table_4 import NCSN_LADDER, published, published_evaluations
@@ -121,7 +121,7 @@ def sample_mixture(
             continue
         # Only now: a kill before the result was written would have lost it.
         (folder / "trajectory.pt").unlink(missing_ok=True)
-        samples.append(torch.from_numpy(np.load(folder / "samples.npy")))
+        samples.append(torch.from_numpy(load_array(folder / "samples.npy")))
     return Mixture(facts=facts, seed=seed, components=components, arms=planned, samples=samples)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from ablations.studies.ncsnv2.results import Results, SampleSet
+from scorekit.files import CorruptFile, load_array
 
 
 def read_images(path: Path, count: int | None = None) -> np.ndarray | str:
@@ -16,8 +17,8 @@ def read_images(path: Path, count: int | None = None) -> np.ndarray | str:
     One line that says what is wrong where it cannot be used.
     """
     try:
-        images = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        images = load_array(path, mapped=True)
+    except (OSError, CorruptFile) as error:
         return f"cannot read {path.name}: {type(error).__name__}"
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[1] not in (1, 3):
         return f"{path.name}: {images.dtype}, shape {images.shape}; not (N, 1 or 3, H, W) uint8"

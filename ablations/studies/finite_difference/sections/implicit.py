@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ablations.reporting.image_grids import Panel, draw_panels, enlargement, tile
 from ablations.reporting.pictures import Picture
 from ablations.reporting.table import Table
@@ -29,6 +27,7 @@ from ablations.studies.finite_difference.trials import (
     IMPLICIT_MODELS,
     IMPLICIT_OBJECTIVES,
 )
+from scorekit.files import load_array
 
 
 def implicit_comparisons(results: TrialResults) -> Records:
@@ -82,7 +81,7 @@ def implicit_picture(results: TrialResults) -> Picture | None:
             for objective, found in done.items():
                 if found:
                     seed = min(common or found)
-                    images = np.load(found[seed] / "samples.npy")
+                    images = load_array(found[seed] / "samples.npy")
                     factor = enlargement(images.shape[-1], _WANTED_PX)
                     heading = f"{model.upper()}, {title}, {OBJECTIVE_NAMES[objective]}"
                     grid = tile(images, _COLUMNS, factor=factor)

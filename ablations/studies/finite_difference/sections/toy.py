@@ -21,6 +21,7 @@ from ablations.studies.finite_difference.sections.rows import (
     status_of,
 )
 from scorekit.data.toy_mixture import HALF_WIDTH
+from scorekit.files import load_arrays
 
 
 def toy_table(results: TrialResults) -> Table:
@@ -94,8 +95,7 @@ def field_picture(results: TrialResults) -> Picture | None:
     entry = next((e for e in results.of("toy") if e.result is not None), None)
     if entry is None or entry.result is None:
         return None
-    with np.load(entry.directory / "fields.npz") as file:
-        arrays = dict(file)
+    arrays = load_arrays(entry.directory / "fields.npz", ("points", "truth", "ssm", "fd_ssm"))
     figure, panels = panels_of(results, 2, 2, (9.0, 8.4))
     side = math.isqrt(len(arrays["points"]))
     longest = float(np.linalg.norm(arrays["truth"], axis=1).max())

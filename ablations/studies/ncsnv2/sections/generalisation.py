@@ -18,6 +18,7 @@ from ablations.reporting.wording import file_slug, for_figure, number
 from ablations.studies.ncsnv2.results import NeighbourSet, Results, SampleSet
 from ablations.studies.ncsnv2.sample_sets import snapshot_words
 from ablations.studies.ncsnv2.sections.style import conditions, new_panels, run_note, variant_colour
+from scorekit.files import load_array, load_arrays
 
 CLOSEST_SHARE = 0.01
 _HELD_OUT, _RED = "#7d838c", "#d1242f"
@@ -223,7 +224,7 @@ def interpolation_artefacts(results: Results, *, snapshot: str) -> list[Artefact
         raise ValueError(f"no interpolation of {snapshot_words(snapshot)} yet; leave out --no-run")
     artefacts = []
     for found in sets:
-        images = np.load(found.path, allow_pickle=False)
+        images = load_array(found.path)
         picture = interpolation_picture(
             results,
             images,
@@ -247,7 +248,7 @@ def neighbour_artefacts(results: Results, *, snapshot: str) -> list[Artefact]:
 
 
 def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
-    train = np.load(results.real[found.dataset], mmap_mode="r", allow_pickle=False)
+    train = load_array(results.real[found.dataset], mapped=True)
     sources = {
         "fake": (found.variant, found.samples),
         "held_out": ("held-out images", (results.held_out[found.dataset],)),
@@ -258,11 +259,13 @@ def _of_one(results: Results, found: NeighbourSet) -> list[Artefact]:
     )
     details = f"{_details(found, found.snapshot)} {search}"
     artefacts = []
-    with np.load(found.path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+    names = [
+        f"{kind}_{what}" for kind in sources for what in ("train_index", "flipped", "distance")
+    ]
+    arrays = load_arrays(found.path, names)
     for kind, (what, paths) in sources.items():
         index = arrays[f"{kind}_train_index"][:_SHOWN]
-        files = [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+        files = [load_array(path, mapped=True) for path in paths]
         shown = np.concatenate([images[: len(index)] for images in files])[: len(index)]
         mirrored = arrays[f"{kind}_flipped"][: len(shown)]
         picture = neighbour_picture(
