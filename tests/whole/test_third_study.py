@@ -102,10 +102,11 @@ def test_slurm_gives_the_same_results_and_has_the_timed_job_alone(inline, tmp_pa
     out = tmp_path / "out"
     command = [sys.executable, "-c", PROGRAM, *flags(out, "--executor", "slurm")]
     command += ["--slurm", "time=30"]
+    variables = slurm.environment | {"PYTHONPATH": os.environ["PYTHONPATH"]}
     done = subprocess.run(
-        command, cwd=tmp_path, env=os.environ | slurm.environment, timeout=600, check=False
+        command, cwd=tmp_path, env=variables, timeout=600, capture_output=True, text=True
     )
-    assert done.returncode == 0
+    assert done.returncode == 0, done.stdout + done.stderr
     assert results(out) == results(inline)
     scripts = [path.read_text() for path in (out / "logs").rglob("*.sh")]
     assert sum("--exclusive" in text for text in scripts) == 1

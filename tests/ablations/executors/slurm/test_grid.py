@@ -436,7 +436,7 @@ def test_snapshots_are_measured_while_their_training_goes_on(slurm, tmp_path):
     assert "RUNNING   train digits" in output
     assert "left" in output
     assert "QUEUED    evaluate digits NCSNv2 seed 0" in output
-    assert "snapshots of digits/ncsnv2/seed0: " in output
+    assert "parts of evaluate digits NCSNv2 seed 0: " in output
     assert launch(slurm, tmp_path, *flags, "--cancel")[0] == 0
     wait_for(lambda: not set(ids_of(out).values()) & live(slurm), "an empty queue")
     _, output = launch(slurm, tmp_path, *flags, "--status")
