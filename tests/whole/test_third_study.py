@@ -108,5 +108,7 @@ def test_slurm_gives_the_same_results_and_has_the_timed_job_alone(inline, tmp_pa
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert results(out) == results(inline)
-    scripts = [path.read_text() for path in (out / "logs").rglob("*.sh")]
-    assert sum("--exclusive" in text for text in scripts) == 1
+    scripts = [path.read_text() for path in (out / "logs").glob("*_submission.sh")]
+    assert sum("draws-summary-" in text for text in scripts) == 1
+    for text in scripts:
+        assert ("#SBATCH --exclusive" in text) == ("--job-name=draws-summary-" in text)
