@@ -226,7 +226,7 @@ def test_the_first_failure_is_the_one_on_record(finished, tmp_path):
         (["--set", "accumulation=17", "--gpus", "2"], "of at least 34 images; batch_size = 32"),
         (
             ["--grid", "finite-difference", "--gpus", "2"],
-            "--gpus means nothing to --grid finite-difference",
+            "--gpus means nothing to the study finite-difference",
         ),
     ],
 )

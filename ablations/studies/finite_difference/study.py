@@ -182,7 +182,8 @@ STUDY = Study(
     settings=Effort,
     budgets=BUDGETS,
     file=FILE,
-    foreign=("datasets", "reference", "inception_weights", "extractor"),
+    # Seconds of a trial are those of one device.
+    foreign=("datasets", "reference", "inception_weights", "extractor", "gpus"),
     grid_name=_grid_name,
     resolve=resolve,
     select=select_trials,
