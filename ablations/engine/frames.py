@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 
-def _cast(name: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+def cast(name: str, frame: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     for column, dtype in columns.items():
         # astype(bool) would read NaN and "False" as True.
         if frame[column].dtype == dtype:

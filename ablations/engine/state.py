@@ -24,12 +24,12 @@ def job_state(job: Job, context: Context) -> tuple[str, str]:
         return str(failure["kind"]), str(failure["message"])
     if (progress := read_progress(job, context)) is not None:
         if time.time() - progress["updated"] < _STALE_S:
-            return "running", _how_far(progress)
+            return "running", how_far(progress)
         return "planned", f"stopped at {100 * progress['fraction']:.0f} %; will go on from there"
     return "planned", ""
 
 
-def _how_far(progress: dict[str, Any]) -> str:
+def how_far(progress: dict[str, Any]) -> str:
     fraction = progress["fraction"]
     text = f"{100 * fraction:.0f} %, {progress['text']}"
     gained = fraction - progress["began_fraction"]

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from ablations.engine.context import Context
 from ablations.engine.job import Job
 from ablations.engine.progress import read_progress
-from ablations.engine.state import _how_far, job_state
+from ablations.engine.state import how_far, job_state
 from ablations.executors.logs import last_lines
 from ablations.executors.slurm.queue import QueuedJob, SlurmError
 
@@ -58,7 +58,7 @@ def _joined(
             more = f"; {detail}" if detail else ""
             return "queued", f"job {element}, {queued.reason}{stuck}{more}"
         progress = read_progress(job, context)
-        return "running", f"job {element}" + (f", {_how_far(progress)}" if progress else "")
+        return "running", f"job {element}" + (f", {how_far(progress)}" if progress else "")
     if state in ("failed", "diverged"):
         log = log_path(context.out, element)
         return state, f"{detail}; {last_lines(log)}" if log.exists() else detail

@@ -15,14 +15,14 @@ from scorekit.techniques.table_4 import TABLE_4
 
 _PAPERS_DATA = {row.dataset for row in TABLE_4}
 _FOLDERS = re.compile(r"(?<![\w.…/:])/(?:[^\s/:'\",;]+/)+(?=[^\s/])")
-_SUBSCRIPT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
+SUBSCRIPT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
 
 
 def for_figure(text: str) -> str:
     """Text for matplotlib: technique numbers as subscripts, and no other mathematics."""
     plain = str(text).replace("$", r"\$")
     # {,} is a comma without mathematics' space after it.
-    return _SUBSCRIPT.sub(lambda match: f"NCSN$_{{{match.group(1).replace(',', '{,}')}}}$", plain)
+    return SUBSCRIPT.sub(lambda match: f"NCSN$_{{{match.group(1).replace(',', '{,}')}}}$", plain)
 
 
 def text_or_empty(value: object) -> str:
@@ -131,6 +131,6 @@ def step_rules(rules: Iterable[object]) -> str:
 def file_slug(text: str) -> str:
     """A file name made of safe characters only, still different for different texts."""
     safe = re.sub(r"[^a-z0-9-]+", "-", text.lower()).strip("-")
-    if safe == text or text in ("NCSN", "NCSNv2") or _SUBSCRIPT.fullmatch(text):
+    if safe == text or text in ("NCSN", "NCSNv2") or SUBSCRIPT.fullmatch(text):
         return safe
     return f"{safe[:60]}-{zlib.crc32(text.encode()):08x}".strip("-")

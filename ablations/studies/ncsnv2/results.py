@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.engine.frames import _cast, make_frame
+from ablations.engine.frames import cast, make_frame
 
 #: What is measured beside the distance; the last two say what n does to the distance itself.
 METRICS = ("IS", "KID", "precision", "recall", "f_score", "interval", "infinite n")
@@ -271,7 +271,7 @@ class Results:
                 raise ValueError(
                     f"{name}: missing column {', '.join(absent)}; needed: {', '.join(columns)}"
                 )
-            object.__setattr__(self, name, _cast(name, getattr(self, name), columns))
+            object.__setattr__(self, name, cast(name, getattr(self, name), columns))
         for (name, column), allowed in _ALLOWED.items():
             wrong = set(getattr(self, name)[column].dropna().unique()) - allowed
             if wrong:

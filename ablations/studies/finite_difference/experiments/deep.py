@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ablations.studies.finite_difference.experiments.digits import _digits_energy, _noisy_digits
+from ablations.studies.finite_difference.experiments.digits import digits_energy, noisy_digits
 from ablations.studies.finite_difference.experiments.learning import (
     Found,
     Learner,
@@ -19,8 +19,8 @@ def deep_energy(settings: dict[str, Any], directory: Path, progress: Progress) -
     """Train a convolutional energy on the digits by FD-SSM at one epsilon; None: by SSM."""
     epsilon = settings["epsilon"]
     objective: Objective = "ssm" if epsilon is None else "fd_ssm"
-    images = _noisy_digits(settings)
-    model = seeded(settings["seed"], lambda: _digits_energy(settings))
+    images = noisy_digits(settings)
+    model = seeded(settings["seed"], lambda: digits_energy(settings))
     learner = Learner(model, settings["learning_rate"], settings["device"])
     total = settings["iterations"]
     for iteration in range(1, total + 1):

@@ -12,10 +12,10 @@ from scorekit.data.pixels import to_float
 from scorekit.models.energy import ConvEnergy
 
 
-def _digits_energy(settings: dict[str, Any]) -> ConvEnergy:
+def digits_energy(settings: dict[str, Any]) -> ConvEnergy:
     return ConvEnergy(1, 8, settings["width"], settings["n_blocks"], n_halvings=0)
 
 
-def _noisy_digits(settings: dict[str, Any]) -> NoisyImages:
+def noisy_digits(settings: dict[str, Any]) -> NoisyImages:
     train, test = (to_float(digits_split(split)[0]) for split in ("train", "test"))
     return NoisyImages(settings, train, test[: settings["n_held_out"]])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from ablations.studies.finite_difference.experiments.digits import _digits_energy, _noisy_digits
+from ablations.studies.finite_difference.experiments.digits import digits_energy, noisy_digits
 from ablations.studies.finite_difference.experiments.learning import (
     Found,
     Learner,
@@ -24,8 +24,8 @@ def loss_over_time(settings: dict[str, Any], directory: Path, progress: Progress
     base: Objective = settings["objective"]
     finite: Objective = "fd_dsm" if base == "dsm" else "fd_ssm"
     names = {base.upper(): base, "FD-" + base.upper(): finite}
-    images = _noisy_digits(settings)
-    model = seeded(settings["seed"], lambda: _digits_energy(settings))
+    images = noisy_digits(settings)
+    model = seeded(settings["seed"], lambda: digits_energy(settings))
     learners = {
         name: Learner(model, settings["learning_rate"], settings["device"]) for name in names
     }

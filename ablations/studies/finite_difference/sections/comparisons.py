@@ -21,7 +21,7 @@ from ablations.studies.finite_difference.sections.implicit import (
     implicit_comparisons,
 )
 from ablations.studies.finite_difference.sections.loss import loss_comparisons
-from ablations.studies.finite_difference.sections.rows import _PEAK, _STEP, conditions_of, frame
+from ablations.studies.finite_difference.sections.rows import PEAK, STEP, conditions_of, frame
 from ablations.studies.finite_difference.sections.toy import toy_comparisons
 from ablations.studies.finite_difference.sections.wording import (
     between,
@@ -45,7 +45,7 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
         return None
     for record in records:
         # A clock's outliers are no part of a step.
-        middle = median if record["quantity"] == _STEP else fmean
+        middle = median if record["quantity"] == STEP else fmean
         for side in ("first", "second"):
             record[side], values = record[side]
             record[f"{side}_value"] = middle(values) if values else math.nan
@@ -90,7 +90,7 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
 
 
 def _side(row: dict[str, Any], side: str) -> str:
-    show = memory if row["quantity"] == _PEAK else number
+    show = memory if row["quantity"] == PEAK else number
     return f"{row[side]}: {show(row[f'{side}_value'])}"
 
 

@@ -19,8 +19,8 @@ from ablations.studies.finite_difference.sections.curves import (
     panels_of,
 )
 from ablations.studies.finite_difference.sections.rows import (
-    _PEAK,
-    _STEP,
+    PEAK,
+    STEP,
     conditions_of,
     frame,
     row_kind,
@@ -158,7 +158,7 @@ def cost_comparisons(results: TrialResults) -> list[dict[str, Any]]:
                 second = f"{OBJECTIVE_NAMES[exact]}, {row['way'].replace('_', ' ')}", times[name]
                 common = {"group": group, "first": first, "second": second}
                 interval = Paired(mean=median(ratios), low=low, high=high, n=len(ratios))
-                records.append(common | {"quantity": _STEP, "sort": "ratio"} | vars(interval))
+                records.append(common | {"quantity": STEP, "sort": "ratio"} | vars(interval))
                 peaks = [
                     (label, [float(names[key]["peak_bytes"])])
                     for (label, _), key in ((first, mine), (second, name))
@@ -167,7 +167,7 @@ def cost_comparisons(results: TrialResults) -> list[dict[str, Any]]:
                 exactly = Paired(mean=ratio, low=math.nan, high=math.nan, n=1)
                 records.append(
                     {"group": group, "first": peaks[0], "second": peaks[1]}
-                    | {"quantity": _PEAK, "sort": "ratio"}
+                    | {"quantity": PEAK, "sort": "ratio"}
                     | vars(exactly)
                 )
     return records

@@ -44,10 +44,10 @@ _STYLES = {
     "curvature": ("#b65f94", "-."),
     "approximate": ("#7d838c", ":"),
 }
-_AXES = (("seconds", "seconds of training"), ("iteration", "iteration"))
+AXES = (("seconds", "seconds of training"), ("iteration", "iteration"))
 
 
-def _lines(
+def draw_lines(
     axes: Any, objective: str, curves: list[dict[str, list[float]]], across: str, up: str
 ) -> None:
     """Draw a thin line per curve and a thick one, with the label, through their means."""

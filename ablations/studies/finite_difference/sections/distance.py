@@ -10,21 +10,21 @@ from ablations.reporting.wording import number
 from ablations.studies.finite_difference.paired import comparison, mean_and_spread
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import (
-    _AXES,
-    _lines,
+    AXES,
     at_equal_time,
+    draw_lines,
     panels_of,
 )
 from ablations.studies.finite_difference.sections.rows import (
+    Pick,
     Records,
-    _found,
-    _over_seeds,
-    _Pick,
-    _table,
     conditions_of,
+    found_of,
+    over_seeds,
     paired,
     said,
     settings_of,
+    table_of,
 )
 from ablations.studies.finite_difference.sections.wording import (
     OBJECTIVE_NAMES,
@@ -67,10 +67,10 @@ def distance_picture(results: TrialResults) -> Picture | None:
     first = next(result for found in done.values() for result in found.values())
     label = distance_label(first["extractor"])
     figure, panels = panels_of(results, 1, 2, (10.0, 4.4))
-    for axes, (key, across) in zip(panels, _AXES, strict=True):
+    for axes, (key, across) in zip(panels, AXES, strict=True):
         for objective, found in done.items():
             curves = [result["curve"] for result in found.values()]
-            _lines(axes, objective, curves, key, "distance")
+            draw_lines(axes, objective, curves, key, "distance")
         dress_frame(axes, across, f"{label} of samples")
     shared_legend(figure, panels)
     return Picture(
@@ -91,25 +91,25 @@ def distance_table(results: TrialResults) -> Table:
     records = []
     for objective in DISTANCE_OBJECTIVES:
         entries = results.of("distance", objective=objective)
-        picks: dict[str, _Pick] = {
+        picks: dict[str, Pick] = {
             "distance": lambda result: result["curve"]["distance"][-1],
             "seconds": lambda result: result["seconds"],
         }
-        record = _over_seeds(entries, picks)
+        record = over_seeds(entries, picks)
         together = [found[objective] for found in equal.values()]
         mean, spread = mean_and_spread(together)
         record |= {"equal_time": mean, "equal_time_std": spread}
         records.append({"group": "digits", "method": OBJECTIVE_NAMES[objective]} | record)
     s = settings_of(results, "distance")
-    label = distance_label(_found(results, "distance", "extractor", "digits-cnn"))
-    return _table(
+    label = distance_label(found_of(results, "distance", "extractor", "digits-cnn"))
+    return table_of(
         results,
         "distance",
         "Samples of score networks by objective",
         f"Fréchet distance in the feature space {label} of {said(s, 'samples')} samples from the "
         "training images, with the denoising step, mean ± sample standard deviation over seeds. "
         f"NCSNv2 ({said(s, 'width')} channels, averaged weights, "
-        f"{number(_found(results, 'distance', 'n_levels', None))} noise scales × "
+        f"{number(found_of(results, 'distance', 'n_levels', None))} noise scales × "
         f"{said(s, 'n_steps_each')} steps) after {said(s, 'iterations')} iterations of "
         f"{said(s, 'batch_size')}, Adam at {said(s, 'learning_rate')} for all; the same weights at "
         "first, batches and noise; ε by the default rule. Eager for all. At equal time: when the "

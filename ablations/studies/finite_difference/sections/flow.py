@@ -6,20 +6,20 @@ from ablations.reporting.pictures import INK, Picture, dress_frame, shared_legen
 from ablations.reporting.table import Table
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import (
-    _AXES,
-    _lines,
+    AXES,
+    draw_lines,
     panels_of,
 )
 from ablations.studies.finite_difference.sections.rows import (
+    Pick,
     Records,
-    _over_seeds,
-    _Pick,
-    _skipped,
-    _table,
     conditions_of,
+    over_seeds,
     paired,
     said,
     settings_of,
+    skipped_rows,
+    table_of,
 )
 from ablations.studies.finite_difference.sections.wording import (
     IMAGE_NAMES,
@@ -65,13 +65,13 @@ def flow_picture(results: TrialResults) -> Picture | None:
         return None
     figure, panels = panels_of(results, len(sets), 2, (10.0, 1.4 + 3.4 * len(sets)))
     for row, dataset in enumerate(sets):
-        for axes, (key, across) in zip(panels[2 * row :], _AXES, strict=False):
+        for axes, (key, across) in zip(panels[2 * row :], AXES, strict=False):
             seen: list[float] = []
             begun: list[float] = []
             for objective in FLOW_OBJECTIVES:
                 found = results.done("flow", dataset=dataset, objective=objective)
                 curves = [result["curve"] for result in found.values()]
-                _lines(axes, objective, curves, key, "nll")
+                draw_lines(axes, objective, curves, key, "nll")
                 seen += [value for curve in curves for value in curve["nll"]]
                 begun += [curve["nll"][0] for curve in curves]
             # What runs away would leave the others no room.
@@ -101,7 +101,7 @@ def flow_table(results: TrialResults) -> Table:
             entries = results.of("flow", dataset=dataset, objective=objective)
             if not entries:
                 continue
-            picks: dict[str, _Pick] = {
+            picks: dict[str, Pick] = {
                 "nll": lambda result: result["curve"]["nll"][-1],
                 "exact_sm": lambda result: result["exact_sm"],
                 "seconds": lambda result: result["seconds"],
@@ -109,10 +109,10 @@ def flow_table(results: TrialResults) -> Table:
                 "rounding": lambda result: (result["error"] or {}).get("rounding"),
             }
             record = {"group": title, "method": OBJECTIVE_NAMES[objective]}
-            records.append(record | _over_seeds(entries, picks))
-        records += _skipped(results, f"flow/{dataset}", title)
+            records.append(record | over_seeds(entries, picks))
+        records += skipped_rows(results, f"flow/{dataset}", title)
     s = settings_of(results, "flow")
-    return _table(
+    return table_of(
         results,
         "flow",
         "NICE by each objective",

@@ -8,16 +8,16 @@ from ablations.reporting.table import Table
 from ablations.reporting.wording import joined, number
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.rows import (
+    Pick,
+    Quantity,
     Records,
-    _over_seeds,
-    _Pick,
-    _Quantity,
-    _skipped,
-    _table,
     conditions_of,
+    over_seeds,
     paired,
     said,
     settings_of,
+    skipped_rows,
+    table_of,
 )
 from ablations.studies.finite_difference.sections.wording import (
     IMAGE_NAMES,
@@ -48,7 +48,7 @@ def implicit_comparisons(results: TrialResults) -> Records:
                 results.done("implicit", dataset=dataset, model=model, objective=name)
                 for name in ("ssm", "fd_ssm")
             ]
-            picks: dict[str, _Quantity] = {
+            picks: dict[str, Quantity] = {
                 quantity: lambda result, key=key: result[key]  # type: ignore[misc]
                 for key, quantity in names.items()
                 if all(r[key] is not None for side in sides for r in side.values())
@@ -110,16 +110,16 @@ def implicit_table(results: TrialResults) -> Table:
                 entries = results.of("implicit", dataset=dataset, model=model, objective=objective)
                 if not entries:
                     continue
-                picks: dict[str, _Pick] = {
+                picks: dict[str, Pick] = {
                     name: lambda result, name=name: result[name]  # type: ignore[misc]
                     for name in IMPLICIT_COLUMNS
                 }
                 group = {"group": f"{model.upper()}, {title}"}
-                record = {"method": OBJECTIVE_NAMES[objective]} | _over_seeds(entries, picks)
+                record = {"method": OBJECTIVE_NAMES[objective]} | over_seeds(entries, picks)
                 records.append(group | record)
-        records += _skipped(results, f"implicit/{dataset}", title)
+        records += skipped_rows(results, f"implicit/{dataset}", title)
     s = settings_of(results, "implicit")
-    return _table(
+    return table_of(
         results,
         "implicit",
         "Auto-encoders with implicit encoders",

@@ -17,13 +17,13 @@ from ablations.studies.finite_difference.sections.wording import (
 )
 
 Records = list[dict[str, Any]]
-_Quantity = Callable[[dict[str, Any]], float]
+Quantity = Callable[[dict[str, Any]], float]
 
 
 def paired(
     objectives: tuple[str, str],
     sides: list[dict[int, dict[str, Any]]],
-    picks: dict[str, _Quantity],
+    picks: dict[str, Quantity],
     where: str = "",
 ) -> Records:
     """Compare what is picked over the seeds that both sides have; times by their ratio."""
@@ -43,7 +43,7 @@ def paired(
     ]
 
 
-_STEP, _PEAK = "seconds of a step", "peak memory"
+STEP, PEAK = "seconds of a step", "peak memory"
 
 
 def conditions_of(results: TrialResults, kinds: Sequence[str]) -> str:
@@ -133,12 +133,12 @@ def plain_table(
     )
 
 
-_Pick = Callable[[dict[str, Any]], float | None]
+Pick = Callable[[dict[str, Any]], float | None]
 _TIMES = ("seconds", "score_seconds")
 _ERRORS = ("truncation", "rounding")
 
 
-def _over_seeds(entries: list[TrialResult], picks: Mapping[str, _Pick]) -> dict[str, Any]:
+def over_seeds(entries: list[TrialResult], picks: Mapping[str, Pick]) -> dict[str, Any]:
     """Return means and spreads of what is picked from the finished results, and the status."""
     done = [entry.result for entry in entries if entry.result is not None]
     record: dict[str, Any] = {"n_seeds": len(done), "status": statuses_of(entries)}
@@ -149,7 +149,7 @@ def _over_seeds(entries: list[TrialResult], picks: Mapping[str, _Pick]) -> dict[
     return record | {"kind": kind}
 
 
-def _skipped(results: TrialResults, name: str, title: str) -> list[dict[str, Any]]:
+def skipped_rows(results: TrialResults, name: str, title: str) -> list[dict[str, Any]]:
     return [
         {"group": title, "method": "—", "status": f"skipped: {s['reason']}", "kind": "pending"}
         for s in results.plan.skipped
@@ -157,11 +157,11 @@ def _skipped(results: TrialResults, name: str, title: str) -> list[dict[str, Any
     ]
 
 
-def _found(results: TrialResults, kind: str, key: str, otherwise: Any) -> Any:
+def found_of(results: TrialResults, kind: str, key: str, otherwise: Any) -> Any:
     return next((e.result[key] for e in results.of(kind) if e.result is not None), otherwise)
 
 
-def _table(
+def table_of(
     results: TrialResults,
     name: str,
     title: str,

@@ -26,7 +26,7 @@ from ablations.studies.ncsnv2.sections.style import (
     variant_order,
 )
 
-_KEYS = ["dataset", "variant", "weights", "denoise"]
+KEYS = ["dataset", "variant", "weights", "denoise"]
 
 
 def quality_table(results: Results) -> Table:
@@ -36,9 +36,9 @@ def quality_table(results: Results) -> Table:
     its bootstrap interval and beside its extrapolation to infinite n, both of the first seed.
     """
     records = []
-    for key in _groups(results.qualities, results):
-        rows = _where(results.qualities, key)
-        record: dict[str, Any] = dict(zip(_KEYS, key, strict=True))
+    for key in groups_of(results.qualities, results):
+        rows = where_of(results.qualities, key)
+        record: dict[str, Any] = dict(zip(KEYS, key, strict=True))
         record |= {"n": joined(rows["n"].dropna()), "n_seeds": rows["seed"].nunique()}
         record |= {"reference": _against(rows)}
         for metric in METRICS:
@@ -46,7 +46,7 @@ def quality_table(results: Results) -> Table:
         record["feature_space"] = joined(rows["feature_space"].dropna())
         record["note"] = _notes(rows)
         records.append(record)
-    columns = [*_KEYS, "n", "n_seeds", "reference", "feature_space"]
+    columns = [*KEYS, "n", "n_seeds", "reference", "feature_space"]
     for metric in METRICS:
         columns += [f"{metric}_{part}" for part in ("label", "mean", "std", "low", "high")]
     raw = pd.DataFrame(records, columns=[*columns, "note"])
@@ -90,14 +90,14 @@ def quality_table(results: Results) -> Table:
     )
 
 
-def _trainings(results: Results) -> dict[tuple[str, str], str]:
+def trainings_of(results: Results) -> dict[tuple[str, str], str]:
     """The training that the rows of a data set and variant are sampled from."""
     cells = results.cells.dropna(subset=["training"])
     keys = zip(cells["dataset"], cells["variant"], strict=True)
     return dict(zip(keys, cells["training"], strict=True))
 
 
-def _whose(raw: pd.DataFrame) -> str:
+def whose(raw: pd.DataFrame) -> str:
     """Whether our rows of each data set are of one trained network."""
     ours = raw[raw["kind"] == "ours"]
     one = (ours.groupby("dataset")[["training", "weights"]].nunique() <= 1).all(axis=None)
@@ -105,16 +105,16 @@ def _whose(raw: pd.DataFrame) -> str:
     return seeds if one else "Trained networks, each named in its row,"
 
 
-def _groups(frame: pd.DataFrame, results: Results) -> list[tuple[Any, ...]]:
-    there = {(d, v, w, bool(n)) for d, v, w, n in frame[_KEYS].itertuples(index=False, name=None)}
+def groups_of(frame: pd.DataFrame, results: Results) -> list[tuple[Any, ...]]:
+    there = {(d, v, w, bool(n)) for d, v, w, n in frame[KEYS].itertuples(index=False, name=None)}
     order = variant_order(variant for _, variant, _, _ in there)
     datasets = dataset_order(results)
     return sorted(there, key=lambda k: (datasets.index(k[0]), order.index(k[1]), k[2], k[3]))
 
 
-def _where(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
+def where_of(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
     chosen = np.ones(len(frame), dtype=bool)
-    for column, value in zip(_KEYS, key, strict=True):
+    for column, value in zip(KEYS, key, strict=True):
         chosen &= (frame[column] == value).to_numpy(dtype=bool)
     return frame[chosen]
 
@@ -178,7 +178,7 @@ def distance_against_n(results: Results, *, denoise: bool) -> Picture:
             of_variant = data[data["variant"] == variant]
             for i, (_, curve) in enumerate(of_variant.groupby("seed")):
                 _line_to_infinity(axes, curve, variant, label=variant if i == 0 else "")
-        dress(axes, _labels(data), logarithmic=spans_decades(data["distance"]), empty=data.empty)
+        dress(axes, labels_of(data), logarithmic=spans_decades(data["distance"]), empty=data.empty)
         axes.set_title(for_figure(dataset), loc="left", fontsize=10.5)
         axes.set_xlabel("1 / n")
         ticks = np.unique(data["n"].to_numpy(int))[[0, -1]]
@@ -219,5 +219,5 @@ def _line_to_infinity(axes: Axes, curve: pd.DataFrame, variant: str, label: str)
     axes.errorbar(0, line["intercept"], 1.96 * line["standard_error"], color=colour, capsize=3)
 
 
-def _labels(data: pd.DataFrame) -> str:
+def labels_of(data: pd.DataFrame) -> str:
     return joined(data["label"].dropna()) or "Fréchet distance"

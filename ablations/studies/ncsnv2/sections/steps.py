@@ -23,12 +23,12 @@ from ablations.reporting.wording import (
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.quality import (
-    _KEYS,
-    _groups,
-    _labels,
-    _trainings,
-    _where,
-    _whose,
+    KEYS,
+    groups_of,
+    labels_of,
+    trainings_of,
+    where_of,
+    whose,
 )
 from ablations.studies.ncsnv2.sections.style import (
     base_variant,
@@ -56,7 +56,7 @@ def steps_curve(results: Results, table: Table) -> Picture | None:
         for source, rows in data.groupby("source"):
             for sampler, curve in rows.groupby("consistent"):
                 _steps_line(axes, curve, str(source), consistent=bool(sampler))
-        dress(axes, _labels(data), logarithmic=True, empty=data.empty)
+        dress(axes, labels_of(data), logarithmic=True, empty=data.empty)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
         axes.set_title(for_figure(dataset), loc="left", fontsize=10.5)
@@ -108,7 +108,7 @@ def steps_table(results: Results) -> Table | None:
     checkpoints stand beside, marked, on the data set that they are of.
     """
     final = results.distances[results.distances["purpose"] == "final"]
-    trainings, several = _trainings(results), _several(results)
+    trainings, several = trainings_of(results), _several(results)
     rows_of = list(zip(final["dataset"], final["variant"], strict=True))
     final = final[[(row[0], trainings.get(row)) in several for row in rows_of]]
     if final.empty:
@@ -131,10 +131,10 @@ def steps_table(results: Results) -> Table | None:
         for row in sampled.to_dict("records")
     }
     records: list[dict[str, Any]] = []
-    for key in _groups(final, results):
-        rows = _where(final, key)
+    for key in groups_of(final, results):
+        rows = where_of(final, key)
         values = rows["distance"].astype(float)
-        record = dict(zip(_KEYS, key, strict=True)) | {"kind": "ours", "source": "this run"}
+        record = dict(zip(KEYS, key, strict=True)) | {"kind": "ours", "source": "this run"}
         records.append(
             record
             | samplers.get((key[0], key[1]), {"ladder": ""})
@@ -150,7 +150,7 @@ def steps_table(results: Results) -> Table | None:
     for dataset in dataset_order(results):
         for row in quoted.step_rows(dataset):
             records.append({"kind": "paper", "dataset": dataset} | row)
-    columns = [*_KEYS, "training", "ladder", "epsilon", "step_rule", "score_evaluations"]
+    columns = [*KEYS, "training", "ladder", "epsilon", "step_rule", "score_evaluations"]
     columns += ["label", "distance_mean", "distance_std", "n", "source"]
     raw = pd.DataFrame(records, columns=[*columns, "kind"])
     display = pd.DataFrame(
@@ -177,7 +177,7 @@ def steps_table(results: Results) -> Table | None:
         name="steps",
         title="Distance against score evaluations",
         caption=(
-            f"{_whose(raw)} sampled with L noise scales of T steps each (L×T), or by consistent "
+            f"{whose(raw)} sampled with L noise scales of T steps each (L×T), or by consistent "
             f"annealed sampling. {step_rules(raw['step_rule'])}"
             f"{published if 'paper' in set(raw['kind']) else ''}{conditions(results)}"
         ),

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ablations.reporting.pictures import FAINT
-from ablations.reporting.wording import _SUBSCRIPT, for_figure, is_papers, shorten
+from ablations.reporting.wording import SUBSCRIPT, for_figure, is_papers, shorten
 from ablations.studies.ncsnv2.results import Results
 
 # The path of the paper's Section 6, with the other subsets of its three groups beside it.
@@ -66,7 +66,7 @@ def without_ema(variant: str) -> str | None:
     """The variant that lacks only technique 5, e.g. NCSNv2 -> NCSN_1,2,3,4; None if 5 is absent."""
     if variant == "NCSNv2":
         return "NCSN_1,2,3,4"
-    match = _SUBSCRIPT.fullmatch(variant)
+    match = SUBSCRIPT.fullmatch(variant)
     techniques = match.group(1).split(",") if match else []
     if "5" not in techniques:
         return None
