@@ -2,14 +2,21 @@
 
 import json
 import re
+import struct
 import subprocess
 import sys
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from places import ROOT
+
+from ablations.hype.__main__ import main
+from ablations.hype.ratings import Ratings
 
 
 def make_dump(folder: Path, *, n=60, size=(8, 8), key=0, **manifest) -> Path:
@@ -50,3 +57,31 @@ class Served:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+def finish(
+    ratings: Ratings, rater: str, choose: Callable[[bool], bool] = lambda truth: truth
+) -> Any:
+    """Answer a whole round of a rater; return what was shown."""
+    current = ratings.begin(rater)
+    for truth, _, _ in current.images:
+        ratings.answer(rater, choose(truth))
+    return current
+
+
+def png(width=8, height=8, depth=8, colour=2, data=b""):
+    def chunk(name, body):
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
+
+    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(data)), chunk(b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def refused(arguments, capsys, message):
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and len(error) < 700
+    assert message in error
