@@ -4,18 +4,14 @@ import ast
 import importlib.util
 import re
 import shlex
-import sys
 import tomllib
-import types
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from places import ROOT
 
-import ablations.studies
 from ablations.command_line import make_plan, parse_arguments
-from ablations.launch import main as launch
 from ablations.reproduce import find_items
 
 README = ROOT / "README.md"
@@ -219,24 +215,6 @@ def test_toml_blocks_are_toml():
     found = [block for page in PRESENT for _, block in blocks(page.read_text(), "toml")]
     assert len(found) > 2
     assert all(map(tomllib.loads, found))
-
-
-def test_the_study_of_the_guide_is_one(tmp_path, monkeypatch, capsys):
-    """It is registered as the guide says, runs, does nothing again, and has a report."""
-    title, block = next(blocks((ROOT / "docs" / "add-a-study.md").read_text(), "python"))
-    module = types.ModuleType(title.removesuffix(".py").replace("/", "."))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    exec(compile(block, title, "exec"), module.__dict__)
-    monkeypatch.setitem(ablations.studies.MODULES, "points", module.__name__)
-    flags = ["--grid", "points", "--out", str(tmp_path / "out"), "--executor", "inline"]
-    assert launch([*flags, "--dry-run", "--device", "cpu"]) == 0
-    assert "throw-1000-seed2" in capsys.readouterr().out
-    assert launch([*flags, "--only", "*seed1", "--device", "cpu"]) == 0
-    assert launch([*flags, "--device", "cpu"]) == 0
-    assert launch([*flags, "--device", "cpu"]) == 0
-    assert "nothing to do" in capsys.readouterr().out
-    page = (tmp_path / "out" / "report" / "index.html").read_text()
-    assert page.count(": 3.") == 3
 
 
 @pytest.mark.slow
