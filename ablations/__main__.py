@@ -54,5 +54,4 @@ def console() -> int:
 
 
 if __name__ == "__main__":
-    use_any_terminal()
     sys.exit(console())

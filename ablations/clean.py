@@ -45,14 +45,7 @@ def find_removable(out: Path, *, keep_snapshots: str = "needed") -> list[Removab
     manifest = load_manifest(out)
     if manifest is None:
         raise ValueError(f"{out} holds no grid (no grid.json); give the --out of one")
-    context = Context(
-        out=out,
-        data_root=(out / manifest.data_root).resolve(),
-        device="cpu",
-        threads=1,
-        compile=False,
-        sampling_batch=1,
-    )
+    context = Context.reading(out, out / manifest.data_root)
     trainings: dict[Stage, list[Cell]] = {}
     for cell in manifest.units:
         trainings.setdefault(cell.train_stage(), []).append(cell)
@@ -85,9 +78,7 @@ def find_removable(out: Path, *, keep_snapshots: str = "needed") -> list[Removab
 
 def remove(found: Sequence[Removable], out: Path) -> None:
     """Remove what :func:`find_removable` found; a killed removal is gone on with by the next."""
-    store = Context(
-        out=out, data_root=out, device="cpu", threads=1, compile=False, sampling_batch=1
-    ).store
+    store = Context.reading(out).store
     released: dict[Stage, list[str]] = {}
     for item in found:
         if item.stage is not None:

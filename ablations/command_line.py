@@ -211,7 +211,7 @@ def output_folder(args: argparse.Namespace) -> Path:
     if args.out is not None:
         out: Path = args.out.resolve()
         return out
-    study = study_of(args.grid, Path())
+    study = study_of(args.grid)
     return (Path("runs") / file_name(study.grid_name(args))).resolve()
 
 
@@ -225,16 +225,7 @@ def load_units(args: argparse.Namespace) -> tuple[Study, list[Any], Context]:
     manifest = study.file.load(out)
     if manifest is None:
         raise ValueError(f"--out {out} holds no grid (no {study.file.name}); give the --out of one")
-    data_root = args.data_root or out / manifest.data_root
-    # Only paths matter for reading.
-    context = Context(
-        out=out,
-        data_root=data_root.resolve(),
-        device="cpu",
-        threads=1,
-        compile=False,
-        sampling_batch=1,
-    )
+    context = Context.reading(out, args.data_root or out / manifest.data_root)
     units = manifest.units if args.only is None else study.select(manifest.units, args.only)
     return study, units, context
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Self
 
 from ablations.engine.stages import StageStore
 from scorekit.runtime.distributed import World
@@ -21,6 +22,21 @@ class Context:
     inception_weights: Path | None = None
     accumulation: int = 1
     world: World = field(default_factory=World)  # this process's place among a job's ranks
+
+    @classmethod
+    def reading(cls, out: Path, data_root: Path | None = None) -> Self:
+        """Return a context for reading results, in which only paths matter.
+
+        ``data_root`` is of no use to who looks at no data.
+        """
+        return cls(
+            out=out,
+            data_root=(out if data_root is None else data_root).resolve(),
+            device="cpu",
+            threads=1,
+            compile=False,
+            sampling_batch=1,
+        )
 
     @cached_property
     def store(self) -> StageStore:

@@ -23,26 +23,34 @@ def study_in(out: Path) -> Study | None:
     return next((study for study in all_studies() if (out / study.file.name).exists()), None)
 
 
-def study_of(grid: str | None, out: Path) -> Study:
-    """Return the study that has a grid, or else the one that an output folder was begun with.
+def study_of(grid: str | None, out: Path | None = None) -> Study:
+    """Return the study that has the grids, or else the one that an output folder was begun with.
 
-    Files of grids are of the default study. ValueError where the folder holds another study's.
+    Files of grids are of the default study. ValueError for grids that are unknown or of several
+    studies, and where the folder holds another study's.
     """
-    begun, default = study_in(out), all_studies()[0]
+    begun, default = None if out is None else study_in(out), all_studies()[0]
     if grid is None:
         return begun or default
-    first = grid.split(",")[0].strip()
-    known = [name for study in all_studies() for name in study.grids]
-    if first not in known and Path(first).suffix != ".toml" and not Path(grid).is_file():
+    owners = {name: study for study in all_studies() for name in study.grids}
+    asked: dict[str, Study] = {}
+    for name in [grid] if Path(grid).is_file() else map(str.strip, grid.split(",")):
+        if name not in owners and Path(name).suffix != ".toml":
+            known = ", ".join(owners)
+            raise ValueError(
+                f"grid {name!r} is unknown{nearest(name, owners)}; known: {known}, or a .toml file"
+            )
+        study = owners.get(name, default)
+        asked[study.name] = study
+    if len(asked) > 1:
         raise ValueError(
-            f"grid {first!r} is unknown{nearest(first, known)}; known: {', '.join(known)}, or a "
-            ".toml file"
+            f"--grid {grid}: they are of the studies {' and '.join(asked)}, which have folders of "
+            "their own; give a command for each"
         )
-    asked = next((study for study in all_studies() if first in study.grids), default)
-    if begun not in (None, asked):
-        assert begun is not None
+    (study,) = asked.values()
+    if begun is not None and begun.name != study.name:
         raise ValueError(
-            f"--out {out} holds the study {begun.name}, and --grid {grid} is of {asked.name}; "
+            f"--out {out} holds the study {begun.name}, and --grid {grid} is of {study.name}; "
             "choose another --out"
         )
-    return asked
+    return study

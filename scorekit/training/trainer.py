@@ -280,7 +280,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.iteration = state["iteration"]
         self.elapsed_s, self.compile_s = state["elapsed_s"], state["compile_s"]
-        # Exported by an earlier version, it has none.
+        # Those of earlier versions have none.
         self.snapshot_s = {int(i): s for i, s in state.get("snapshot_s", torch.empty(0)).tolist()}
         self.best_test_loss = state["best_test_loss"]
         self.losses = state["losses"].tolist()

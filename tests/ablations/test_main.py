@@ -10,6 +10,7 @@ from places import ROOT
 import scorekit
 from ablations import doctor
 from ablations.__main__ import COMMANDS, main
+from ablations.command_line import output_folder, parse_arguments
 from ablations.launch import main as launch
 from ablations.studies import all_studies
 
@@ -48,6 +49,15 @@ def test_what_is_mistyped_is_met_with_the_nearest(tmp_path, capsys, run, argumen
     assert run([*arguments, *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert said in line
+
+
+def test_the_folder_that_one_stands_in_decides_nothing(tmp_path, monkeypatch):
+    (tmp_path / "grid.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    for grid, folder in (("fd-toy", "fd-toy"), ("paper,steps", None), (None, "paper")):
+        out = output_folder(parse_arguments([] if grid is None else ["--grid", grid]))
+        assert out.parent == tmp_path / "runs"
+        assert folder is None or out.name == folder
 
 
 @pytest.mark.parametrize("study", all_studies(), ids=lambda study: study.name)

@@ -81,15 +81,23 @@ class TrialJob(Job):
         return result, files
 
 
+class NetworkJob(TrainJob):
+    """The training of a score network, which counts as one trial: nobody knows their work."""
+
+    @property
+    def effort(self) -> float:
+        return 1.0
+
+
 def trial_jobs(trials: Sequence[Trial]) -> list[Job]:
     """Return the jobs of trials: first the trainings that some of them measure."""
-    trainings: dict[str, TrainJob] = {}
+    trainings: dict[str, NetworkJob] = {}
     jobs = []
     for trial in trials:
         needs: tuple[str, ...] = ()
         # Folders of earlier versions do not say what their networks are trained on.
         if trial.facts is not None:
-            training = TrainJob(cell=cell_of(trial), alone=True)
+            training = NetworkJob(cell=cell_of(trial), alone=True)
             trainings.setdefault(training.name, training)
             needs = (training.name,)
         jobs.append(TrialJob(trial=trial, needs=needs, alone=trial.timed))

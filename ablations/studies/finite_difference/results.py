@@ -58,15 +58,7 @@ def collect_trials(out: Path) -> TrialResults:
     plan = FILE.load(out)
     if plan is None:
         raise ValueError(f"{out} holds no grid finite-difference; give the --out of a launch")
-    # Only paths matter for reading.
-    context = Context(
-        out=out,
-        data_root=(out / plan.data_root).resolve(),
-        device="cpu",
-        threads=1,
-        compile=False,
-        sampling_batch=1,
-    )
+    context = Context.reading(out, out / plan.data_root)
     store = context.store
     trials = []
     for trial in plan.units:

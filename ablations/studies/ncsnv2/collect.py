@@ -58,11 +58,7 @@ def collect(out: Path) -> Results:
     manifest = load_manifest(out)
     if manifest is None:
         raise ValueError(f"{out} holds no grid (no grid.json); give the --out of a launch")
-    data_root = (out / manifest.data_root).resolve()
-    # Only paths matter for reading.
-    context = _ReadingContext(
-        out=out, data_root=data_root, device="cpu", threads=1, compile=False, sampling_batch=1
-    )
+    context = _ReadingContext.reading(out, out / manifest.data_root)
     return _Collector(context, manifest.units).results(manifest)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.engine.manifest import joined_names
-from ablations.engine.settings import Budget, apply_overrides, coerce, nearest
+from ablations.engine.settings import Budget, apply_overrides, coerce
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
@@ -121,8 +121,7 @@ def _load_one(name: str) -> Grid:
     path = Path(name)
     if path.suffix != ".toml":
         known = ", ".join(GRIDS)
-        hint = nearest(name, GRIDS)
-        raise ValueError(f"grid {name!r} is unknown{hint}; known: {known}, or a .toml file")
+        raise ValueError(f"grid {name!r} is unknown; known: {known}, or a .toml file")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

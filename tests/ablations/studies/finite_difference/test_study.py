@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 import torch
 from places import ROOT
+from resolved import facts
 from scipy import stats
 from tiny_trials import command, wine
 
@@ -24,6 +25,7 @@ from ablations.studies.finite_difference.experiments import cost
 from ablations.studies.finite_difference.experiments import toy as experiments_toy
 from ablations.studies.finite_difference.experiments.cost import peak_bytes
 from ablations.studies.finite_difference.experiments.learning import Learner, evaluation_iterations
+from ablations.studies.finite_difference.jobs import trial_jobs
 from ablations.studies.finite_difference.paired import (
     comparison,
     mean_and_spread,
@@ -318,6 +320,24 @@ def test_trials_differ_in_what_their_results_depend_on():
         pairs = zip(found[name], found["same"], strict=True)
         changed = {a.name for a, b in pairs if a.stage != b.stage}
         assert changed == {t.name for t in found["same"] if t.name.startswith(prefixes)} != set()
+
+
+def test_a_network_is_trained_once_for_the_trials_of_it_and_weighs_like_them():
+    place = {"device": "cpu", "threads": 1}
+    given = {"files": {}, "images": {}, "place": place}
+    trials = build_trials(Effort(), ("toy", "distance"), seeds=2, facts=facts(), **given)
+    jobs = trial_jobs(trials)
+    by_name = {job.name: job for job in jobs}
+    assert len(jobs) == len(by_name) == 2 + 2 * 3 * 2
+    assert {job.effort for job in jobs} == {1.0}  # FLOPs beside them would be all of the progress
+    for job in jobs:
+        trained = getattr(job, "trial", None) is not None and job.trial.kind == "distance"
+        assert len(job.needs) == trained
+        assert all(
+            by_name[need].alone and jobs.index(by_name[need]) < jobs.index(job)
+            for need in job.needs
+        )
+        assert job.alone == ("toy" not in job.title)
 
 
 def test_paired_intervals_are_students():
