@@ -27,7 +27,7 @@ class Manifest:
     """A grid's name, budget and overrides, and its units; ``data_root`` is relative to OUT.
 
     ``skipped`` are units that cannot be, each with its ``name``, the ``part`` of the grid that it
-    is of and the ``reason``.
+    is of and the ``reason``. ``seeds`` is how many of each were asked for, where it was said.
     """
 
     grid: str
@@ -36,6 +36,7 @@ class Manifest:
     data_root: str
     units: list[Any]
     skipped: list[dict[str, str]] = field(default_factory=list)
+    seeds: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,7 @@ class ManifestFile:
                 data_root=record["data_root"],
                 units=[self.from_json(unit) for unit in record[self.key]],
                 skipped=record.get("skipped", []),
+                seeds=record.get("seeds"),
             ),
         )
 
@@ -80,6 +82,7 @@ class ManifestFile:
             "data_root": manifest.data_root,
             self.key: [self.to_json(unit) for unit in manifest.units],
             "skipped": manifest.skipped,
+            "seeds": manifest.seeds,
         }
         write_sealed_json(out / self.name, record)
         return True
@@ -117,6 +120,7 @@ class ManifestFile:
             units=list(units.values()),
             skipped=list(skipped.values()),
             data_root=added.data_root,
+            seeds=added.seeds,
         )
 
 

@@ -203,3 +203,8 @@ def test_figures_of_the_second_source_run_what_they_need(tmp_path, capsys) -> No
     names = {path.name for path in (tmp_path / "out" / "reproduce" / "fd-d").iterdir()}
     assert {"caption.md", "toy.csv"} <= names
     assert any(name.endswith(".png") for name in names)
+    # What the folder was begun with it says itself.
+    before = (tmp_path / "out" / "finite-difference.json").read_bytes()
+    for more in (["--executor", "inline"], ["--no-run"]):
+        assert main(["fd-d", "--out", str(tmp_path / "out"), "--device", "cpu", *more]) == 0
+    assert (tmp_path / "out" / "finite-difference.json").read_bytes() == before

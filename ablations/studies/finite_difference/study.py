@@ -47,12 +47,15 @@ def resolve(request: Request) -> Resolved:
     begun = request.begun
     budget = args.budget or ("auto" if existing is None else existing.budget)
     budget = budget if budget != "auto" else "quick"
-    overrides = (begun.overrides if begun is not None else {}) | parse_overrides(args.set, Effort)
+    # Whatever is added to a folder comes with the settings that it was begun with.
+    overrides = (existing.overrides if existing else {}) | parse_overrides(args.set, Effort)
+    seeds = args.seeds if args.seeds is not None or existing is None else existing.seeds
     effort = dataclasses.replace(BUDGETS[budget].settings, **overrides)
     data_root = request.data_root
     # As many as it would have by itself, however many jobs run beside one another: times and
     # rounding depend on it, and trials are known by it.
-    threads = args.threads or usable_cores()
+    there = [trial.settings["threads"] for trial in existing.units] if existing else []
+    threads = args.threads or next(iter(there), None) or usable_cores()
     if begun is not None:
         grid, trials, skipped = begun.grid, begun.units, begun.skipped
     else:
@@ -66,7 +69,7 @@ def resolve(request: Request) -> Resolved:
         trials = build_trials(
             effort,
             parts,
-            seeds=args.seeds,
+            seeds=seeds,
             files=files,
             images=images,
             place={"device": request.device, "threads": threads},
@@ -79,6 +82,7 @@ def resolve(request: Request) -> Resolved:
         data_root=os.path.relpath(data_root, out),
         units=trials,
         skipped=skipped,
+        seeds=seeds,
     )
     known = {trial.name for trial in manifest.units}
     if existing is not None:

@@ -40,9 +40,10 @@ def resolve(request: Request) -> Resolved:
     args, out, existing = request.args, request.out, request.existing
     grid = load_grid(args.grid or DEFAULT_GRID)
     begun = request.begun
-    # Rows of a grid of ours, asked for by its name alone, come with the settings and the data that
-    # the folder was begun with.
-    adds_rows = (args.datasets, args.seeds) == (None, None) and args.grid in GRIDS
+    # Rows of grids of ours, asked for by their names alone, come with the settings and the data
+    # that the folder was begun with.
+    named = args.grid is not None and {n.strip() for n in args.grid.split(",")} <= GRIDS.keys()
+    adds_rows = named and (args.datasets, args.seeds) == (None, None)
     source = existing if adds_rows else begun
     seeds = args.seeds if args.seeds is not None else (grid.seeds or 1)
     # A folder that was begun goes on as it was, wherever the command is given.

@@ -91,4 +91,7 @@ def test_the_launcher_says_so(tmp_path, capsys):
     plan.study.file.save(plan.manifest, tmp_path / "out")
     added = make_plan(parse_arguments([*flags, "--grid", "objectives"]))
     assert added.manifest.overrides == {"coverage": 0.1}
+    both = make_plan(parse_arguments([*flags, "--grid", "objectives,steps"]))
+    assert both.manifest.overrides == {"coverage": 0.1}
+    assert both.manifest.grid == "paper + objectives + steps"
     assert len(added.notes) == 1 and "coverage = 0.1 has no effect on any row" in added.notes[0]
