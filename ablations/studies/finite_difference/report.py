@@ -3,35 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
 
-from ablations.reporting.page import Collapsed, Section, Words, write_page
-from ablations.reporting.pictures import Picture, own_style
-from ablations.reporting.table import Table
+from ablations.reporting.page import Section, Words, write_page
+from ablations.reporting.pictures import own_style
 from ablations.reporting.wording import joined
 from ablations.studies.finite_difference.budgets import BUDGETS
+from ablations.studies.finite_difference.exhibits import EXHIBITS
 from ablations.studies.finite_difference.results import TrialResults, collect_trials
 from ablations.studies.finite_difference.sections.comparisons import comparison_table
-from ablations.studies.finite_difference.sections.cost import cost_picture, cost_table
-from ablations.studies.finite_difference.sections.deep import (
-    deep_table,
-    epsilon_picture,
-    gradient_table,
-)
-from ablations.studies.finite_difference.sections.distance import distance_picture, distance_table
-from ablations.studies.finite_difference.sections.dkef import (
-    dkef_picture,
-    dkef_table,
-    dkef_trials_table,
-)
-from ablations.studies.finite_difference.sections.flow import flow_picture, flow_table
-from ablations.studies.finite_difference.sections.implicit import implicit_picture, implicit_table
-from ablations.studies.finite_difference.sections.loss import loss_picture, loss_table
-from ablations.studies.finite_difference.sections.toy import field_picture, toy_table
 from scorekit.runtime.machine import cpu_name
 
 
@@ -45,52 +28,31 @@ def build_finite_difference_report(out: Path) -> Path:
     return write_page(out / "report", sections(results), _words(results))
 
 
+_TITLES = {
+    "toy": "The 2-D toy",
+    "loss": "Loss against wall time",
+    "distance": "Samples over training",
+    "flow": "Flows",
+    "implicit": "Implicit encoders",
+    "epsilon": "Sensitivity to ε",
+    "cost": "Time and memory",
+}
+
+
 def sections(results: TrialResults) -> list[Section]:
     """What the page holds, in its order; a part that was not asked for is left out."""
     there = {trial.part for trial in results.plan.units}
     there |= {skipped["part"] for skipped in results.plan.skipped}
-    blocks: dict[str, tuple[str, Callable[[], list[Table | Picture | Collapsed | None]]]] = {
-        "toy": (
-            "The 2-D toy",
-            lambda: [field_picture(results), toy_table(results)],
-        ),
-        "loss": (
-            "Loss against wall time",
-            lambda: [loss_picture(results), loss_table(results)],
-        ),
-        "distance": (
-            "Samples over training",
-            lambda: [distance_picture(results), distance_table(results)],
-        ),
-        "flow": (
-            "Flows",
-            lambda: [flow_picture(results), flow_table(results)],
-        ),
-        "implicit": (
-            "Implicit encoders",
-            lambda: [implicit_picture(results), implicit_table(results)],
-        ),
-        "epsilon": (
-            "Sensitivity to ε",
-            lambda: [
-                dkef_picture(results),
-                dkef_table(results),
-                Collapsed(
-                    summary="Every DKEF that was trained", blocks=[dkef_trials_table(results)]
-                ),
-                epsilon_picture(results),
-                deep_table(results),
-                gradient_table(results),
-            ],
-        ),
-        "cost": (
-            "Time and memory",
-            lambda: [cost_picture(results), cost_table(results)],
-        ),
-    }
     return [
-        Section(id=part, title=title, blocks=[*make(), comparison_table(results, part)])
-        for part, (title, make) in blocks.items()
+        Section(
+            id=part,
+            title=title,
+            blocks=[
+                *(b for e in EXHIBITS if e.part == part for b in e.blocks(results)),
+                comparison_table(results, part),
+            ],
+        )
+        for part, title in _TITLES.items()
         if part in there
     ]
 

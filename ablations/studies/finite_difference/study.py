@@ -168,7 +168,7 @@ def _report(out: Path) -> Path:
 
 
 def _exhibits() -> tuple[Sequence[Item], type[Run]]:
-    from ablations.studies.finite_difference.reproductions import ITEMS, TrialRun
+    from ablations.studies.finite_difference.exhibits import ITEMS, TrialRun
 
     return ITEMS, TrialRun
 
