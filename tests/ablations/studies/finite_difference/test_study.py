@@ -262,7 +262,7 @@ def test_a_wrong_shaped_table_is_one_line_before_any_work(tmp_path, capsys):
     [
         (
             ["--grid", "fd-toy,fd-toys"],
-            "'fd-toys' is unknown, did you mean 'fd-toy'?; known: finite-difference,",
+            "grid 'fd-toys' is unknown, did you mean 'fd-toy'?; known: paper, factorial,",
         ),
         (["--datasets", "digits"], "--datasets means nothing to the study finite-difference"),
         (["--budget", "night"], "--budget night: unknown; known: auto, paper, hour, quick"),
