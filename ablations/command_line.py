@@ -15,7 +15,7 @@ from ablations.engine.study import Request, Resolved, Study
 from ablations.executors.slurm.settings import SlurmSettings, slurm_settings
 from ablations.pipeline.early_checks import check_out, check_texts
 from ablations.studies import all_studies, study_of
-from scorekit.runtime.machine import usable_cores
+from scorekit.runtime.machine import default_threads, usable_cores
 
 #: Far above any use; more would fill the memory before anything is run.
 MAX_COUNT = 10_000
@@ -68,7 +68,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="devices that train and evaluate each job together; on a CPU, for tests, N processes "
         "of --threads threads (default: 1, or that of the grid's [slurm])",
     )
-    how("--threads", type=int, help="CPU threads of a job (default: 1; inline: all cores)")
+    how(
+        "--threads",
+        type=int,
+        help="CPU threads of a job (default: 1; inline: OMP_NUM_THREADS or all cores)",
+    )
     how("--device", choices=["auto", "cpu", "cuda"], default="auto")
     how(
         "--slurm",
@@ -250,7 +254,7 @@ def _device(args: argparse.Namespace, slurm: dict[str, SlurmSettings]) -> str:
 
 
 def _threads(executor: str, slurm: SlurmSettings) -> int:
-    return {"inline": usable_cores(), "slurm": slurm.cpus or 1}.get(executor, 1)
+    return {"inline": default_threads(), "slurm": slurm.cpus or 1}.get(executor, 1)
 
 
 def _check_gpus(gpus: int, executor: str, there: int) -> None:

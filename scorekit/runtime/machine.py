@@ -111,6 +111,12 @@ def usable_cores() -> int:
     return max(1, min([cores, *map(int, _quotas(Path("/")))]))
 
 
+def default_threads() -> int:
+    """Return ``OMP_NUM_THREADS`` where the environment has it, otherwise :func:`usable_cores`."""
+    asked = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(asked) if asked.isdecimal() and int(asked) > 0 else usable_cores()
+
+
 def _quotas(root: Path) -> list[float]:
     """Return how many cores' time each Linux control group around this process allows it.
 

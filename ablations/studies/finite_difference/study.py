@@ -26,7 +26,7 @@ from ablations.studies.finite_difference.trials import (
     Trial,
     build_trials,
 )
-from scorekit.runtime.machine import usable_cores
+from scorekit.runtime.machine import default_threads
 
 _TITLES = {
     "toy": "score fields of a two-dimensional toy",
@@ -55,7 +55,7 @@ def resolve(request: Request) -> Resolved:
     # As many as it would have by itself, however many jobs run beside one another: times and
     # rounding depend on it, and trials are known by it.
     there = [trial.settings["threads"] for trial in existing.units] if existing else []
-    threads = args.threads or next(iter(there), None) or usable_cores()
+    threads = args.threads or next(iter(there), None) or default_threads()
     if begun is not None:
         grid, trials, skipped = begun.grid, begun.units, begun.skipped
     else:

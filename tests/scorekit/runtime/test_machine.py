@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scorekit.runtime import machine
-from scorekit.runtime.machine import PeakMemory, conditions, usable_cores
+from scorekit.runtime.machine import PeakMemory, conditions, default_threads, usable_cores
 
 MIB = 2**20
 
@@ -87,3 +87,15 @@ def test_no_more_cores_are_used_than_a_container_has(monkeypatch, quota, cores):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(6)), raising=False)
     monkeypatch.setattr(machine, "_quotas", lambda _: [quota])
     assert usable_cores() == cores
+
+
+@pytest.mark.parametrize(
+    ("asked", "threads"),
+    [(None, 6), ("", 6), ("3", 3), ("12", 12), ("2,1", 2), ("0", 6), ("-1", 6), ("all", 6)],
+)
+def test_threads_are_those_that_the_environment_asks_for(monkeypatch, asked, threads):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    assert default_threads() == threads
