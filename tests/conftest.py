@@ -7,6 +7,7 @@ import signal
 # Read when torch is imported: of workers side by side, and what they start, each has one core.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
 import forked
 import pytest
@@ -37,6 +38,14 @@ def pytest_collection_finish():
     """Let garbage be sought among what tests make, not in all that was imported for them."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def same_threads_afterwards():
+    """Jobs that run in this process set torch's number of threads: not for what comes next."""
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -42,10 +42,8 @@ def labelled_folder(path: Path, n_classes: int = 10, splits: tuple[str, ...] = (
 def test_cifar_cnn_is_trained_from_labelled_folders(tmp_path, capsys):
     source = labelled_folder(tmp_path / "images")
     train = ["cifar-cnn", "--source", str(source), "--epochs", "2", "--device", "cpu"]
-    threads = torch.get_num_threads()
     for name, seed in (("a", "3"), ("b", "3"), ("c", "4")):
         assert train_extractor.main([*train, "--seed", seed, "--out", str(tmp_path / name)]) == 0
-    torch.set_num_threads(threads)
     assert "cifar-cnn: accuracy on the test split 0." in capsys.readouterr().out
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert (tmp_path / "a").read_bytes() != (tmp_path / "c").read_bytes()
@@ -87,9 +85,7 @@ def test_a_source_that_will_not_do_is_one_line(
     if splits is not None:
         source = labelled_folder(tmp_path / "images", n_classes, splits)
         arguments += ["--source", str(source)]
-    threads = torch.get_num_threads()
     assert train_extractor.main(arguments) == 2
-    torch.set_num_threads(threads)
     (line,) = capsys.readouterr().err.splitlines()
     assert re.search(message, line)
     assert not (tmp_path / "out").exists()

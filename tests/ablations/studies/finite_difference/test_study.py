@@ -43,13 +43,6 @@ def run(out: Path, *flags: str, **settings: object) -> int:
     return main(command(out, *flags, **settings))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def same_threads_afterwards():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def tiny_run(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("finite-difference")
