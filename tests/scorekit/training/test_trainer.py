@@ -302,5 +302,6 @@ def test_compiled_finite_differences_train_as_eager_ones(digits, tmp_path) -> No
     torch._dynamo.reset()
     compiled = Trainer(settings, digits, tmp_path / "compiled")
     compiled.run()
-    # A trace term without its gradient would show from the second step on.
-    assert compiled.losses == pytest.approx(eager.losses, rel=2e-3)
+    # Adam's first steps take the sign of gradients that are nothing but rounding. A trace term
+    # without its gradient shows far above that: 5 % at the second step, 16 % at the fourth.
+    assert compiled.losses == pytest.approx(eager.losses, rel=2e-2)

@@ -191,7 +191,7 @@ def test_unreadable_samples_are_named_not_raised(tmp_path: Path) -> None:
     np.save(tmp_path / "2.npy", np.zeros((4, 8, 8), np.float32))
     (tmp_path / "4.npy").unlink()
     words = _words(sample_overview(results, denoise=True))
-    assert "cannot read 0.npy: ValueError" in words
+    assert "cannot read 0.npy: CorruptFile" in words
     assert "2.npy: float32, shape (4, 8, 8)" in words
     assert "cannot read 4.npy: FileNotFoundError" in words
 
