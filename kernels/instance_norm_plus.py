@@ -608,8 +608,11 @@ def instance_norm_plus(
 
 
 def kernel_cases() -> list["KernelCase"]:
-    """Return the kernels as launched for 128 channels of 32 x 32 and 256 of 16 x 16 pixels."""
-    from kernels.offline import KernelCase
+    """Return the kernels as launched for 128 channels of 32 x 32 and 256 of 16 x 16 pixels.
+
+    The latter, of other blocks and the same code, for one target alone.
+    """
+    from kernels.offline import TARGETS, KernelCase
 
     images = ("x_ptr", "dy_ptr", "y_ptr", "dx_ptr")
     over_space_kernels = (_statistics_kernel, _backward_sums_kernel)
@@ -642,6 +645,7 @@ def kernel_cases() -> list["KernelCase"]:
                 divisible_by_16=tuple(name for name in arguments if name != "eps"),
                 memory_bound=True,
                 reduces=over_space,
+                targets=tuple(TARGETS) if side == 32 else ("sm_90",),
             )
         )
     return cases

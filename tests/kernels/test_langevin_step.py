@@ -151,7 +151,7 @@ def test_the_kernel_equals_plain_torch(shape, score_dtype, sigma, amplitude, ang
     *(st.sampled_from(list(LAYOUTS)) for _ in range(3)),
     st.integers(0, 2**32 - 1),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=10, deadline=None)
 def test_memory_layouts_do_not_change_the_sample(shape, x_layout, score_layout, out_layout, seed):
     x, score, *rest = inputs(shape, seed=seed)
     plain = langevin_step(x, score, *rest, impl="triton")
@@ -267,17 +267,16 @@ def test_compiled_steps_mutate_what_eager_ones_do(impl, inplace):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("inplace", [False, True])
-def test_inductor_compiles_the_plain_step(inplace):
+def test_inductor_compiles_the_plain_step():
     def f(x, *rest):
-        return langevin_step(x, *rest, out=x if inplace else None, impl="torch")
+        return langevin_step(x, *rest, out=x, impl="torch")
 
     arguments = inputs((2, 3, 9, 7))
     x = arguments[0].clone()
     expected = f(arguments[0].clone(), *arguments[1:])
     result = torch.compile(f, fullgraph=True)(x, *arguments[1:])
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(x, result) == inplace
+    assert torch.equal(x, result)
 
 
 @needs_kernel

@@ -13,13 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
-from places import SHARED
 
 from scorekit.data import imagefolder
 from scorekit.data.registry import prepare
-from scorekit.data.store import DataError, check
-
-CIFAR = SHARED / "data/cifar10-jpeg.tar.xz"
+from scorekit.data.store import DataError
 
 
 def picture(number: int, size: tuple[int, int] = (10, 8)) -> np.ndarray:
@@ -465,21 +462,3 @@ def test_a_folder_linked_into_itself_is_read_once(tmp_path):
     (path / "a" / "loop").symlink_to(path, target_is_directory=True)
     dataset = prepare(f"imagefolder:{path}", tmp_path / "out", image_size=8)
     assert len(dataset.train) + len(dataset.test) == 4
-
-
-@pytest.mark.slow
-def test_cifar_archive_in_bounded_memory(tmp_path):
-    if not CIFAR.exists():
-        pytest.skip(f"{CIFAR.name} is not beside the repository")
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    dataset = prepare(f"imagefolder:{CIFAR}", tmp_path, image_size=32)
-    assert dataset.train.shape == (50_000, 3, 32, 32) and dataset.test.shape == (10_000, 3, 32, 32)
-    check(dataset.directory)
-    # 184 MB of mapped pages and the list of names; twice the images would be 370 MB
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024 < 450
-    with tarfile.open(CIFAR) as archive:
-        names = sorted(m.name for m in archive if m.name.startswith("test/") and m.isreg())
-        wanted = archive.extractfile(names[0])
-        assert wanted is not None
-        first = np.asarray(Image.open(wanted).convert("RGB")).transpose(2, 0, 1)
-    assert np.array_equal(dataset.test[0], first)

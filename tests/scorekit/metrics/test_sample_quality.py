@@ -224,10 +224,10 @@ def test_embedded_spaces_measured_by_torch_fidelity_end_to_end(name, load):
 @pytest.mark.slow
 def test_inception_measured_by_torch_fidelity_end_to_end(inception_weights):
     images = photo_patches("test")[0][::4]
-    fake, real = images[:24], images[24:54]
+    fake, real = images[:11], images[11:23]
     weights = {"feature_extractor_weights_path": str(inception_weights)}
-    expected = theirs(fake, real, "inception-v3-compat-float64", 20, **weights)
-    got = ours(fake, real, "inception-v3-compat", 20, weights_path=inception_weights)
+    expected = theirs(fake, real, "inception-v3-compat-float64", 10, **weights)
+    got = ours(fake, real, "inception-v3-compat", 10, weights_path=inception_weights)
     # n < d leaves some 2,000 eigenvalues that are zero but for rounding: their roots add up.
     name = "frechet_inception_distance"
     assert got.pop(name) == pytest.approx(expected.pop(name), rel=1e-4)

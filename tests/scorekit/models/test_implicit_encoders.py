@@ -95,7 +95,7 @@ def test_a_learned_score_takes_latents_to_the_prior():
     score = LatentScore(2, width=32, n_hidden=1)
     of_score = torch.optim.Adam(score.parameters(), 1e-2)
     of_latents = torch.optim.Adam([log_std, mean], 2e-2)
-    for step in range(400):
+    for step in range(250):
         z = mean + log_std.exp() * torch.randn(128, 2)
         of_score.zero_grad()
         sliced(score, z).backward()

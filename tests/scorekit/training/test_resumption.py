@@ -26,7 +26,7 @@ from scorekit.training.trainer import Trainer
 # Resuming
 
 
-@pytest.mark.parametrize("stop", [4, 6, 8, 12, 20, 24])
+@pytest.mark.parametrize("stop", [4, 12, 20])
 def test_an_interrupted_run_ends_bit_for_bit_as_the_undisturbed_one(
     digits, undisturbed, tmp_path, stop
 ):
@@ -72,8 +72,8 @@ def test_where_a_run_continues_is_logged(digits, tmp_path, caplog):
     assert "training continues at iteration 12" in caplog.text
 
 
-@pytest.mark.parametrize("at", range(24))
-def test_a_run_stopped_at_any_iteration_continues_bit_for_bit(digits, undisturbed, tmp_path, at):
+@pytest.mark.parametrize("at", [0, 1, 6, 13, 23])
+def test_a_run_stopped_at_an_iteration_continues_bit_for_bit(digits, undisturbed, tmp_path, at):
     first = Trainer(SETTINGS, digits, tmp_path, compile=False)
     asked = iter(range(24))
     with pytest.raises(Stopped, match=f"training stopped at iteration {at} "):
@@ -212,12 +212,19 @@ def test_a_checkpoint_of_other_content_is_set_aside(digits, tmp_path, content, c
     }
 
 
+@pytest.fixture(scope="module")
+def begun(digits, tmp_path_factory) -> Path:
+    """The folder of a run that was killed after its first checkpoint."""
+    folder = tmp_path_factory.mktemp("begun")
+    run_until(Trainer(SETTINGS, digits, folder, compile=False), 7)
+    return folder
+
+
 @pytest.mark.parametrize("entry", ["raw", "ema", "optimizer", "losses", "snapshot_s"])
 @pytest.mark.parametrize("value", [3, {}, {"x": torch.zeros(2)}])
-def test_a_checkpoint_of_other_parts_is_corrupt(digits, tmp_path, entry, value):
-    run_until(Trainer(SETTINGS, digits, tmp_path, compile=False), 7)
-    for path in [*tmp_path.glob("checkpoint-*"), *tmp_path.glob("best-*")]:
-        save_tensors(path, load_tensors(path) | {entry: value})
+def test_a_checkpoint_of_other_parts_is_corrupt(digits, begun, tmp_path, entry, value):
+    for path in [*begun.glob("checkpoint-*"), *begun.glob("best-*")]:
+        save_tensors(tmp_path / path.name, load_tensors(path) | {entry: value})
     with pytest.raises(CorruptFile, match="its checkpoint is not of this training"):
         Trainer(SETTINGS, digits, tmp_path, compile=False).run()
 

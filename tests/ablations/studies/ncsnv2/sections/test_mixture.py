@@ -15,6 +15,7 @@ from ablations.pipeline.data import DataFacts
 from ablations.reporting.artefacts import save_artefacts
 from ablations.studies.ncsnv2 import mixture
 from ablations.studies.ncsnv2.mixture import (
+    Mixture,
     arms,
     component_index,
     mean_pairwise_distance,
@@ -47,6 +48,13 @@ def two_points(name: str = "points") -> tuple[DataFacts, Dataset]:
     return facts, Dataset(name=name, train=test, test=test, flip=False, fingerprint="f" * 64)
 
 
+@pytest.fixture(scope="module")
+def sampled(tmp_path_factory: pytest.TempPathFactory) -> tuple[StageStore, Mixture]:
+    """The two points sampled with every arm, and where the samples are."""
+    store = StageStore(tmp_path_factory.mktemp("sampled"))
+    return store, sample_mixture(*two_points(), store)
+
+
 def score_of_two_points(x: torch.Tensor, sigma: float) -> torch.Tensor:
     """grad log p by the formula: the responsibility of the bright point is a logistic function."""
     dark, bright = (level / 255 for level in CORNERS)
@@ -57,9 +65,8 @@ def score_of_two_points(x: torch.Tensor, sigma: float) -> torch.Tensor:
     return score.float().reshape(x.shape)
 
 
-def test_samples_are_those_of_the_exact_score(tmp_path: Path) -> None:
-    facts, dataset = two_points()
-    drawn = sample_mixture(facts, dataset, StageStore(tmp_path))
+def test_samples_are_those_of_the_exact_score(sampled: tuple[StageStore, Mixture]) -> None:
+    _, drawn = sampled
     ladder, samples = drawn.arms[0].ladder, drawn.samples[0]
     assert samples is not None
     assert (ladder.sigma_begin, ladder.n_levels, ladder.n_steps_each) == (1, 10, 100)
@@ -117,16 +124,18 @@ def test_components_are_all_test_images_up_to_the_papers_number() -> None:
 
 
 def test_a_killed_run_continues_to_the_same_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    sampled: tuple[StageStore, Mixture], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     facts, dataset = two_points()
-    expected = sample_mixture(facts, dataset, StageStore(tmp_path / "whole"))
-    monkeypatch.setattr(mixture, "_CHECKPOINT_EVERY_S", 0.0)
+    _, expected = sampled
     seen: list[float] = []
+    kills = (700, 1040)
 
     def killed(fraction: float, text: str) -> None:
         seen.append(fraction)
-        if len(seen) in (700, 1040):
+        saved_next = len(seen) + 1 in kills
+        monkeypatch.setattr(mixture, "_CHECKPOINT_EVERY_S", 0.0 if saved_next else math.inf)
+        if len(seen) in kills:
             raise KeyboardInterrupt
 
     store = StageStore(tmp_path / "killed")
@@ -141,13 +150,15 @@ def test_a_killed_run_continues_to_the_same_samples(
     assert not list((tmp_path / "killed").rglob("trajectory.pt"))
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+def test_a_finished_run_is_not_run_again(
+    sampled: tuple[StageStore, Mixture], tmp_path: Path
+) -> None:
     facts, dataset = two_points()
-    store = StageStore(tmp_path / "stages")
-    absent = mixture_artefact(sample_mixture(facts, dataset, store, run=False))
-    words = [text.get_text() for axes in absent.shown.figure.axes for text in axes.texts]
+    absent = sample_mixture(facts, dataset, StageStore(tmp_path / "stages"), run=False)
+    figure = mixture_artefact(absent).shown.figure
+    words = [text.get_text() for axes in figure.axes for text in axes.texts]
     assert words == ["not sampled yet"] * 3
-    sample_mixture(facts, dataset, store)
+    store, _ = sampled
 
     def never(fraction: float, text: str) -> None:
         raise AssertionError("sampled again")
