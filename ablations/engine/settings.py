@@ -11,6 +11,11 @@ from typing import Any, Literal, TypeVar
 _S = TypeVar("_S")
 
 
+def setting(default: Any, words: str, unit: str = "") -> Any:
+    """Return a field of a class of settings, with what it is in a line, and what it counts."""
+    return field(default=default, metadata={"words": words, "unit": unit})
+
+
 @dataclass(frozen=True, kw_only=True)
 class Budget:
     """A named profile of settings, printed with every run and on every table."""
@@ -68,7 +73,7 @@ def nearest(text: str, known: Iterable[str]) -> str:
 
 
 def describe_settings(kind: type, budgets: Mapping[str, Budget]) -> list[str]:
-    """Return a line for each setting: its name, its type, and its value under each budget.
+    """Return a line for each setting: name, type and unit, value under each budget, what it is.
 
     Without a value it is derived: from the paper, the data or the variant.
     """
@@ -78,13 +83,19 @@ def describe_settings(kind: type, budgets: Mapping[str, Budget]) -> list[str]:
         found = getattr(budget.settings, key)
         return "derived" if found is None else str(found)
 
-    rows = [["setting", "type", *budgets]]
-    for key, hint in hints.items():
-        kinds = [one for one in _alternatives(hint) if one is not type(None)]
+    rows = [["setting", "type", *budgets, "what it is"]]
+    for each in dataclasses.fields(kind):
+        kinds = [one for one in _alternatives(hints[each.name]) if one is not type(None)]
+        what, unit = " or ".join(map(_describe, kinds)), each.metadata.get("unit")
         rows.append(
-            [key, " or ".join(map(_describe, kinds)), *(value(b, key) for b in budgets.values())]
+            [
+                each.name,
+                f"{what} of {unit}" if unit else what,
+                *(value(budget, each.name) for budget in budgets.values()),
+                each.metadata.get("words", ""),
+            ]
         )
-    widths = [min(40, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    widths = [min(32, max(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
     return [
         "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in rows
     ]

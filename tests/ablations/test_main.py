@@ -1,5 +1,6 @@
 """The command ``scorekit``, and what it and the launcher say of themselves."""
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -65,13 +66,15 @@ def test_every_setting_is_listed_with_its_type_and_its_values(study, tmp_path, c
     grid = next(iter(study.grids))
     assert launch(["--grid", grid, "--settings", "--out", str(tmp_path)]) == 0
     head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["setting", "type", *study.budgets]
+    assert head.split() == ["setting", "type", *study.budgets, "what", "it", "is"]
     names = [line.split()[0] for line in lines]
     assert names == list(study.settings.__dataclass_fields__)
     quick = study.budgets["quick"].settings
     width = next(name for name in names if name.endswith("width"))
     line = lines[names.index(width)]
-    assert "a whole number" in line and str(getattr(quick, width)) in line.split()
+    assert "a whole number of " in line and str(getattr(quick, width)) in line.split()
+    for field in dataclasses.fields(study.settings):
+        assert field.metadata["words"] in lines[names.index(field.name)]
 
 
 def test_the_doctor_says_what_is_there(monkeypatch, capsys):

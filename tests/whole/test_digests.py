@@ -22,7 +22,7 @@ from ablations.studies.finite_difference.budgets import Effort
 from ablations.studies.finite_difference.study import PARTS
 from ablations.studies.finite_difference.trials import build_trials
 from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import EXECUTION_SETTINGS, ROW_SETTINGS, Settings
+from ablations.studies.ncsnv2.settings import ROW_SETTINGS, Execution, Profile, Settings
 from scorekit.runtime.distributed import World
 from scorekit.training.settings import TrainSettings
 
@@ -142,9 +142,6 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "n_dump": (7, NOTHING),
         "reference": ("test", {"distance", "final distance", "quality"} | REAL),
         "image_size": (64, NOTHING),  # of the data, whose facts the cell is made from
-        "accumulation": (7, NOTHING),
-        "compile": (False, NOTHING),
-        "sampling_batch": (7, NOTHING),
     },
 }
 #: The fields of a cell that are settings of their own.
@@ -207,9 +204,13 @@ def test_a_field_changes_the_digests_of_what_it_changes_and_no_other(kind, field
     assert changed(digests(one), digests(other)) == effect
 
 
-def test_execution_settings_are_those_without_an_effect():
+def test_how_a_cell_is_run_is_no_part_of_it():
+    run_otherwise = Profile(accumulation=7, compile=False, sampling_batch=7)
+    for field in dataclasses.fields(Execution):
+        assert getattr(run_otherwise, field.name) != field.default
+    assert resolve(run_otherwise, NCSNV2, DATA, seed=0) == CELL
     without = {name for name, (_, effect) in EFFECTS[Settings].items() if effect == NOTHING}
-    assert without == {*EXECUTION_SETTINGS, "n_dump", "image_size"}
+    assert without == {"n_dump", "image_size"}
     for name in ROW_SETTINGS:
         assert EFFECTS[Settings][name][1] >= DRAWN
 

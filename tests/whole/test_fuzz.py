@@ -20,7 +20,7 @@ from ablations.engine.settings import apply_overrides, parse_overrides
 from ablations.hype.dumps import open_dumps
 from ablations.pipeline.manifest import load_manifest
 from ablations.studies.ncsnv2.grids import load_grid
-from ablations.studies.ncsnv2.settings import Settings
+from ablations.studies.ncsnv2.settings import Profile
 from scorekit.checkpoints.export import export_snapshot, load_exported
 from scorekit.checkpoints.store import CheckpointStore
 from scorekit.checkpoints.tensors import find_tensors, load_tensors, save_tensors
@@ -101,7 +101,7 @@ def read_grid(path: Path, data: bytes) -> None:
     path.write_bytes(data)
     with contextlib.suppress(ValueError):
         grid = load_grid(str(path))
-        apply_overrides(Settings(), grid.overrides)
+        apply_overrides(Profile(), grid.overrides)
 
 
 @anything
@@ -135,7 +135,7 @@ def test_toml_grids_of_other_types(tmp_path, key, value, row):
         st.text(max_size=20)
         | st.builds(
             "{}={}".format,
-            st.sampled_from(sorted(Settings.__dataclass_fields__)),
+            st.sampled_from(sorted(Profile.__dataclass_fields__)),
             st.text(max_size=8) | st.integers() | st.floats(),
         ),
         max_size=3,
@@ -143,7 +143,7 @@ def test_toml_grids_of_other_types(tmp_path, key, value, row):
 )
 def test_overrides(texts):
     with contextlib.suppress(ValueError):
-        apply_overrides(Settings(), parse_overrides(texts, Settings))
+        apply_overrides(Profile(), parse_overrides(texts, Profile))
 
 
 @anything

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from ablations.engine.settings import Budget
+from ablations.engine.settings import Budget, setting
 from scorekit.techniques.ema import check_momentum
 
 #: Whole numbers are at least 1, and these at least so much.
@@ -29,80 +29,98 @@ class Effort:
     and data are those of ``loss_*``, and ``gradient_*``.
     """
 
-    toy_seeds: int = 5
-    toy_iterations: int = 3000
-    toy_batch_size: int = 128
-    toy_width: int = 128
-    toy_learning_rate: float = 1e-3
-    toy_epsilon: float = 0.1
-    toy_grid: int = 64
-    loss_seeds: int = 5
-    loss_iterations: int = 20_000
-    loss_batch_size: int = 64
-    loss_width: int = 128
-    loss_blocks: int = 8
-    loss_learning_rate: float = 1e-3
-    loss_epsilon: float = 0.1
-    loss_sigma: float = 0.3
-    loss_held_out: int = 256
-    loss_evaluations: int = 40
-    distance_seeds: int = 5
-    distance_iterations: int = 200_000
-    distance_snapshots: int = 10
-    distance_batch_size: int = 128
-    distance_width: int = 128
-    distance_learning_rate: float = 1e-4
-    distance_ema_momentum: float = 0.999
-    distance_n_steps_each: int = 5
-    distance_samples: int = 1000
-    flow_seeds: int = 5
-    flow_iterations: int = 20_000
-    flow_batch_size: int = 128
-    flow_width: int = 1000
-    flow_n_hidden: int = 5
-    flow_n_couplings: int = 4
-    flow_learning_rate: float = 1e-3
-    flow_epsilon: float = 0.1
-    flow_sigma: float = 0.3
-    flow_held_out: int = 10_000
-    flow_n_exact: int = 64
-    flow_evaluations: int = 20
-    implicit_seeds: int = 5
-    implicit_iterations: int = 100_000
-    implicit_warm_up: int = 100
-    implicit_batch_size: int = 128
-    implicit_latent_dim: int = 32
-    implicit_width: int = 256
-    implicit_score_steps: int = 2
-    implicit_learning_rate: float = 1e-4
-    implicit_score_learning_rate: float = 1e-3
-    implicit_epsilon: float = 0.1
-    implicit_held_out: int = 10_000
-    implicit_n_bound: int = 256
-    implicit_samples: int = 1000
-    deep_seeds: int = 5
-    deep_iterations: int = 10_000
-    gradient_seeds: int = 3
-    gradient_iterations: int = 200
-    gradient_width: int = 64
-    gradient_batch_size: int = 16
-    dkef_seeds: int = 5
-    dkef_max_steps: int = 10_000
-    dkef_interval: int = 20
-    dkef_inducing: int = 200
-    dkef_batch_size: int = 200
-    dkef_importance: int = 1_000_000
-    dkef_around: int = 1000
-    wine_seeds: int = 5
-    wine_all: bool = True  # every epsilon; otherwise the largest and the smallest
-    cost_rounds: int = 20
-    cost_mlp_width: int = 128
-    cost_mlp_batch_size: int = 128
-    cost_conv_width: int = 64
-    cost_conv_batch_size: int = 16
-    cost_score_width: int = 128
-    cost_score_batch_size: int = 32
-    compile: bool = False
+    toy_seeds: int = setting(5, "Fig. A(d): trainings, each with its own seed", "seeds")
+    toy_iterations: int = setting(3000, "training steps", "steps")
+    toy_batch_size: int = setting(128, "points of a step", "points")
+    toy_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
+    toy_learning_rate: float = setting(1e-3, "learning rate of Adam")
+    toy_epsilon: float = setting(0.1, "length of a finite difference's displacement")
+    toy_grid: int = setting(
+        64, "points of a side of the grid that the field is compared on", "points"
+    )
+    loss_seeds: int = setting(5, "Fig. A(a), (b): trainings, each with its own seed", "seeds")
+    loss_iterations: int = setting(20_000, "training steps", "steps")
+    loss_batch_size: int = setting(64, "samples of a step", "samples")
+    loss_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
+    loss_blocks: int = setting(8, "residual blocks of the energy", "blocks")
+    loss_learning_rate: float = setting(1e-3, "learning rate of Adam")
+    loss_epsilon: float = setting(0.1, "length of a finite difference's displacement")
+    loss_sigma: float = setting(0.3, "standard deviation of the noise on the data")
+    loss_held_out: int = setting(256, "images that are measured and not trained on", "images")
+    loss_evaluations: int = setting(40, "measurements over training", "times")
+    distance_seeds: int = setting(5, "Fig. A(c): trainings, each with its own seed", "seeds")
+    distance_iterations: int = setting(200_000, "training steps", "steps")
+    distance_snapshots: int = setting(10, "snapshots over training that are sampled", "snapshots")
+    distance_batch_size: int = setting(128, "samples of a step", "samples")
+    distance_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
+    distance_learning_rate: float = setting(1e-4, "learning rate of Adam")
+    distance_ema_momentum: float = setting(0.999, "momentum of the averaged weights")
+    distance_n_steps_each: int = setting(5, "Langevin steps T at each noise scale", "steps")
+    distance_samples: int = setting(1000, "samples whose distance is measured", "images")
+    flow_seeds: int = setting(5, "flows: trainings, each with its own seed", "seeds")
+    flow_iterations: int = setting(20_000, "training steps", "steps")
+    flow_batch_size: int = setting(128, "samples of a step", "samples")
+    flow_width: int = setting(1000, "units of a hidden layer, or channels of the first", "units")
+    flow_n_hidden: int = setting(5, "hidden layers of a coupling", "layers")
+    flow_n_couplings: int = setting(4, "couplings; 0 leaves the scaling alone", "couplings")
+    flow_learning_rate: float = setting(1e-3, "learning rate of Adam")
+    flow_epsilon: float = setting(0.1, "length of a finite difference's displacement")
+    flow_sigma: float = setting(0.3, "standard deviation of the noise on the data")
+    flow_held_out: int = setting(10_000, "images that are measured and not trained on", "images")
+    flow_n_exact: int = setting(64, "images that exact score matching is computed of", "images")
+    flow_evaluations: int = setting(20, "measurements over training", "times")
+    implicit_seeds: int = setting(
+        5, "implicit encoders: trainings, each with its own seed", "seeds"
+    )
+    implicit_iterations: int = setting(100_000, "training steps", "steps")
+    implicit_warm_up: int = setting(
+        100,
+        "steps of the score network before the auto-encoder's first",
+        "steps",
+    )
+    implicit_batch_size: int = setting(128, "samples of a step", "samples")
+    implicit_latent_dim: int = setting(32, "latent dimensions", "dimensions")
+    implicit_width: int = setting(256, "units of a hidden layer, or channels of the first", "units")
+    implicit_score_steps: int = setting(
+        2, "steps of the score network for each of the auto-encoder", "steps"
+    )
+    implicit_learning_rate: float = setting(1e-4, "learning rate of Adam")
+    implicit_score_learning_rate: float = setting(1e-3, "Adam's, of the score network")
+    implicit_epsilon: float = setting(0.1, "length of a finite difference's displacement")
+    implicit_held_out: int = setting(
+        10_000, "images that are measured and not trained on", "images"
+    )
+    implicit_n_bound: int = setting(
+        256, "images that the bound of the likelihood is computed of", "images"
+    )
+    implicit_samples: int = setting(1000, "samples whose distance is measured", "images")
+    deep_seeds: int = setting(5, "deep energies: trainings, each with its own seed", "seeds")
+    deep_iterations: int = setting(10_000, "training steps", "steps")
+    gradient_seeds: int = setting(3, "gradients by ε: trainings, each with its own seed", "seeds")
+    gradient_iterations: int = setting(200, "training steps", "steps")
+    gradient_width: int = setting(64, "units of a hidden layer, or channels of the first", "units")
+    gradient_batch_size: int = setting(16, "samples of a step", "samples")
+    dkef_seeds: int = setting(5, "DKEF: trainings, each with its own seed", "seeds")
+    dkef_max_steps: int = setting(10_000, "training steps at most", "steps")
+    dkef_interval: int = setting(20, "steps from validation to validation", "steps")
+    dkef_inducing: int = setting(200, "inducing points", "points")
+    dkef_batch_size: int = setting(200, "samples of a step", "samples")
+    dkef_importance: int = setting(1_000_000, "samples that estimate the normaliser", "samples")
+    dkef_around: int = setting(
+        1000, "training rows that the second estimate's samples lie around", "rows"
+    )
+    wine_seeds: int = setting(5, "DKEF on wine: trainings, each with its own seed", "seeds")
+    wine_all: bool = setting(True, "every epsilon; otherwise the largest and the smallest")
+    cost_rounds: int = setting(20, "rounds of timing", "rounds")
+    cost_mlp_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
+    cost_mlp_batch_size: int = setting(128, "samples of a step", "samples")
+    cost_conv_width: int = setting(64, "units of a hidden layer, or channels of the first", "units")
+    cost_conv_batch_size: int = setting(16, "samples of a step", "samples")
+    cost_score_width: int = setting(
+        128, "units of a hidden layer, or channels of the first", "units"
+    )
+    cost_score_batch_size: int = setting(32, "samples of a step", "samples")
+    compile: bool = setting(False, "compiled rows beside the eager ones of cost")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

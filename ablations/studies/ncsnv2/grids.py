@@ -14,7 +14,7 @@ from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import BUDGETS, ROW_SETTINGS, Settings
+from ablations.studies.ncsnv2.settings import BUDGETS, ROW_SETTINGS, Profile, Settings
 from ablations.studies.ncsnv2.without_effect import without_effect
 
 _log = logging.getLogger("scorekit")
@@ -161,7 +161,7 @@ def _load_one(name: str) -> Grid:
         datasets=tuple(texts("datasets")),
         seeds=seeds,
         budget=budget,
-        overrides={key: coerce(key, value, Settings) for key, value in overrides.items()},
+        overrides={key: coerce(key, value, Profile) for key, value in overrides.items()},
         slurm=slurm,
     )
 

@@ -2,17 +2,12 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-from ablations.engine.settings import Budget
+from ablations.engine.settings import Budget, setting
 from scorekit.objectives.score_matching import Objective
 from scorekit.runtime.compilation import Precision
 from scorekit.training.settings import MAX_COUNT
-
-_S = TypeVar("_S")
-
-#: How, not what: these change speed, memory and rounding, and belong to no digest.
-EXECUTION_SETTINGS = ("accumulation", "compile", "sampling_batch")
 
 #: What one row of a grid may set apart from others: how samples are drawn, and the objective.
 ROW_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size", "objective")
@@ -30,65 +25,76 @@ LADDER_SETTINGS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Everything that shapes a cell; None means "derived" (from the paper, the data, the variant).
+    """What shapes a cell; None means "derived" (from the paper, the data, the variant).
 
-    Field names are the keys of ``--set`` and of a TOML grid's ``[set]`` table.
+    Noise scales and sampling are those of variants with group (1,2,4): derived by Techniques 1, 2
+    and 4, or taken from Table 4 where ``preset`` names one of its datasets; ``coverage`` then
+    replaces its ``n_levels``. Without the group they are NCSN's own, and what is set is said to be
+    without effect (:mod:`ablations.studies.ncsnv2.without_effect`).
     """
 
-    # Noise scales and sampling, for variants with group (1,2,4): derived by Techniques 1, 2 and 4,
-    # or taken from Table 4 where ``preset`` names one of its datasets; ``coverage`` then replaces
-    # its ``n_levels``. Without the group they are NCSN's own, and what is set is said to be without
-    # effect (:mod:`ablations.studies.ncsnv2.without_effect`).
-    preset: str | None = None
-    sigma_begin: float | None = None
-    sigma_end: float | None = None  # Sec. 3: 0.01
-    n_levels: int | None = None
-    coverage: float | None = None  # Technique 2: 0.5
-    n_steps_each: int | None = None
-    score_evaluations: int | None = None  # per sample, from which T follows; None: as in Table 4
-    step_size: float | None = None
-    # How the trained network is sampled. ``sampling_levels`` is the number of noise scales, or
-    # below 1 a share of those trained with; it needs Technique 3.
-    sampler: Literal["annealed", "consistent"] = "annealed"
-    sampling_levels: float | None = None
-    # Network.
-    architecture: str | None = None
-    width: int = 128
-    # Training.
-    iterations: int | None = None
-    batch_size: int | None = None
-    learning_rate: float | None = None
-    adam_eps: float | None = None
-    amsgrad: bool = False
-    ema_momentum: float = 0.999
-    flip: bool | None = None
-    dequantisation: Literal["none", "uniform"] | None = None
-    objective: Objective = "dsm"
-    fd_epsilon: float | None = None
-    precision: Precision = "fp32"
-    snapshot_interval: int = 5000
-    test_interval: int = 100
-    # Evaluation.
-    n_selection: int = 1000
-    n_final: int | None = None  # the authors': 50,000 for CIFAR-10, 10,000 for others
-    n_loss: int = 5000  # images of each split times draws of noise that its loss is taken of
-    n_dump: int = 5000
-    reference: Literal["train", "test"] | None = None  # the paper's: CelebA test, others train
-    # Data.
-    image_size: int | None = None
-    # EXECUTION_SETTINGS.
-    accumulation: int = 1  # micro-batches that a device takes its share of a batch in
-    compile: bool = True
-    sampling_batch: int = 256
+    preset: str | None = setting(
+        None, "the row of Table 4 that is taken: cifar10, celeba, church_outdoor, ..."
+    )
+    sigma_begin: float | None = setting(
+        None, "largest noise scale; Technique 1: the largest distance of two training images"
+    )
+    sigma_end: float | None = setting(None, "smallest noise scale; Sec. 3: 0.01")
+    n_levels: int | None = setting(None, "number L of noise scales; Technique 2", "noise scales")
+    coverage: float | None = setting(
+        None, "probability that neighbouring noise scales share, from which L follows; 0.5"
+    )
+    n_steps_each: int | None = setting(None, "Langevin steps T at each noise scale", "steps")
+    score_evaluations: int | None = setting(
+        None, "L times T of a sample, from which T follows; those of Table 4", "evaluations"
+    )
+    step_size: float | None = setting(None, "ε of the sampler; Technique 4")
+    sampler: Literal["annealed", "consistent"] = setting(
+        "annealed", "annealed Langevin dynamics, or consistent annealed sampling"
+    )
+    sampling_levels: float | None = setting(
+        None, "noise scales that samples descend, below 1 a share of L; needs Technique 3"
+    )
+    architecture: str | None = setting(
+        None, "the network for images of such sides: 32-64, 96-128 or 256"
+    )
+    width: int = setting(128, "filters of the first layer", "channels")
+    iterations: int | None = setting(None, "training steps", "steps")
+    batch_size: int | None = setting(None, "images of a training step", "images")
+    learning_rate: float | None = setting(None, "of Adam; App. B.1: 0.001, 0.0001 with Technique 3")
+    adam_eps: float | None = setting(None, "ε of Adam")
+    amsgrad: bool = setting(False, "AMSGrad in place of Adam")
+    ema_momentum: float = setting(0.999, "momentum of the averaged weights; Technique 5")
+    flip: bool | None = setting(None, "random flips of training images, left and right")
+    dequantisation: Literal["none", "uniform"] | None = setting(
+        None, "noise between the grey levels of training images; none with Technique 3"
+    )
+    objective: Objective = setting("dsm", "what training minimises; the paper: dsm")
+    fd_epsilon: float | None = setting(
+        None, "length of a finite difference's displacement; objectives that begin with fd_"
+    )
+    precision: Precision = setting("fp32", "of the network, in training and sampling")
+    snapshot_interval: int = setting(5000, "training steps from snapshot to snapshot", "steps")
+    test_interval: int = setting(100, "training steps from test loss to test loss", "steps")
+    n_selection: int = setting(
+        1000, "samples of every snapshot, by whose distance one is selected", "images"
+    )
+    n_final: int | None = setting(
+        None,
+        "samples of the selected snapshot; the authors': 50000, 10000 but for CIFAR-10",
+        "images",
+    )
+    n_loss: int = setting(
+        5000, "images of each split, times draws of noise, that its loss is taken of", "images"
+    )
+    n_dump: int = setting(5000, "samples that are written as pictures", "images")
+    reference: Literal["train", "test"] | None = setting(
+        None, "the split that samples are compared with; test for CelebA, train for others"
+    )
+    image_size: int | None = setting(None, "side that images are resized to", "pixels")
 
     def __post_init__(self) -> None:
-        least = {"n_selection": 2, "n_final": 2, "n_loss": 2, "n_dump": 0, "sampling_batch": 2}
-        for name, value in (least | {"accumulation": 1, "score_evaluations": 1}).items():
-            given = getattr(self, name)
-            if given is not None and not value <= given <= MAX_COUNT:
-                raise ValueError(
-                    f"{name} = {given} must be at least {value} and at most {MAX_COUNT}"
-                )
+        _check_counts(self, n_selection=2, n_final=2, n_loss=2, n_dump=0, score_evaluations=1)
         if self.n_final is not None and self.n_final < self.n_selection:
             raise ValueError(
                 f"n_final = {self.n_final} must be at least n_selection = {self.n_selection}"
@@ -101,6 +107,34 @@ class Settings:
                 f"sampling_levels = {self.sampling_levels} must be a whole number from 2, or a "
                 "share between 0 and 1"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Execution:
+    """How a cell is run, not what it is: speed, memory and rounding. None is of a digest."""
+
+    accumulation: int = setting(1, "parts in which a device takes its share of a batch", "parts")
+    compile: bool = setting(True, "torch.compile, where it works")
+    sampling_batch: int = setting(256, "samples drawn at once", "images")
+
+    def __post_init__(self) -> None:
+        _check_counts(self, accumulation=1, sampling_batch=2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile(Execution, Settings):
+    """Both: what a budget sets, and what ``--set`` and a TOML grid's ``[set]`` take, by name."""
+
+    def __post_init__(self) -> None:
+        Settings.__post_init__(self)
+        Execution.__post_init__(self)
+
+
+def _check_counts(settings: Settings | Execution, **least: int) -> None:
+    for name, value in least.items():
+        given = getattr(settings, name)
+        if given is not None and not value <= given <= MAX_COUNT:
+            raise ValueError(f"{name} = {given} must be at least {value} and at most {MAX_COUNT}")
 
 
 def _quick_for(*, iterations: int, samples: int) -> dict[str, Any]:
@@ -117,7 +151,7 @@ BUDGETS = {
         Budget(
             name="paper",
             description="widths, iterations and sample counts of the paper",
-            settings=Settings(),
+            settings=Profile(),
             datasets=("digits",),
         ),
         Budget(
@@ -126,7 +160,7 @@ BUDGETS = {
             "fewer samples: on images of CIFAR-10's size meant for about an hour of one "
             "data-centre GPU, which is an estimate from FLOPs and not measured yet; can be stopped "
             "and continued every few minutes",
-            settings=Settings(
+            settings=Profile(
                 iterations=15_000,
                 precision="bf16",
                 snapshot_interval=2500,
@@ -143,7 +177,7 @@ BUDGETS = {
             description="minutes on two CPU cores: small networks, few samples, few iterations, "
             "and a learning rate and EMA momentum that suit so few; good for a first look and for "
             "comparing variants with one another, not with the paper's numbers",
-            settings=Settings(
+            settings=Profile(
                 # Over so few iterations the paper's momentum would keep a tenth of the initial
                 # weights, and its learning rate for Technique 3 would learn little.
                 width=16,

@@ -22,12 +22,7 @@ from ablations.pipeline.patterns import select_cells, split_datasets
 from ablations.pipeline.selection import seconds_spent
 from ablations.studies.ncsnv2.estimate import describe_budgets, describe_plan, describe_warnings
 from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, load_grid
-from ablations.studies.ncsnv2.settings import (
-    BUDGETS,
-    EXECUTION_SETTINGS,
-    Settings,
-    budget_label,
-)
+from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
 from ablations.studies.ncsnv2.without_effect import describe_without_effect
 from scorekit.metrics.spaces import extractor_digest
 from scorekit.training.gradients import check_accumulation
@@ -51,7 +46,7 @@ def resolve(request: Request) -> Resolved:
     wanted = args.budget or grid.budget or before
     # The others cost days, and nobody has asked for them.
     budget = BUDGETS[wanted if wanted != "auto" else "quick"]
-    given = parse_overrides(args.set, Settings)
+    given = parse_overrides(args.set, Profile)
     overrides = (source.overrides if source else grid.overrides) | given
     if args.reference is not None:
         overrides["reference"] = args.reference
@@ -84,7 +79,7 @@ def resolve(request: Request) -> Resolved:
         grid=begun.grid if begun is not None else grid.name,
         budget=budget.name,
         # What changes no result may differ from one command to the next.
-        overrides={k: v for k, v in overrides.items() if k not in EXECUTION_SETTINGS},
+        overrides={k: v for k, v in overrides.items() if hasattr(Settings, k)},
         data_root=os.path.relpath(data_root, out),
         units=begun.units
         if begun is not None
@@ -219,7 +214,7 @@ STUDY = Study(
         "objectives": "NCSN with averaged weights by DSM, SSM-VR and FD-SSM-VR",
     },
     units="cells",
-    settings=Settings,
+    settings=Profile,
     budgets=BUDGETS,
     file=GRID_FILE,
     slurm=_slurm,

@@ -3,12 +3,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ablations.engine.settings import apply_overrides, coerce, parse_overrides
-from ablations.studies.ncsnv2.settings import BUDGETS, LADDER_SETTINGS, Settings, budget_label
+from ablations.studies.ncsnv2.settings import BUDGETS, LADDER_SETTINGS, Profile, budget_label
 
 
 def test_overrides_are_typed_by_the_setting():
     pairs = ["width=32", "learning_rate=1e-3", "compile=false", "flip=none", "iterations=20_000"]
-    assert parse_overrides(pairs, Settings) == {
+    assert parse_overrides(pairs, Profile) == {
         "width": 32,
         "learning_rate": 1e-3,
         "compile": False,
@@ -30,31 +30,31 @@ def test_overrides_are_typed_by_the_setting():
 )
 def test_a_bad_override_is_named_with_what_would_be_right(pair, message):
     with pytest.raises(ValueError, match=message):
-        parse_overrides([pair], Settings)
+        parse_overrides([pair], Profile)
 
 
 @given(st.text(max_size=20), st.text(max_size=20))
 def test_any_text_is_a_value_or_one_clear_line(key, value):
     message, result = "", {}
     try:
-        result = parse_overrides([f"{key}={value}"], Settings)
+        result = parse_overrides([f"{key}={value}"], Profile)
     except ValueError as error:
         message = str(error)
     assert bool(message) != bool(result)
-    assert set(result) <= set(Settings.__dataclass_fields__)
+    assert set(result) <= set(Profile.__dataclass_fields__)
 
 
 @given(st.integers(2, 10**9))
 def test_whole_numbers_survive_the_round_trip(value):
     assert (
-        coerce("iterations", str(value), Settings) == coerce("iterations", value, Settings) == value
+        coerce("iterations", str(value), Profile) == coerce("iterations", value, Profile) == value
     )
 
 
 def test_toml_values_are_checked_like_texts():
-    assert coerce("sigma_end", 1, Settings) == 1.0
+    assert coerce("sigma_end", 1, Profile) == 1.0
     with pytest.raises(ValueError, match="width = True is not a whole number"):
-        coerce("width", True, Settings)
+        coerce("width", True, Profile)
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_toml_values_are_checked_like_texts():
 )
 def test_values_out_of_range(override, message):
     with pytest.raises(ValueError, match=message):
-        apply_overrides(Settings(), override)
+        apply_overrides(Profile(), override)
 
 
 def test_the_paper_budget_is_the_papers():
