@@ -12,7 +12,7 @@ import pandas as pd
 from ablations.engine.frames import make_frame
 from ablations.hype.dumps import HypeDump
 from ablations.hype.ratings import N_EACH, rater_files, read_rounds
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import number, yes_no
 
 _LABEL_COLUMNS = {
@@ -118,7 +118,7 @@ def bootstrap_std(values: np.ndarray, n_bootstrap: int, seed: int) -> float:
 def hype_table(scores: pd.DataFrame) -> Table:
     """Table 5: a row for each dump, rated or not, then the paper's rows, marked as the paper's."""
     ours = scores.sort_values(["dataset", "name"], kind="stable").to_dict("records")
-    columns = {"kind": "string", **SCORE_COLUMNS, "source": "string"}
+    types = {"kind": "string", **SCORE_COLUMNS, "source": "string"}
     rows = [
         row | {"kind": "ours" if row["n_raters"] else "pending", "source": _source(row)}
         for row in ours
@@ -127,24 +127,21 @@ def hype_table(scores: pd.DataFrame) -> Table:
         named = dict(zip(("hype", "fakes_error", "reals_error", "std"), values, strict=True))
         of_paper = {"kind": "paper", "dataset": "CelebA 64", "source": TABLE_5}
         rows.append({"model": model} | named | of_paper)
-    raw = make_frame(columns, rows)
+    raw = make_frame(types, rows)
     models = pd.Series([_model(row) for row in raw.to_dict("records")], dtype="str")
     # Two runs of the same settings, say under two budgets: told apart by what they sampled.
     alike = models.duplicated(keep=False) & raw["dump"].notna()
     models[alike] += " (" + raw["dump"][alike].str[:8] + ")"
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Model": models,
-            "HYPE∞(%)": _decimals(raw["hype"]),
-            "Fakes Error(%)": _decimals(raw["fakes_error"]),
-            "Reals Error(%)": _decimals(raw["reals_error"]),
-            "Std.": _decimals(raw["std"]),
-            "Raters": [number(value) for value in raw["n_raters"]],
-            "Answers": [number(value) for value in raw["n_answers"]],
-            "Source": raw["source"],
-        },
-        dtype="str",
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Model", models),
+        Column("HYPE∞(%)", _decimals(raw["hype"]), number=True),
+        Column("Fakes Error(%)", _decimals(raw["fakes_error"]), number=True),
+        Column("Reals Error(%)", _decimals(raw["reals_error"]), number=True),
+        Column("Std.", _decimals(raw["std"]), number=True),
+        Column("Raters", [number(value) for value in raw["n_raters"]], number=True),
+        Column("Answers", [number(value) for value in raw["n_answers"]], number=True),
+        Column("Source", raw["source"]),
     )
     caption = (
         "HYPE∞, higher is better: the mean of the share of fakes called real and the share of "
@@ -159,9 +156,8 @@ def hype_table(scores: pd.DataFrame) -> Table:
         title="Human evaluation (HYPE∞)",
         caption=caption,
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=tuple(raw["kind"]),
-        numeric=tuple(display.columns[2:-1]),
     )
 
 

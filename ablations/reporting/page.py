@@ -12,31 +12,13 @@ from typing import Any
 
 import jinja2
 from markupsafe import Markup, escape
-from pandas.api.types import is_numeric_dtype
 
 from ablations.reporting.pictures import DPI, Picture, save_picture
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.table_files import save_table
 from scorekit.files import write_file
 
 QUOTED = "Quoted from the paper"
-# The raw column that a shown one sorts by, where their names differ by more than case and spaces.
-_SORTED_BY = {
-    "Distance ↓": ("distance_mean", "fid"),
-    "Inception ↑": ("inception_score",),
-    "Reference": ("n_reference",),
-    "Checkpoint": ("iteration",),
-    "σ₁": ("sigma_1",),
-    "ε": ("epsilon",),
-    "Batch": ("batch_size",),
-    "EMA": ("ema_momentum",),
-    "Training": ("training_s",),
-    "Sampling (images)": ("sampling_s",),
-    "Compiling": ("compile_s",),
-    "Score evaluations per image": ("score_evaluations_per_sample",),
-    "Peak memory, training": ("training_peak_bytes",),
-    "Peak memory, sampling": ("sampling_peak_bytes",),
-}
 _VARIANT = re.compile(r"NCSN_(\d+(?:,\d+)*)\b")
 _MEASURE = re.compile(r"^(FD\[[^\]]*\]|FID|(?:KID|IS)(?:\[[^\]]*\])?) (?=[\d.-])")
 _NUMBER = re.compile(r"\s*(-?(?:\d[\d,]*(?:\.\d*)?|\.\d+)(?:e[+-]?\d+)?)")
@@ -124,13 +106,10 @@ def table_groups(table: Table) -> list[tuple[str, list[tuple[str, list[tuple[str
     A cell is its text and what it sorts by, None for the text. The paper's rows on data sets that
     the run has not got make one group at the end.
     """
-    columns = table.display.columns[1:]
-    values = zip(*(_sort_values(table, column) for column in columns), strict=True)
+    values = zip(*(_sort_values(table, column) for column in table.columns[1:]), strict=True)
     rows = [
-        (kind, str(dataset), list(zip(map(str, cells), value, strict=True)))
-        for kind, (dataset, *cells), value in zip(
-            table.kinds, table.display.to_numpy(), values, strict=True
-        )
+        (kind, dataset, list(zip(cells, value, strict=True)))
+        for kind, (dataset, *cells), value in zip(table.kinds, table.rows, values, strict=True)
     ]
     ours = {dataset for kind, dataset, _ in rows if kind != "paper"}
     groups: dict[str, list[tuple[str, list[tuple[str, str | None]]]]] = {}
@@ -171,7 +150,7 @@ def _block(block: Table | Picture | Collapsed, directory: Path) -> dict[str, Any
     paths = _save(block, directory)
     if isinstance(block, Picture):
         return {"kind": "picture", "it": block} | _embedded(block, *paths)
-    columns = [_column(block, column) for column in block.display.columns[1:]]
+    columns = [_column(column) for column in block.columns[1:]]
     return {"kind": "table", "it": block, "columns": columns, "groups": table_groups(block)}
 
 
@@ -195,32 +174,28 @@ def _embedded(picture: Picture, png: Path, svg: Path) -> dict[str, Any]:
     }
 
 
-def _column(table: Table, column: str) -> dict[str, Any]:
+def _column(column: Column) -> dict[str, Any]:
     """A column's heading and how it is set: numbers to the right, long texts on several lines."""
-    texts = table.display[column].astype(str)
-    plain = column not in table.numeric and column not in _SORTED_BY
+    plain = not column.number and column.by is None
     return {
-        "text": column,
-        "number": column in table.numeric,
-        "words": plain and bool((texts.str.len() > _LONG).any()),
+        "text": column.heading,
+        "number": column.number,
+        "words": plain and any(len(text) > _LONG for text in column.texts),
     }
 
 
-def _sort_values(table: Table, column: str) -> list[str | None]:
-    """What the cells of a column sort by: raw numbers where there are any, else those shown.
+def _sort_values(table: Table, column: Column) -> list[str | None]:
+    """What the cells of a column sort by: the raw numbers that it names, else those shown.
 
     "" stands for a number that is not there. None, for a whole column, says that it holds words.
     """
-    names = _SORTED_BY.get(column, (column, column.lower().replace(" ", "_")))
-    raw = next((table.raw[name] for name in names if name in table.raw.columns), None)
-    if raw is not None and (column in _SORTED_BY or is_numeric_dtype(raw)):
-        values = [_number(value) for value in raw]
-    else:
-        texts = [_MEASURE.sub("", str(text)) for text in table.display[column]]
-        numeric = column in table.numeric or column.endswith(("↑", "↓"))
-        bare = numeric and all(_BARE.fullmatch(text) for text in texts)
-        values = [_number(text) for text in texts] if bare else []
-    return [*values] if any(values) else [None] * len(table.display)
+    values: list[str] = []
+    if column.by is not None:
+        values = [_number(value) for value in table.raw[column.by]]
+    elif column.number:
+        texts = [_MEASURE.sub("", text) for text in column.texts]
+        values = [_number(text) for text in texts] if all(map(_BARE.fullmatch, texts)) else []
+    return [*values] if any(values) else [None] * len(column.texts)
 
 
 def _number(value: object) -> str:

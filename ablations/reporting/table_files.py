@@ -100,9 +100,9 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 def markdown(table: Table) -> str:
     """The readable table in GitHub's Markdown, title above and caption below, text escaped."""
-    rules = ["--:" if column in table.numeric else ":--" for column in table.display.columns]
-    rows = [[markdown_text(value) for value in row] for row in table.display.to_numpy()]
-    headings = [markdown_text(column) for column in table.display.columns]
+    rules = ["--:" if column.number else ":--" for column in table.columns]
+    rows = [[markdown_text(text) for text in row] for row in table.rows]
+    headings = [markdown_text(column.heading) for column in table.columns]
     lines = [" | ".join(cells) for cells in [headings, rules, *rows]]
     body = "\n".join(f"| {line} |" for line in lines)
     return f"## {markdown_text(table.title)}\n\n{body}\n\n{markdown_text(table.caption)}\n"
@@ -115,10 +115,10 @@ def markdown_text(value: object) -> str:
 
 def latex(table: Table) -> str:
     """The readable table as a LaTeX float with booktabs rules and the caption; text escaped."""
-    columns = [str(column) for column in table.display.columns]
-    alignment = "".join("r" if column in table.numeric else "l" for column in columns)
-    rows = [" & ".join(map(latex_text, row)) + r" \\" for row in table.display.to_numpy()]
-    empty = rf"\multicolumn{{{len(columns)}}}{{l}}{{no rows yet}} \\"
+    alignment = "".join("r" if column.number else "l" for column in table.columns)
+    headings = " & ".join(latex_text(column.heading) for column in table.columns)
+    rows = [" & ".join(map(latex_text, row)) + r" \\" for row in table.rows]
+    empty = rf"\multicolumn{{{len(table.columns)}}}{{l}}{{no rows yet}} \\"
     lines = [
         r"% needs \usepackage{booktabs} and, for the width, \usepackage{graphicx}",
         r"\begin{table*}[t]",
@@ -129,9 +129,9 @@ def latex(table: Table) -> str:
         r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%",
         rf"\begin{{tabular}}{{{alignment}}}",
         r"\toprule",
-        " & ".join(map(latex_text, columns)) + r" \\",
+        headings + r" \\",
         r"\midrule",
-        *_with_rules(rows or [empty], list(table.display.get("Dataset", []))),
+        *_with_rules(rows or [empty], table.columns[0].texts),
         r"\bottomrule",
         r"\end{tabular}}",
         r"\end{table*}",
@@ -139,8 +139,8 @@ def latex(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _with_rules(rows: list[str], groups: list[str]) -> list[str]:
-    """Set data sets apart by a thin rule, in a table that has several."""
+def _with_rules(rows: list[str], groups: tuple[str, ...]) -> list[str]:
+    """Set groups apart by a thin rule, in a table that has several."""
     lines = []
     for index, row in enumerate(rows):
         if 0 < index < len(groups) and groups[index] != groups[index - 1]:

@@ -18,7 +18,7 @@ import pytest
 from ablations.report import main
 from ablations.reporting.page import Collapsed, Section, Words, rich, table_groups, write_page
 from ablations.reporting.pictures import Picture
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.studies.ncsnv2.report import build_report, sections
 from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
@@ -263,7 +263,7 @@ def test_quoted_rows_of_other_data_sets_make_one_group(tmp_path: Path) -> None:
 
 
 def _sorted_by(table: Table, heading: str) -> dict[str, list[str | None]]:
-    column = list(table.display.columns[1:]).index(heading)
+    column = [column.heading for column in table.columns[1:]].index(heading)
     return {name: [cells[column][1] for _, cells in rows] for name, rows in table_groups(table)}
 
 
@@ -288,14 +288,27 @@ def test_numbers_sort_by_their_raw_values(tmp_path: Path) -> None:
 
 def test_shown_numbers_serve_where_a_table_has_no_raw_column_of_them(tmp_path: Path) -> None:
     table = ablation_table(fake_results.complete(tmp_path))
-    texts = ["FID 1,234.5", "KID 3.1e-3 ± 2e-4", "—", *["failed"] * (len(table.display) - 3)]
-    display = table.display.assign(**{"Score ↑": texts})
-    (values,) = _sorted_by(replace(table, display=display), "Score ↑").values()
-    assert values[:4] == ["1234.5", "3.1e-3", "", ""]
+
+    def sorted_by(column: Column) -> list[str | None]:
+        shown = replace(table, columns=(*table.columns, column))
+        (values,) = _sorted_by(shown, column.heading).values()
+        return values
+
+    more = len(table.rows) - 3
+    texts = ["FID 1,234.5", "KID 3.1e-3 ± 2e-4", "—", *["failed"] * more]
+    assert sorted_by(Column("Score", texts, number=True))[:4] == ["1234.5", "3.1e-3", "", ""]
+    assert set(sorted_by(Column("Score", texts))) == {None}
     # Numbers with units do not compare as numbers.
-    units = table.display.assign(**{"Time ↓": ["3 min", *["40 s"] * (len(display) - 1)]})
-    (values,) = _sorted_by(replace(table, display=units), "Time ↓").values()
-    assert set(values) == {None}
+    units = ["3 min", *["40 s"] * (more + 2)]
+    assert set(sorted_by(Column("Time", units, number=True))) == {None}
+    raw = sorted_by(Column("Time", units, by="distance_mean"))
+    assert raw == _sorted_by(table, "Distance ↓")["digits"]
+
+
+def test_a_table_has_a_cell_for_each_row_in_each_column(tmp_path: Path) -> None:
+    table = ablation_table(fake_results.complete(tmp_path))
+    with pytest.raises(ValueError, match="table ablation: raw rows, kinds and columns differ"):
+        replace(table, columns=(*table.columns, Column("n", ["1"])))
 
 
 def test_rich_text_is_escaped_before_it_is_marked() -> None:

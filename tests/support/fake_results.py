@@ -96,6 +96,7 @@ def complete(
                 cell = key | {"seed": seed}
                 rows["cells"].append(
                     cell
+                    | {"base": variant, "sampler": "annealed"}
                     | {"slug": slug, "techniques": techniques, "weights": weights, "status": "done"}
                     | {"training": next(t for t, of in TRAININGS.items() if variant in of)}
                 )
@@ -197,6 +198,7 @@ def stepped(dataset: str) -> dict[str, Any]:
             [
                 base
                 | {"variant": v, "slug": v, "weights": "EMA", "status": "done"}
+                | {"base": "NCSNv2", "sampler": "annealed"}
                 | {"training": "s(x)/σ, L=232"}
                 for v in rows
             ],

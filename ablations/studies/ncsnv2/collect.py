@@ -179,6 +179,8 @@ class _Collector:
         return {
             "dataset": cell.data.name,
             "variant": cell.label,
+            "base": cell.variant.name,
+            "sampler": cell.sampler,
             "slug": cell.slug,
             "techniques": ",".join(map(str, cell.variant.techniques)),
             "training": self.labels[cell.train_stage().digest],

@@ -106,6 +106,8 @@ def step_rows(dataset: str) -> list[dict[str, object]]:
     return [
         {
             "variant": f"NCSNv2, {n_levels}×{n_steps}",
+            "base": "NCSNv2",
+            "sampler": "annealed",
             "ladder": f"{n_levels}×{n_steps}",
             "weights": "EMA",
             "denoise": True,

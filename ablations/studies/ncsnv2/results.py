@@ -20,6 +20,8 @@ METRICS = ("IS", "KID", "precision", "recall", "f_score", "interval", "infinite 
 CELL_COLUMNS: dict[str, str] = {
     "dataset": "string",
     "variant": "string",
+    "base": "string",  # the variant, whatever sets a row of it apart
+    "sampler": "string",
     "slug": "string",
     "techniques": "string",
     "training": "string",

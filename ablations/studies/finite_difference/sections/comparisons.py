@@ -6,9 +6,7 @@ import math
 from statistics import fmean, median
 from typing import Any
 
-import pandas as pd
-
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import memory, number
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.cost import cost_comparisons
@@ -55,17 +53,14 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
         *("low", "high", "n"),
     )
     rows = raw.to_dict("records")
-    display = pd.DataFrame(
-        {
-            "Comparison": raw["group"],
-            "Quantity": raw["quantity"],
-            "First": [_side(row, "first") for row in rows],
-            "Second": [_side(row, "second") for row in rows],
-            "Second against first": [_effect(row) for row in rows],
-            "95 %": [between(row["low"], row["high"]) for row in rows],
-            "Pairs": [number(row["n"]) for row in rows],
-        },
-        dtype="str",
+    columns = (
+        Column("Comparison", raw["group"]),
+        Column("Quantity", raw["quantity"]),
+        Column("First", [_side(row, "first") for row in rows]),
+        Column("Second", [_side(row, "second") for row in rows]),
+        Column("Second against first", [_effect(row) for row in rows], number=True, by="mean"),
+        Column("95 %", [between(row["low"], row["high"]) for row in rows], number=True, by="low"),
+        Column("Pairs", [number(row["n"]) for row in rows], number=True),
     )
     interval = (
         "the median over rounds of measurement and its interval from order statistics"
@@ -83,9 +78,8 @@ def comparison_table(results: TrialResults, part: str) -> Table | None:
         title="Paired comparisons",
         caption=f"Second against first: {interval}. {conditions_of(results, kinds)}",
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=("ours",) * len(raw),
-        numeric=tuple(display.columns[4:]),
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.reporting.pictures import FAINT, INK, Picture, dress_frame
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import memory, number, text_or_empty
 from ablations.studies.finite_difference.paired import Paired
 from ablations.studies.finite_difference.results import TrialResults
@@ -91,25 +91,32 @@ def cost_table(results: TrialResults) -> Table:
         *("peak_bytes", "memory_ratio", "status"),
     )
     rows = raw.to_dict("records")
-    display = pd.DataFrame(
-        {
-            "Model": raw["group"],
-            "Objective": raw["method"],
-            "Way": [text_or_empty(row["way"]) for row in rows],
-            "Mode": [text_or_empty(row["mode"]) or "—" for row in rows],
-            "Time": [_milliseconds(row["seconds"]) for row in rows],
-            "× forward + backward": [number(row["ratio"]) for row in rows],
-            "95 %": [between(row["ratio_low"], row["ratio_high"]) for row in rows],
-            "Peak memory": [
+    columns = (
+        Column("Model", raw["group"]),
+        Column("Objective", raw["method"]),
+        Column("Way", [text_or_empty(row["way"]) for row in rows]),
+        Column("Mode", [text_or_empty(row["mode"]) or "—" for row in rows]),
+        Column("Time", [_milliseconds(row["seconds"]) for row in rows], number=True, by="seconds"),
+        Column("× forward + backward", [number(row["ratio"]) for row in rows], number=True),
+        Column(
+            "95 %",
+            [between(row["ratio_low"], row["ratio_high"]) for row in rows],
+            number=True,
+            by="ratio_low",
+        ),
+        Column(
+            "Peak memory",
+            [
                 f"{row['peak_bytes'] / 1e9:.1f} G"
                 if row["kind"] == "paper"
                 else memory(row["peak_bytes"])
                 for row in rows
             ],
-            "× its memory": [number(row["memory_ratio"]) for row in rows],
-            "Status": raw["status"],
-        },
-        dtype="str",
+            number=True,
+            by="peak_bytes",
+        ),
+        Column("× its memory", [number(row["memory_ratio"]) for row in rows], number=True),
+        Column("Status", raw["status"]),
     )
     s = settings_of(results, "cost")
     return Table(
@@ -123,9 +130,8 @@ def cost_table(results: TrialResults) -> Table:
         "space within operations included. "
         f"{conditions_of(results, ['cost'])}",
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=tuple(raw["kind"]),
-        numeric=tuple(display.columns[4:-1]),
     )
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 from ablations.reporting.pictures import INK, Picture, dress_frame, shared_legend
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import number
 from ablations.studies.finite_difference.paired import mean_and_spread
 from ablations.studies.finite_difference.results import TrialResults
@@ -58,17 +56,18 @@ def deep_table(results: TrialResults) -> Table:
         *("rounding", "status"),
     )
     rows = raw.to_dict("records")
-    display = pd.DataFrame(
-        {
-            "Data set": raw["group"],
-            "Objective": raw["method"],
-            "Seeds": [number(row["n_seeds"]) for row in rows],
-            "Exact SM ↓": [with_spread(row["exact_sm"], row["exact_sm_std"]) for row in rows],
-            "Truncation": [number(row["truncation"], 2) for row in rows],
-            "Rounding": [number(row["rounding"], 2) for row in rows],
-            "Status": raw["status"],
-        },
-        dtype="str",
+    columns = (
+        Column("Data set", raw["group"]),
+        Column("Objective", raw["method"]),
+        Column("Seeds", [number(row["n_seeds"]) for row in rows], number=True),
+        Column(
+            "Exact SM ↓",
+            [with_spread(row["exact_sm"], row["exact_sm_std"]) for row in rows],
+            number=True,
+        ),
+        Column("Truncation", [number(row["truncation"], 2) for row in rows], number=True),
+        Column("Rounding", [number(row["rounding"], 2) for row in rows], number=True),
+        Column("Status", raw["status"]),
     )
     s = settings_of(results, "deep")
     return Table(
@@ -81,9 +80,8 @@ def deep_table(results: TrialResults) -> Table:
         "source reports comparable performance for ε in [0.01, 1], without numbers. "
         f"{conditions_of(results, ['deep'])}",
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=tuple(raw["kind"]),
-        numeric=tuple(display.columns[2:-1]),
     )
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import pandas as pd
-
 from ablations.reporting.pictures import INK, Picture, dress_frame, shared_legend
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import number
 from ablations.studies.finite_difference.paired import comparison, mean_and_spread
 from ablations.studies.finite_difference.results import TrialResults
@@ -93,28 +91,35 @@ def dkef_table(results: TrialResults) -> Table:
         *("ess_around_max", "valid_loss", "steps", "status"),
     )
     rows = raw.to_dict("records")
-    display = pd.DataFrame(
-        {
-            "Data set": raw["group"],
-            "Objective": raw["method"],
-            "Seeds": [number(row["n_seeds"]) for row in rows],
-            "NLL, N(0, 4 I) ↓": [
-                with_spread(row["nll_broad"], row["nll_broad_std"]) for row in rows
-            ],
-            "its effective samples": [
-                between(row["ess_broad_min"], row["ess_broad_max"]) for row in rows
-            ],
-            "NLL, around the data ↓": [
-                with_spread(row["nll_around"], row["nll_around_std"]) for row in rows
-            ],
-            "effective samples": [
-                between(row["ess_around_min"], row["ess_around_max"]) for row in rows
-            ],
-            "Validation loss ↓": [number(row["valid_loss"]) for row in rows],
-            "Steps": [number(row["steps"]) for row in rows],
-            "Status": raw["status"],
-        },
-        dtype="str",
+    columns = (
+        Column("Data set", raw["group"]),
+        Column("Objective", raw["method"]),
+        Column("Seeds", [number(row["n_seeds"]) for row in rows], number=True),
+        Column(
+            "NLL, N(0, 4 I) ↓",
+            [with_spread(row["nll_broad"], row["nll_broad_std"]) for row in rows],
+            number=True,
+        ),
+        Column(
+            "its effective samples",
+            [between(row["ess_broad_min"], row["ess_broad_max"]) for row in rows],
+            number=True,
+            by="ess_broad_min",
+        ),
+        Column(
+            "NLL, around the data ↓",
+            [with_spread(row["nll_around"], row["nll_around_std"]) for row in rows],
+            number=True,
+        ),
+        Column(
+            "effective samples",
+            [between(row["ess_around_min"], row["ess_around_max"]) for row in rows],
+            number=True,
+            by="ess_around_min",
+        ),
+        Column("Validation loss ↓", [number(row["valid_loss"]) for row in rows], number=True),
+        Column("Steps", [number(row["steps"]) for row in rows], number=True),
+        Column("Status", raw["status"]),
     )
     s = settings_of(results, "dkef")
     return Table(
@@ -130,9 +135,8 @@ def dkef_table(results: TrialResults) -> Table:
         "on the sphere, ε their length. SSM is the limit ε → 0 on the same batches and directions. "
         f"{conditions_of(results, ['dkef'])}",
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=tuple(raw["kind"]),
-        numeric=tuple(display.columns[2:-1]),
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import duration, number
 from ablations.studies.finite_difference.paired import comparison, mean_and_spread
 from ablations.studies.finite_difference.results import TrialResult, TrialResults
@@ -114,22 +114,21 @@ def plain_table(
 ) -> Table:
     """A table whose columns are shown as they are, numbers by ``number``."""
     raw = frame([{"group": group} | r for r in records], "kind", "group", *columns)
-    display = pd.DataFrame({"Data set": raw["group"]}, dtype="str")
-    words = ("method", "status")
+    shown = [Column("Data set", raw["group"])]
     for column, heading in columns.items():
-        shown = duration if column in times else number
-        display[heading] = [
-            ("—" if pd.isna(value) else str(value)) if column in words else shown(value)
-            for value in raw[column]
-        ]
+        if column in ("method", "status"):
+            texts = ["—" if pd.isna(value) else str(value) for value in raw[column]]
+            shown.append(Column(heading, texts))
+        else:
+            say = duration if column in times else number
+            shown.append(Column(heading, map(say, raw[column]), number=True, by=column))
     return Table(
         name=name,
         title=title,
         caption=caption,
         raw=raw,
-        display=display,
+        columns=tuple(shown),
         kinds=tuple(raw["kind"]),
-        numeric=tuple(heading for column, heading in columns.items() if column not in words),
     )
 
 
@@ -172,25 +171,24 @@ def table_of(
     spreads = [c for column in columns for c in (column, f"{column}_std")]
     raw = frame(records, "kind", "group", "method", "n_seeds", *spreads, "status")
     rows = raw.to_dict("records")
-    shown: dict[str, Any] = {
-        "Data set": raw["group"],
-        "Objective": raw["method"],
-        "Seeds": [number(row["n_seeds"]) for row in rows],
-    }
+    shown = [
+        Column("Data set", raw["group"]),
+        Column("Objective", raw["method"]),
+        Column("Seeds", map(number, raw["n_seeds"]), number=True),
+    ]
     for column, heading in columns.items():
         if column in _TIMES:
-            shown[heading] = [duration(row[column]) for row in rows]
+            texts = [duration(row[column]) for row in rows]
         elif column in _ERRORS:
-            shown[heading] = [number(row[column], 2) for row in rows]
+            texts = [number(row[column], 2) for row in rows]
         else:
-            shown[heading] = [with_spread(row[column], row[f"{column}_std"]) for row in rows]
-    display = pd.DataFrame(shown | {"Status": raw["status"]}, dtype="str")
+            texts = [with_spread(row[column], row[f"{column}_std"]) for row in rows]
+        shown.append(Column(heading, texts, number=True, by=column))
     return Table(
         name=name,
         title=title,
         caption=f"{caption} {conditions_of(results, [name])}",
         raw=raw,
-        display=display,
+        columns=(*shown, Column("Status", raw["status"])),
         kinds=tuple(raw["kind"]),
-        numeric=tuple(display.columns[2:-1]),
     )

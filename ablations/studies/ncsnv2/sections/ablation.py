@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import distance_text, joined, number, text_or_empty, yes_no
 from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.style import conditions, dataset_order, variant_order
@@ -48,24 +48,29 @@ def ablation_table(results: Results) -> Table:
     every = dict.fromkeys(_ABLATION_COLUMNS) | {"budget": str(results.run["budget"])}
     records = [every | record for record in records]
     raw = pd.DataFrame(records, columns=_ABLATION_COLUMNS)
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Weights": [text_or_empty(value) or "—" for value in raw["weights"]],
-            "Denoised": [yes_no(value) for value in raw["denoise"]],
-            "Distance ↓": [_distance_cell(record) for record in records],
-            "n": [number(value) for value in raw["n"]],
-            "Reference": [
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Weights", [text_or_empty(value) or "—" for value in raw["weights"]]),
+        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("Distance ↓", [_distance_cell(record) for record in records], by="distance_mean"),
+        Column("n", [number(value) for value in raw["n"]], number=True),
+        Column(
+            "Reference",
+            [
                 f"{number(r['n_reference'])} {text_or_empty(r['reference'])}".strip()
                 for r in records
             ],
-            "Checkpoint": [text_or_empty(value) or "—" for value in raw["iteration"]],
-            "Status": raw["status"],
-        },
-        dtype="str",
+            by="n_reference",
+        ),
+        Column(
+            "Checkpoint",
+            [_thousands(text_or_empty(value) or "—") for value in raw["iteration"]],
+            number=True,
+            by="iteration",
+        ),
+        Column("Status", raw["status"]),
     )
-    display["Checkpoint"] = [_thousands(text) for text in display["Checkpoint"]]
     caption = (
         "Fréchet distance, lower is better, named with its feature space; n generated images "
         "against the reference images. Checkpoint: the training iteration with the smallest "
@@ -78,9 +83,8 @@ def ablation_table(results: Results) -> Table:
         title="Ablation",
         caption=caption,
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=tuple(raw["kind"]),
-        numeric=("n", "Checkpoint"),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ablations.reporting.artefacts import Artefact
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from scorekit.models.layers import RefineBlock, ResBlock
 from scorekit.models.score_network import ARCHITECTURES, ScoreNetwork
 
@@ -75,17 +75,18 @@ def architecture_artefact(*, conditional: bool) -> Artefact:
     ]
     raw = pd.DataFrame(rows, columns=["architecture", *_COLUMNS])
     texts = raw.astype({"resolution": "str", "out_channels": "str"})
-    display = pd.DataFrame(
-        {
-            "Architecture": texts["architecture"],
-            "Layer": texts["layer"],
-            "Name": texts["name"],
-            "Dilation": [f"{d:.0f}" if pd.notna(d) else "—" for d in texts["dilation"]],
-            "In": texts["in_channels"],
-            "Out": texts["out_channels"],
-            "Side of output": texts["resolution"],
-        },
-        dtype="str",
+    columns = (
+        Column("Architecture", texts["architecture"]),
+        Column("Layer", texts["layer"]),
+        Column("Name", texts["name"]),
+        Column(
+            "Dilation",
+            [f"{d:.0f}" if pd.notna(d) else "—" for d in texts["dilation"]],
+            by="dilation",
+        ),
+        Column("In", texts["in_channels"]),
+        Column("Out", texts["out_channels"], number=True),
+        Column("Side of output", texts["resolution"], number=True),
     )
     more = " The paper's Table 2 ends at 128²; the last block is ours." if conditional else ""
     table = Table(
@@ -97,8 +98,7 @@ def architecture_artefact(*, conditional: bool) -> Artefact:
             f"RefineBlock's inputs are its stage's output and what came before it.{more}"
         ),
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=("ours",) * len(raw),
-        numeric=("Out", "Side of output"),
     )
     return Artefact(shown=table)

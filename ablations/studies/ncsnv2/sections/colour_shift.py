@@ -14,7 +14,7 @@ import pandas as pd
 from ablations.reporting.artefacts import Artefact
 from ablations.reporting.image_grids import Panel, draw_panels, enlargement, tile
 from ablations.reporting.pictures import FAINT, Picture, dress, shared_legend
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import (
     file_slug,
     for_figure,
@@ -154,21 +154,21 @@ def shift_table(results: Results, *, denoise: bool) -> Artefact:
     """The colour shift of every snapshot, channel by channel."""
     raw = colour_shifts(results, denoise=denoise)
     channels = [c for c in ("red", "green", "blue", "grey") if raw[c].notna().any()]
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Weights": raw["weights"],
-            "Denoised": [yes_no(value) for value in raw["denoise"]],
-            "Seed": [number(value) for value in raw["seed"]],
-            "Iteration": [number(value) for value in raw["iteration"]],
-            **{c.capitalize(): [_signed(value) for value in raw[c]] for c in channels},
-            "Norm": [_unsigned(value) for value in raw["norm"]],
-            "Real images": [_unsigned(value) for value in raw["norm_of_real"]],
-            "n": [number(value) for value in raw["n"]],
-            "Note": [text_or_empty(value) for value in raw["note"]],
-        },
-        dtype="str",
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Weights", raw["weights"]),
+        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("Seed", [number(value) for value in raw["seed"]], number=True),
+        Column("Iteration", [number(value) for value in raw["iteration"]], number=True),
+        *(
+            Column(c.capitalize(), [_signed(value) for value in raw[c]], number=True, by=c)
+            for c in channels
+        ),
+        Column("Norm", [_unsigned(value) for value in raw["norm"]], number=True),
+        Column("Real images", [_unsigned(value) for value in raw["norm_of_real"]], number=True),
+        Column("n", [number(value) for value in raw["n"]], number=True),
+        Column("Note", [text_or_empty(value) for value in raw["note"]]),
     )
     how = "with" if denoise else "without"
     table = Table(
@@ -176,9 +176,8 @@ def shift_table(results: Results, *, denoise: bool) -> Artefact:
         title=f"Colour shift, {how} the denoising step",
         caption=f"{_meaning(raw, denoise=denoise)} {conditions(results)}",
         raw=raw.assign(budget=str(results.run["budget"])),
-        display=display,
+        columns=columns,
         kinds=("ours",) * len(raw),
-        numeric=tuple(display.columns[4:-1]),
     )
     return Artefact(shown=table)
 

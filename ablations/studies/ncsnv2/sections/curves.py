@@ -59,23 +59,21 @@ def training_losses(results: Results, variants: Collection[str] | None = None) -
     """The finite rows of `results.losses`; with `variants`, of their training runs alone."""
     losses = results.losses.dropna(subset=["loss", "iteration"])
     losses = losses[np.isfinite(losses["loss"].astype(float))]
-    return losses if variants is None else _trained_for(losses, variants)
+    return losses if variants is None else _trained_for(results, losses, variants)
 
 
 def held_out_losses(results: Results, variants: Collection[str] | None = None) -> pd.DataFrame:
     """The rows of `results.held_out_losses`; with `variants`, of their training runs alone."""
     losses = results.held_out_losses
-    return losses if variants is None else _trained_for(losses, variants)
+    return losses if variants is None else _trained_for(results, losses, variants)
 
 
-def _trained_for(losses: pd.DataFrame, variants: Collection[str]) -> pd.DataFrame:
-    # Names joined by ", ", themselves with commas but without spaces.
-    users = [
-        joint
-        for joint in losses["variants"].dropna().unique()
-        if not set(variants).isdisjoint(joint.split(", "))
+def _trained_for(results: Results, losses: pd.DataFrame, variants: Collection[str]) -> pd.DataFrame:
+    cells = results.cells[results.cells["base"].isin(list(variants))]
+    trainings = set(zip(cells["dataset"], cells["training"], strict=True))
+    return losses[
+        [key in trainings for key in zip(losses["dataset"], losses["training"], strict=True)]
     ]
-    return losses[losses["variants"].isin(users)]
 
 
 def distance_curves(results: Results, *, denoise: bool) -> Picture:

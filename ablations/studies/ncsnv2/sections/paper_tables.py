@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.reporting.artefacts import Artefact
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import distance_text, joined, number, text_or_empty, yes_no
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.results import Results
@@ -25,20 +25,29 @@ def table_1(results: Results) -> Artefact:
     raw = pd.DataFrame(rows, columns=list(_EMPTY)).assign(
         budget=[_budget(r, results) for r in rows]
     )
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Weights": [text_or_empty(value) or "—" for value in raw["weights"]],
-            "Denoised": [yes_no(value) for value in raw["denoise"]],
-            "Inception score ↑": [text_or_empty(value) or "—" for value in raw["inception_text"]],
-            "Distance ↓": [text_or_empty(value) or "—" for value in raw["distance_text"]],
-            "n": [number(value) for value in raw["n"]],
-            "Reference": [text_or_empty(value) or "—" for value in raw["reference"]],
-            "Status": raw["status"],
-            "Source": raw["source"],
-        },
-        dtype="str",
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Weights", [text_or_empty(value) or "—" for value in raw["weights"]]),
+        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column(
+            "Inception score ↑",
+            [text_or_empty(value) or "—" for value in raw["inception_text"]],
+            by="inception_score",
+        ),
+        Column(
+            "Distance ↓",
+            [text_or_empty(value) or "—" for value in raw["distance_text"]],
+            by="distance",
+        ),
+        Column("n", [number(value) for value in raw["n"]], number=True),
+        Column(
+            "Reference",
+            [text_or_empty(value) or "—" for value in raw["reference"]],
+            by="n_reference",
+        ),
+        Column("Status", raw["status"]),
+        Column("Source", raw["source"]),
     )
     table = Table(
         name="table1",
@@ -53,9 +62,8 @@ def table_1(results: Results) -> Artefact:
             f"{conditions(results)}"
         ),
         raw=raw.drop(columns=["inception_text", "distance_text"]),
-        display=display,
+        columns=columns,
         kinds=tuple(str(row["kind"]) for row in rows),
-        numeric=("n",),
     )
     return Artefact(shown=table)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ablations.reporting.pictures import Picture, dress, shared_legend, spans_decades
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import (
     for_figure,
     joined,
@@ -46,28 +46,29 @@ def quality_table(results: Results) -> Table:
         record["feature_space"] = joined(rows["feature_space"].dropna())
         record["note"] = _notes(rows)
         records.append(record)
-    columns = [*KEYS, "n", "n_seeds", "reference", "feature_space"]
+    names = [*KEYS, "n", "n_seeds", "reference", "feature_space"]
     for metric in METRICS:
-        columns += [f"{metric}_{part}" for part in ("label", "mean", "std", "low", "high")]
-    raw = pd.DataFrame(records, columns=[*columns, "note"])
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Denoised": [yes_no(value) for value in raw["denoise"]],
-            "IS ↑": [_cell(r, "IS") for r in records],
-            "KID ↓": [_cell(r, "KID") for r in records],
-            "Precision ↑": [_cell(r, "precision") for r in records],
-            "Recall ↑": [_cell(r, "recall") for r in records],
-            "F ↑": [_cell(r, "f_score") for r in records],
-            "Distance at n ↓": [_interval_cell(r) for r in records],
-            "At infinite n": [_named(r, "infinite n", _cell(r, "infinite n")) for r in records],
-            "Feature space": raw["feature_space"],
-            "n": raw["n"],
-            "Reference": raw["reference"],
-            "Note": raw["note"],
-        },
-        dtype="str",
+        names += [f"{metric}_{part}" for part in ("label", "mean", "std", "low", "high")]
+    raw = pd.DataFrame(records, columns=[*names, "note"])
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("IS ↑", [_cell(r, "IS") for r in records], number=True),
+        Column("KID ↓", [_cell(r, "KID") for r in records], number=True),
+        Column("Precision ↑", [_cell(r, "precision") for r in records], number=True),
+        Column("Recall ↑", [_cell(r, "recall") for r in records], number=True),
+        Column("F ↑", [_cell(r, "f_score") for r in records], number=True),
+        Column("Distance at n ↓", [_interval_cell(r) for r in records], number=True),
+        Column(
+            "At infinite n",
+            [_named(r, "infinite n", _cell(r, "infinite n")) for r in records],
+            number=True,
+        ),
+        Column("Feature space", raw["feature_space"], number=True),
+        Column("n", raw["n"]),
+        Column("Reference", raw["reference"]),
+        Column("Note", raw["note"]),
     )
     return Table(
         name="quality",
@@ -84,9 +85,8 @@ def quality_table(results: Results) -> Table:
             f"{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
-        display=display,
+        columns=columns,
         kinds=("ours",) * len(raw),
-        numeric=tuple(display.columns[3:11]),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ablations.engine.frames import make_frame
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import duration, memory, number, step_rules, text_or_empty, yes_no
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.results import HYPERPARAMETER_COLUMNS, TIMING_COLUMNS, Results
@@ -18,23 +18,24 @@ def hyperparameter_table(results: Results) -> Table:
     ours = given[~given["source"].str.startswith("paper", na=False)]
     extra = _missing(results, ours, ["dataset", "variant"], HYPERPARAMETER_COLUMNS)
     raw = _stacked(HYPERPARAMETER_COLUMNS, given, extra.assign(note="settings not known yet"))
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Source": [text_or_empty(value) for value in raw["source"]],
-            "σ₁": [number(value, 4) for value in raw["sigma_1"]],
-            "L": [number(value) for value in raw["L"]],
-            "T": [number(value) for value in raw["T"]],
-            "ε": [number(value) for value in raw["epsilon"]],
-            "Rule of ε": [text_or_empty(value) or "—" for value in raw["step_rule"]],
-            "Batch": [number(value) for value in raw["batch_size"]],
-            "Iterations": [number(value) for value in raw["iterations"]],
-            "Learning rate": [number(value) for value in raw["learning_rate"]],
-            "EMA": [number(value) for value in raw["ema_momentum"]],
-            "Note": [text_or_empty(value) for value in raw["note"]],
-        },
-        dtype="str",
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Source", [text_or_empty(value) for value in raw["source"]]),
+        Column("σ₁", [number(value, 4) for value in raw["sigma_1"]], number=True, by="sigma_1"),
+        Column("L", [number(value) for value in raw["L"]], number=True),
+        Column("T", [number(value) for value in raw["T"]], number=True),
+        Column("ε", [number(value) for value in raw["epsilon"]], number=True, by="epsilon"),
+        Column("Rule of ε", [text_or_empty(value) or "—" for value in raw["step_rule"]]),
+        Column(
+            "Batch", [number(value) for value in raw["batch_size"]], number=True, by="batch_size"
+        ),
+        Column("Iterations", [number(value) for value in raw["iterations"]], number=True),
+        Column("Learning rate", [number(value) for value in raw["learning_rate"]], number=True),
+        Column(
+            "EMA", [number(value) for value in raw["ema_momentum"]], number=True, by="ema_momentum"
+        ),
+        Column("Note", [text_or_empty(value) for value in raw["note"]]),
     )
     return Table(
         name="hyperparameters",
@@ -45,9 +46,8 @@ def hyperparameter_table(results: Results) -> Table:
             f"2020. {conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
-        display=display,
+        columns=columns,
         kinds=_source_kinds(raw),
-        numeric=tuple(name for name in display.columns[3:-1] if name != "Rule of ε"),
     )
 
 
@@ -68,9 +68,8 @@ def settings_table(results: Results) -> Table:
             f"techniques. {conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
-        display=pd.DataFrame({name.capitalize(): raw[name] for name in raw.columns}, dtype="str"),
+        columns=tuple(Column(name.capitalize(), raw[name]) for name in raw.columns),
         kinds=("ours",) * len(raw),
-        numeric=(),
     )
 
 
@@ -89,24 +88,25 @@ def held_out_table(results: Results) -> Table | None:
         ]
         for name in ("train", "test", "gap")
     }
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Training": raw["training"],
-            "Variants": raw["variants"],
-            "Objective": raw["objective"],
-            "Weights": raw["weights"],
-            "Seed": [number(value) for value in raw["seed"]],
-            "Iteration": [number(value) for value in raw["iteration"]],
-            "n × draws": [
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Training", raw["training"]),
+        Column("Variants", raw["variants"]),
+        Column("Objective", raw["objective"]),
+        Column("Weights", raw["weights"]),
+        Column("Seed", [number(value) for value in raw["seed"]], number=True),
+        Column("Iteration", [number(value) for value in raw["iteration"]], number=True),
+        Column(
+            "n × draws",
+            [
                 f"{number(n)} × {number(draws)}"
                 for n, draws in zip(raw["n"], raw["draws"], strict=True)
             ],
-            "Train images": shown["train"],
-            "Test images": shown["test"],
-            "Test − train": shown["gap"],
-        },
-        dtype="str",
+            number=True,
+        ),
+        Column("Train images", shown["train"], number=True),
+        Column("Test images", shown["test"], number=True),
+        Column("Test − train", shown["gap"], number=True),
     )
     return Table(
         name="held_out_losses",
@@ -118,9 +118,8 @@ def held_out_table(results: Results) -> Table | None:
             f"better than either loss. {conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
-        display=display,
+        columns=columns,
         kinds=("ours",) * len(raw),
-        numeric=tuple(display.columns[5:]),
     )
 
 
@@ -137,25 +136,45 @@ def timing_table(results: Results) -> Table:
         duration(seconds) + ("" if pd.isna(n) else f" for {number(n)}")
         for seconds, n in zip(raw["sampling_s"], raw["n_sampled"], strict=True)
     ]
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Seed": [number(value) for value in raw["seed"]],
-            "Source": [text_or_empty(value) for value in raw["source"]],
-            "Device": [text_or_empty(value) or "—" for value in raw["device"]],
-            "Training": [duration(value) for value in raw["training_s"]],
-            "Sampling (images)": sampled,
-            "Compiling": [duration(value) for value in raw["compile_s"]],
-            "Score evaluations per image": [
-                number(value) for value in raw["score_evaluations_per_sample"]
-            ],
-            "Images per s": [number(value) for value in raw["images_per_s"]],
-            "Peak memory, training": [memory(value) for value in raw["training_peak_bytes"]],
-            "Peak memory, sampling": [memory(value) for value in raw["sampling_peak_bytes"]],
-            "Status": _timing_status(results, raw),
-        },
-        dtype="str",
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Seed", [number(value) for value in raw["seed"]], by="seed"),
+        Column("Source", [text_or_empty(value) for value in raw["source"]]),
+        Column("Device", [text_or_empty(value) or "—" for value in raw["device"]]),
+        Column(
+            "Training",
+            [duration(value) for value in raw["training_s"]],
+            number=True,
+            by="training_s",
+        ),
+        Column("Sampling (images)", sampled, number=True, by="sampling_s"),
+        Column(
+            "Compiling",
+            [duration(value) for value in raw["compile_s"]],
+            number=True,
+            by="compile_s",
+        ),
+        Column(
+            "Score evaluations per image",
+            [number(value) for value in raw["score_evaluations_per_sample"]],
+            number=True,
+            by="score_evaluations_per_sample",
+        ),
+        Column("Images per s", [number(value) for value in raw["images_per_s"]], number=True),
+        Column(
+            "Peak memory, training",
+            [memory(value) for value in raw["training_peak_bytes"]],
+            number=True,
+            by="training_peak_bytes",
+        ),
+        Column(
+            "Peak memory, sampling",
+            [memory(value) for value in raw["sampling_peak_bytes"]],
+            number=True,
+            by="sampling_peak_bytes",
+        ),
+        Column("Status", _timing_status(results, raw)),
     )
     return Table(
         name="timings",
@@ -171,9 +190,8 @@ def timing_table(results: Results) -> Table:
             f"{conditions(results)}"
         ),
         raw=raw.assign(budget=[_budget_of(source, results) for source in raw["source"]]),
-        display=display,
+        columns=columns,
         kinds=_source_kinds(raw),
-        numeric=tuple(display.columns[5:-1]),
     )
 
 
@@ -197,19 +215,21 @@ def quoted_scores_table(results: Results) -> Table | None:
     ]
     if not rows:
         return None
-    columns = ["dataset", "variant", "denoise", "inception_score", "fid", "conditions"]
-    raw = pd.DataFrame(rows, columns=columns).assign(source=quoted.TABLE_1)
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Denoised": [yes_no(value) for value in raw["denoise"]],
-            "Inception ↑": [value or "—" for value in raw["inception_score"]],
-            "Distance ↓": [f"FID {value:.2f}" for value in raw["fid"]],
-            "Conditions": raw["conditions"],
-            "Source": raw["source"],
-        },
-        dtype="str",
+    names = ["dataset", "variant", "denoise", "inception_score", "fid", "conditions"]
+    raw = pd.DataFrame(rows, columns=names).assign(source=quoted.TABLE_1)
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column(
+            "Inception ↑",
+            [value or "—" for value in raw["inception_score"]],
+            number=True,
+            by="inception_score",
+        ),
+        Column("Distance ↓", [f"FID {value:.2f}" for value in raw["fid"]], by="fid"),
+        Column("Conditions", raw["conditions"]),
+        Column("Source", raw["source"]),
     )
     return Table(
         name="paper_scores",
@@ -219,9 +239,8 @@ def quoted_scores_table(results: Results) -> Table | None:
             "features, at the paper's budget. None of these numbers was measured here."
         ),
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=("paper",) * len(raw),
-        numeric=("Inception ↑",),
     )
 
 

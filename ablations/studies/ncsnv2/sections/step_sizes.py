@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import number, step_rules
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.results import Results
@@ -39,21 +39,23 @@ def step_size_table(results: Results) -> Table | None:
         ]
         records += sorted(rows, key=lambda row: row["epsilon"])
     raw = pd.DataFrame(records, columns=[*_COLUMNS, "step_rule", "source", "kind"])
-    display = pd.DataFrame(
-        {
-            "Sampler": raw["sampler"],
-            "Steps at each scale": [number(value) for value in raw["n_steps_each"]],
-            "Network": [
+    columns = (
+        Column("Sampler", raw["sampler"]),
+        Column(
+            "Steps at each scale", [number(value) for value in raw["n_steps_each"]], number=True
+        ),
+        Column(
+            "Network",
+            [
                 "NCSNv2 trained with an adversarial term" if value else "NCSNv2"
                 for value in raw["adversarial"]
             ],
-            "ε": [number(value) for value in raw["epsilon"]],
-            "Rule of ε": raw["step_rule"].fillna("—"),
-            "FID ↓": [number(value) for value in raw["fid"]],
-            "FID, denoised ↓": [number(value) for value in raw["fid_denoised"]],
-            "Source": raw["source"],
-        },
-        dtype="str",
+        ),
+        Column("ε", [number(value) for value in raw["epsilon"]], number=True, by="epsilon"),
+        Column("Rule of ε", raw["step_rule"].fillna("—")),
+        Column("FID ↓", [number(value) for value in raw["fid"]], number=True),
+        Column("FID, denoised ↓", [number(value) for value in raw["fid_denoised"]], number=True),
+        Column("Source", raw["source"]),
     )
     return Table(
         name="step_sizes",
@@ -65,9 +67,8 @@ def step_size_table(results: Results) -> Table | None:
             f"{step_rules(raw['step_rule'])}"
         ),
         raw=raw,
-        display=display,
+        columns=columns,
         kinds=tuple(raw["kind"]),
-        numeric=("Steps at each scale", "ε", "FID ↓", "FID, denoised ↓"),
     )
 
 

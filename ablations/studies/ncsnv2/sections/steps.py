@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter
 
 from ablations.reporting.pictures import FAINT, Picture, dress, shared_legend
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import (
     distance_text,
     for_figure,
@@ -31,7 +31,6 @@ from ablations.studies.ncsnv2.sections.quality import (
     whose,
 )
 from ablations.studies.ncsnv2.sections.style import (
-    base_variant,
     conditions,
     dataset_order,
     new_panels,
@@ -45,17 +44,16 @@ def steps_curve(results: Results, table: Table) -> Picture | None:
     None where no sampler of the table stands at more than one number of evaluations.
     """
     raw = table.raw[table.raw["denoise"].astype(bool)]
-    raw = raw.assign(consistent=raw["variant"].str.contains("consistent"))
-    spent = raw.groupby(["dataset", "source", "consistent"])["score_evaluations"].nunique()
+    ways = ["source", "base", "sampler"]
+    spent = raw.groupby(["dataset", *ways])["score_evaluations"].nunique()
     if not (spent > 1).any():
         return None
     datasets = [name for name in dataset_order(results) if name in set(raw["dataset"])]
     figure, panels = new_panels(results, datasets, "distance against score evaluations")
     for dataset, axes in zip(datasets, panels, strict=False):
         data = raw[raw["dataset"] == dataset]
-        for source, rows in data.groupby("source"):
-            for sampler, curve in rows.groupby("consistent"):
-                _steps_line(axes, curve, str(source), consistent=bool(sampler))
+        for (source, base, sampler), curve in data.groupby(ways):
+            _steps_line(axes, curve, source, base, consistent=sampler == "consistent")
         dress(axes, labels_of(data), logarithmic=True, empty=data.empty)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -74,10 +72,11 @@ def steps_curve(results: Results, table: Table) -> Picture | None:
     )
 
 
-def _steps_line(axes: Axes, curve: pd.DataFrame, source: str, *, consistent: bool) -> None:
+def _steps_line(
+    axes: Axes, curve: pd.DataFrame, source: str, base: str, *, consistent: bool
+) -> None:
     curve = curve.sort_values("score_evaluations")
     x, y = (curve[c].to_numpy(float) for c in ("score_evaluations", "distance_mean"))
-    base = base_variant(str(curve["variant"].iloc[0]))
     how = "consistent" if consistent else "annealed Langevin"
     axes.plot(
         x,
@@ -130,6 +129,7 @@ def steps_table(results: Results) -> Table | None:
         }
         for row in sampled.to_dict("records")
     }
+    facts = results.cells.drop_duplicates(["dataset", "variant"]).set_index(["dataset", "variant"])
     records: list[dict[str, Any]] = []
     for key in groups_of(final, results):
         rows = where_of(final, key)
@@ -137,6 +137,7 @@ def steps_table(results: Results) -> Table | None:
         record = dict(zip(KEYS, key, strict=True)) | {"kind": "ours", "source": "this run"}
         records.append(
             record
+            | facts.loc[(key[0], key[1]), ["base", "sampler"]].to_dict()
             | samplers.get((key[0], key[1]), {"ladder": ""})
             | {
                 "score_evaluations": evaluations.get((key[0], key[1])),
@@ -150,27 +151,39 @@ def steps_table(results: Results) -> Table | None:
     for dataset in dataset_order(results):
         for row in quoted.step_rows(dataset):
             records.append({"kind": "paper", "dataset": dataset} | row)
-    columns = [*KEYS, "training", "ladder", "epsilon", "step_rule", "score_evaluations"]
-    columns += ["label", "distance_mean", "distance_std", "n", "source"]
-    raw = pd.DataFrame(records, columns=[*columns, "kind"])
-    display = pd.DataFrame(
-        {
-            "Dataset": raw["dataset"],
-            "Variant": raw["variant"],
-            "Training": [text_or_empty(value) or "—" for value in raw["training"]],
-            "Denoised": [yes_no(value) for value in raw["denoise"]],
-            "L×T": raw["ladder"],
-            "ε": [number(value) for value in raw["epsilon"]],
-            "Rule of ε": [text_or_empty(value) or "—" for value in raw["step_rule"]],
-            "Score evaluations": [number(value) for value in raw["score_evaluations"]],
-            "Distance ↓": [
+    names = [
+        *KEYS,
+        "base",
+        "sampler",
+        "training",
+        "ladder",
+        "epsilon",
+        "step_rule",
+        "score_evaluations",
+    ]
+    names += ["label", "distance_mean", "distance_std", "n", "source"]
+    raw = pd.DataFrame(records, columns=[*names, "kind"])
+    columns = (
+        Column("Dataset", raw["dataset"]),
+        Column("Variant", raw["variant"]),
+        Column("Training", [text_or_empty(value) or "—" for value in raw["training"]]),
+        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("L×T", raw["ladder"], number=True),
+        Column("ε", [number(value) for value in raw["epsilon"]], number=True, by="epsilon"),
+        Column("Rule of ε", [text_or_empty(value) or "—" for value in raw["step_rule"]]),
+        Column(
+            "Score evaluations", [number(value) for value in raw["score_evaluations"]], number=True
+        ),
+        Column(
+            "Distance ↓",
+            [
                 f"{r['label']} {distance_text(r['distance_mean'], r['distance_std'])}"
                 for r in raw.to_dict("records")
             ],
-            "n": raw["n"],
-            "Source": raw["source"],
-        },
-        dtype="str",
+            by="distance_mean",
+        ),
+        Column("n", raw["n"], number=True),
+        Column("Source", raw["source"]),
     )
     published = f"Rows that are not this run's are quoted: {quoted.STEPS_SOURCE}. "
     return Table(
@@ -182,9 +195,8 @@ def steps_table(results: Results) -> Table | None:
             f"{published if 'paper' in set(raw['kind']) else ''}{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
-        display=display,
+        columns=columns,
         kinds=tuple(raw["kind"]),
-        numeric=("L×T", "ε", "Score evaluations", "n"),
     )
 
 

@@ -36,7 +36,7 @@ def variant_order(variants: Iterable[str]) -> list[str]:
     order = list(_VARIANTS)
 
     def key(variant: str) -> tuple[float, bool, list[tuple[int, str]]]:
-        base = base_variant(variant)
+        base = _base_variant(variant)
         place = float(order.index(base)) if base in _VARIANTS else len(order) - 1.5
         # Numbers in the row's name as numbers: 25×1 comes before 100×1.
         parts = re.findall(r"\d+|\D+", variant)
@@ -45,7 +45,7 @@ def variant_order(variants: Iterable[str]) -> list[str]:
     return sorted(set(variants), key=key)
 
 
-def base_variant(label: str) -> str:
+def _base_variant(label: str) -> str:
     """The variant of a row that is sampled or trained in its own way: NCSNv2 of "NCSNv2, 25×1"."""
     return label.partition(", ")[0]
 

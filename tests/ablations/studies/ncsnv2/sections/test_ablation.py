@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ablations.engine.frames import make_frame
-from ablations.reporting.table import Table
+from ablations.reporting.table import Column, Table
 from ablations.reporting.table_files import (
     csv_text,
     latex_text,
@@ -231,15 +231,17 @@ HOSTILE = (
 
 def _hostile_table() -> Table:
     names = pd.Series(HOSTILE, dtype="str")
-    display = pd.DataFrame({"Dataset": names, "A_b% | $c$ ↑": names, "n": names}, dtype="str")
     return Table(
         name="hostile",
         title="50% of $x_1$ & <b>",
         caption=" / ".join(HOSTILE),
         raw=pd.DataFrame({"name": names}),
-        display=display,
-        kinds=("ours",) * len(display),
-        numeric=("n",),
+        columns=(
+            Column("Dataset", names),
+            Column("A_b% | $c$ ↑", names),
+            Column("n", names, number=True),
+        ),
+        kinds=("ours",) * len(names),
     )
 
 

@@ -52,9 +52,26 @@ def test_the_same_network_sampled_in_several_ways_is_one_curve(tmp_path):
     assert published.get_ydata().tolist() == [46.8, 17.2, 16.0, 12.8, 12.5]
 
 
+def test_each_sampler_and_each_variant_is_a_curve_of_its_own(tmp_path):
+    results = replace(fake_results.complete(tmp_path), **fake_results.stepped("digits"))
+    facts = {"sampler": ["consistent", "consistent", "annealed"], "base": "NCSNv2"}
+    of_two = replace(results, cells=results.cells.assign(**facts))
+    axes = steps_curve(of_two, steps_table(of_two)).figure.axes[0]
+    (consistent,) = lines(axes, "NCSNv2, consistent, this run")
+    assert consistent.get_xdata().tolist() == [26, 101]
+    (annealed,) = lines(axes, "NCSNv2, annealed Langevin, this run")
+    assert annealed.get_xdata().tolist() == [1161]
+    facts = {"sampler": "annealed", "base": ["NCSN", "NCSNv2", "NCSNv2"]}
+    of_two = replace(results, cells=results.cells.assign(**facts))
+    axes = steps_curve(of_two, steps_table(of_two)).figure.axes[0]
+    (one,) = lines(axes, "NCSN, annealed Langevin, this run")
+    assert one.get_xdata().tolist() == [26]
+
+
 def test_one_point_for_each_way_of_sampling_is_no_curve(tmp_path):
     results = replace(fake_results.complete(tmp_path), **fake_results.stepped("digits"))
     table = steps_table(results)
     assert steps_curve(results, table) is not None
-    one = replace(table, raw=table.raw[table.raw["variant"] == "NCSNv2, 25×1"])
+    raw = table.raw[table.raw["variant"] == "NCSNv2, 25×1"]
+    one = replace(table, raw=raw, columns=(), kinds=("ours",) * len(raw))
     assert steps_curve(results, one) is None
