@@ -146,7 +146,7 @@ def test_workers_that_outlive_a_killed_launcher_do_no_harm(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_reported_and_continued(tmp_path):
-    settings = ("--set", "iterations=120", "--set", "snapshot_interval=12")
+    settings = ("--set", "iterations=60", "--set", "snapshot_interval=20")
     flags = ("--executor", "local", "--workers", "1", "--only", "ncsnv2", *settings)
     process = subprocess.Popen(
         launch_command(tmp_path, *flags),

@@ -25,8 +25,9 @@ import pytest
 
 from scorekit.files import write_file
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+#: The one server of forks that a process has, which others that fork must share.
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
     [
         *(
             "pytest",
@@ -51,7 +52,7 @@ def start(function: Callable[..., Any], *arguments: Any, log: Path, fault: Any =
 
     The child's exit code is what the function returns. ``fault.install()`` is called before.
     """
-    process = _CONTEXT.Process(target=_run, args=(function, arguments, str(log), fault))
+    process = CONTEXT.Process(target=_run, args=(function, arguments, str(log), fault))
     process.start()
     return process
 

@@ -1,6 +1,5 @@
 """Real processes that work as one, for tests: started, given their places, waited for."""
 
-import multiprocessing
 import os
 import socket
 import time
@@ -9,13 +8,10 @@ from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
+from forked import CONTEXT
 
 from scorekit.runtime.distributed import current_world, process_group
 from scorekit.runtime.interruption import Diverged, Stopped
-
-# Its children have torch imported, and nothing of what pytest's process has done.
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["scorekit.training.trainer", "ablations.pipeline.evaluation"])
 
 
 def free_port() -> int:
@@ -49,7 +45,7 @@ def start_ranks(
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": port,
         }
-        process = _context.Process(
+        process = CONTEXT.Process(
             target=_run, args=(function, grouped, place, *arguments), daemon=True
         )
         process.start()

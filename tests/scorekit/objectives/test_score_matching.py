@@ -155,7 +155,6 @@ TRACED = [
     if objective != "exact_sm" or (kind, way) == ("score", "forward_mode")
 ]
 TO_MACHINE_CODE = (
-    ("ssm", "energy", "taylor"),
     ("ssm_vr", "score", "double_backward"),
     ("fd_ssm", "energy", "finite_difference"),
 )

@@ -147,7 +147,7 @@ def seven(digits, tmp_path_factory) -> dict:
     return alone(replace(SETTINGS, batch_size=7), digits, tmp_path_factory.mktemp("seven"))
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [3])
 def test_ranks_train_as_one_process_does(digits, seven, tmp_path, size):
     settings = replace(SETTINGS, batch_size=7)
     run_ranks(size, train, settings, digits.directory.parent, tmp_path)
@@ -183,7 +183,7 @@ def test_objectives_go_the_same_way_over_ranks_and_micro_batches(digits, tmp_pat
     assert_close(trained(tmp_path / "both"), expected, rtol)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1), (2, 3)])
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (3, 1)])
 def test_a_run_continues_on_another_number_of_ranks(digits, seven, tmp_path, before, after):
     settings = replace(SETTINGS, batch_size=7)
     data = digits.directory.parent
