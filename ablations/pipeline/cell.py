@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any
 
-from torch import Tensor
-
 from ablations.engine.naming import file_name
 from ablations.engine.stages import Stage
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from scorekit.models.score_network import ARCHITECTURES
-from scorekit.techniques.noise_scales import geometric_sigmas
+from scorekit.techniques.ladder import Ladder
 from scorekit.training.settings import TrainSettings
 
 #: Pairs of samples that are interpolated, and images between the two of a pair (App. B.2).
@@ -69,10 +67,16 @@ class Cell:
         return self.sampling_levels * self.n_steps_each + 1
 
     @property
-    def sampling_sigmas(self) -> Tensor:
-        """The ladder that samples descend, float32 (L,): the training's ends, L levels."""
-        train = self.train
-        return geometric_sigmas(train.sigma_begin, train.sigma_end, self.sampling_levels)
+    def ladder(self) -> Ladder:
+        """The ladder that samples descend: the training's ends, L, T and epsilon of the row."""
+        return Ladder(
+            sigma_begin=self.train.sigma_begin,
+            sigma_end=self.train.sigma_end,
+            n_levels=self.sampling_levels,
+            n_steps_each=self.n_steps_each,
+            step_size=self.step_size,
+            step_rule=self.step_rule,
+        )
 
     def train_stage(self) -> Stage:
         """Training: shared by the cells that differ in Technique 5 only."""

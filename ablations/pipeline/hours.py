@@ -51,7 +51,7 @@ def _network(cell: Cell, device: str) -> ScoreNetwork:
     train = cell.train
     network = ScoreNetwork(
         train.architecture,
-        cell.sampling_sigmas if not train.conditional else torch.ones(train.n_levels),
+        cell.ladder.sigmas if not train.conditional else torch.ones(train.n_levels),
         conditional=train.conditional,
         channels=cell.data.channels,
         width=train.width,

@@ -273,11 +273,10 @@ class Drawing:
             device = self.context.device
             network = build_network(cell.train, cell.data.channels).eval().requires_grad_(False)
             self._network = network.to(device).to(memory_format=torch.channels_last)
-            self._sampler = AnnealedLangevin(
+            self._sampler = AnnealedLangevin.along(
                 self._network if self._network.conditional else self._network.features,
-                cell.sampling_sigmas.to(device),
-                step_size=cell.step_size,
-                n_steps_each=cell.n_steps_each,
+                cell.ladder,
+                device=device,
                 seed=cell.seed,
                 times_sigma=not self._network.conditional,
                 consistent=cell.sampler == "consistent",

@@ -8,6 +8,7 @@ inpainting keeps known pixels at the noise scale of the others (Song & Ermon 201
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,6 +21,7 @@ from scorekit.sampling.consistent import (
     consistent_amplitudes,
     refined_sigmas,
 )
+from scorekit.techniques.ladder import Ladder
 from scorekit.techniques.step_size import check_step_size
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -120,6 +122,20 @@ class AnnealedLangevin:
         self._end = compiled(self._last_evaluation, enable=compile, device=device)
         self._graphed = compile and sigmas.is_cuda
         self._states: dict[tuple[object, ...], State] = {}  # of CUDA graphs, by shape and mode
+
+    @classmethod
+    def along(cls, score: Score, ladder: Ladder, *, device: str = "cpu", **options: Any) -> Self:
+        """Return the sampler that descends a ladder with its T and epsilon.
+
+        ``device`` is where the score works; ``options`` are the other arguments of the class.
+        """
+        return cls(
+            score,
+            ladder.sigmas.to(device),
+            step_size=ladder.step_size,
+            n_steps_each=ladder.n_steps_each,
+            **options,
+        )
 
     def _one_step(
         self,

@@ -18,9 +18,6 @@ MUTANTS = [
         # Snapshots of a job are never changed for the next.
         ("if self._loaded != snapshot:", "if self._loaded is None:"),
         ("seed=cell.seed,", "seed=0,"),
-        ("n_steps_each=cell.n_steps_each,", "n_steps_each=cell.n_steps_each - 1 or 1,"),
-        ("step_size=cell.step_size,", "step_size=1.1 * cell.step_size,"),
-        ("cell.sampling_sigmas.to(device)", "cell.train.sigmas.to(device)"),
         ("times_sigma=not self._network.conditional", "times_sigma=False"),
         ('consistent=cell.sampler == "consistent"', "consistent=False"),
         ("autocast(precision, device),", 'autocast("fp32", device),'),
@@ -81,6 +78,9 @@ MUTANTS = [
             "return _reference_stage(self.data, self.reference)",
             'return _reference_stage(self.data, "train")',
         ),
+        ("n_levels=self.sampling_levels,", "n_levels=self.train.n_levels,"),
+        ("n_steps_each=self.n_steps_each,", "n_steps_each=self.n_steps_each - 1 or 1,"),
+        ("step_size=self.step_size,", "step_size=1.1 * self.step_size,"),
         (
             "(self.sampling_levels - 1) * self.n_steps_each + 1",
             "self.sampling_levels * self.n_steps_each + 1",
@@ -95,10 +95,6 @@ MUTANTS = [
             '"weights": "raw",\n            "iteration": iteration,\n            "sampler"',
         ),
         ("bounds = [(0, self.n_selection)]", "bounds = [(0, self.n_final)]"),
-        (
-            "train.sigma_begin, train.sigma_end, self.sampling_levels",
-            "train.sigma_begin, train.sigma_end, train.n_levels",
-        ),
     ),
     *_of(
         "ablations/pipeline/variants.py",

@@ -192,12 +192,8 @@ def _sample(
     centres = components.to(device)
     # Eager: compiling takes half a minute on a CPU and saves nothing, since the time is spent in
     # two matrix products.
-    sampler = AnnealedLangevin(
-        lambda x, level: mixture_score(x, centres, sigmas[level]),
-        sigmas,
-        step_size=ladder.step_size,
-        n_steps_each=ladder.n_steps_each,
-        seed=seed,
+    sampler = AnnealedLangevin.along(
+        lambda x, level: mixture_score(x, centres, sigmas[level]), ladder, device=device, seed=seed
     )
     index = torch.arange(N_SAMPLES, device=device)
     checkpoint = directory / "trajectory.pt"

@@ -128,7 +128,7 @@ def test_step_sizes_follow_the_ladder_that_is_sampled(digits):
     expected = ["steady state"] * 3 + ["Technique 4"] * 2 + ["consistent"] * 3
     assert [cell.step_rule for cell in cells] == expected
     for cell in cells:
-        gamma = ladder_ratio(cell.sampling_sigmas)
+        gamma = ladder_ratio(cell.ladder.sigmas)
         assert cell.step_size == rules[cell.step_rule](gamma, 0.01, cell.n_steps_each)
 
 
