@@ -65,8 +65,8 @@ def quality_table(results: Results) -> Table:
             [_named(r, "infinite n", _cell(r, "infinite n")) for r in records],
             number=True,
         ),
-        Column("Feature space", raw["feature_space"], number=True),
-        Column("n", raw["n"]),
+        Column("Feature space", raw["feature_space"]),
+        Column("n", raw["n"], number=True),
         Column("Reference", raw["reference"]),
         Column("Note", raw["note"]),
     )

@@ -44,16 +44,18 @@ def steps_curve(results: Results, table: Table) -> Picture | None:
     None where no sampler of the table stands at more than one number of evaluations.
     """
     raw = table.raw[table.raw["denoise"].astype(bool)]
-    ways = ["source", "base", "sampler"]
-    spent = raw.groupby(["dataset", *ways])["score_evaluations"].nunique()
+    ways = ["source", "base", "sampler", "training"]
+    spent = raw.groupby(["dataset", *ways], dropna=False)["score_evaluations"].nunique()
     if not (spent > 1).any():
         return None
     datasets = [name for name in dataset_order(results) if name in set(raw["dataset"])]
     figure, panels = new_panels(results, datasets, "distance against score evaluations")
     for dataset, axes in zip(datasets, panels, strict=False):
         data = raw[raw["dataset"] == dataset]
-        for (source, base, sampler), curve in data.groupby(ways):
-            _steps_line(axes, curve, source, base, consistent=sampler == "consistent")
+        several = data["training"].nunique() > 1
+        for (source, base, sampler, training), curve in data.groupby(ways, dropna=False):
+            of = f", {training}" if several and source != "published" else ""
+            _steps_line(axes, curve, source, base, of, consistent=sampler == "consistent")
         dress(axes, labels_of(data), logarithmic=True, empty=data.empty)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -73,7 +75,7 @@ def steps_curve(results: Results, table: Table) -> Picture | None:
 
 
 def _steps_line(
-    axes: Axes, curve: pd.DataFrame, source: str, base: str, *, consistent: bool
+    axes: Axes, curve: pd.DataFrame, source: str, base: str, of: str, *, consistent: bool
 ) -> None:
     curve = curve.sort_values("score_evaluations")
     x, y = (curve[c].to_numpy(float) for c in ("score_evaluations", "distance_mean"))
@@ -85,7 +87,7 @@ def _steps_line(
         linestyle="--" if consistent or source == "published" else "-",
         marker="s" if consistent else "D",
         markersize=4,
-        label=f"{for_figure(base)}, {how}, {source}",
+        label=f"{for_figure(base)}, {how}, {source}{for_figure(of)}",
     )
     below = consistent or source == "published"
     for ladder, at, height in zip(curve["ladder"], x, y, strict=True):

@@ -68,6 +68,17 @@ def test_each_sampler_and_each_variant_is_a_curve_of_its_own(tmp_path):
     assert one.get_xdata().tolist() == [26]
 
 
+def test_each_training_is_a_curve_of_its_own(tmp_path):
+    results = replace(fake_results.complete(tmp_path), **fake_results.stepped("digits"))
+    table = steps_table(results)
+    two = replace(table, raw=table.raw.assign(training=["other", "one", "one"]))
+    axes = steps_curve(results, two).figure.axes[0]
+    (one,) = lines(axes, "NCSNv2, annealed Langevin, this run, one")
+    assert one.get_xdata().tolist() == [26, 101]
+    (other,) = lines(axes, "NCSNv2, annealed Langevin, this run, other")
+    assert other.get_xdata().tolist() == [1161]
+
+
 def test_one_point_for_each_way_of_sampling_is_no_curve(tmp_path):
     results = replace(fake_results.complete(tmp_path), **fake_results.stepped("digits"))
     table = steps_table(results)
