@@ -12,7 +12,7 @@ from ablations.pipeline.data import DataFacts
 from ablations.pipeline.jobs import CellJob, grid_jobs
 from ablations.pipeline.variants import parse_variant
 from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import Settings
+from ablations.studies.ncsnv2.settings import Profile
 
 
 def facts(**changes: Any) -> DataFacts:
@@ -39,7 +39,7 @@ def cell(
     variant: str = "ncsnv2", seed: int = 0, data: DataFacts | None = None, **overrides: Any
 ) -> Cell:
     """Return a variant's cell under the default settings, but for the overrides."""
-    settings = apply_overrides(Settings(), overrides)
+    settings = apply_overrides(Profile(), overrides)
     return resolve(settings, parse_variant(variant), data or facts(), seed)
 
 

@@ -71,9 +71,8 @@ def held_out_losses(results: Results, variants: Collection[str] | None = None) -
 def _trained_for(results: Results, losses: pd.DataFrame, variants: Collection[str]) -> pd.DataFrame:
     cells = results.cells[results.cells["base"].isin(list(variants))]
     trainings = set(zip(cells["dataset"], cells["training"], strict=True))
-    return losses[
-        [key in trainings for key in zip(losses["dataset"], losses["training"], strict=True)]
-    ]
+    keys = zip(losses["dataset"], losses["training"], strict=True)
+    return losses[np.fromiter((key in trainings for key in keys), bool, len(losses))]
 
 
 def distance_curves(results: Results, *, denoise: bool) -> Picture:
