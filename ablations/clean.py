@@ -35,13 +35,14 @@ class Removable:
         return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def find_removable(out: Path, *, keep_snapshots: str = "needed") -> list[Removable]:
+def find_removable(out: Path | str, *, keep_snapshots: str = "needed") -> list[Removable]:
     """Return what OUT can do without, in order of paths.
 
     Of finished trainings the checkpoints; where every cell of one is evaluated, and unless
     ``keep_snapshots`` is "all", the snapshots that are neither some cell's selected ones nor the
     last; dumps of no row; what damage set aside. Raises ValueError where OUT holds no grid.
     """
+    out = Path(out)
     manifest = load_manifest(out)
     if manifest is None:
         raise ValueError(f"{out} holds no grid (no grid.json); give the --out of one")

@@ -82,14 +82,14 @@ class HypeDump:
         return _decode(self.read(kind, name), f"{self.path}: {kind}/{name}")
 
 
-def open_dumps(path: Path, *, decode: bool = True) -> list[HypeDump]:
+def open_dumps(path: Path | str, *, decode: bool = True) -> list[HypeDump]:
     """The dumps of a folder (one) or a zip (one or several), every image read and checked.
 
     Nothing is extracted or followed: names outside the dump, symbolic links, images above 1024
     pixels a side, of several sizes, or not 8-bit grey or RGB PNGs raise ValueError, in one line;
     so do images whose pixels cannot be decoded unless `decode` is False.
     """
-    source = _source(path)
+    source = _source(Path(path))
     return [_read(source, name, decode=decode) for name in source.names]
 
 

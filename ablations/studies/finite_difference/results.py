@@ -53,8 +53,9 @@ class TrialResults:
         return {entry.seed: entry.result for entry in entries if entry.result is not None}
 
 
-def collect_trials(out: Path) -> TrialResults:
+def collect_trials(out: Path | str) -> TrialResults:
     """Return what the files below ``out`` say; ValueError where they hold no such grid."""
+    out = Path(out)
     plan = FILE.load(out)
     if plan is None:
         raise ValueError(f"{out} holds no grid finite-difference; give the --out of a launch")

@@ -50,11 +50,12 @@ _RECENT = 256  # results in memory at a time
 _WEIGHTS = {"raw": "raw", "ema": "EMA"}
 
 
-def collect(out: Path) -> Results:
+def collect(out: Path | str) -> Results:
     """Return everything that the files below ``out`` say, whether the grid is done or not.
 
     Raises ValueError for a folder that holds no grid, or one of an incompatible version.
     """
+    out = Path(out)
     manifest = load_manifest(out)
     if manifest is None:
         raise ValueError(f"{out} holds no grid (no grid.json); give the --out of a launch")

@@ -91,13 +91,13 @@ def sections(results: Results) -> list[Section]:
 
 
 @own_style()
-def build_report(results: Results, directory: Path) -> Path:
+def build_report(results: Results, directory: Path | str) -> Path:
     """Write tables/, figures/ and index.html below `directory`; the path of the page.
 
     The page is written last, so one that is there is whole. Raises OSError when the directory
     cannot be written to.
     """
-    return write_page(directory, sections(results), _words(results))
+    return write_page(Path(directory), sections(results), _words(results))
 
 
 def _sample_pictures(results: Results) -> Iterator[Picture | Collapsed]:

@@ -2,10 +2,14 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from ablations.clean import find_removable
+from ablations.hype.dumps import open_dumps
 from ablations.report import main
 from ablations.studies.ncsnv2.collect import _qualities, collect
+from ablations.studies.ncsnv2.report import build_report
 
 
 def test_distances_are_those_of_the_stages_files(finished):
@@ -71,6 +75,16 @@ def test_reference_rows_are_ordered_as_they_must_be(finished):
     rows = collect(finished / "out").references.set_index("name")["distance"]
     assert rows["held-out real images"] < rows["Gaussian fitted to the pixels"]
     assert rows["Gaussian fitted to the pixels"] < rows["uniform noise"]
+
+
+def test_a_folder_may_be_given_as_a_text(finished, tmp_path):
+    out = shutil.copytree(finished / "out", tmp_path / "out")
+    results = collect(str(out))
+    pd.testing.assert_frame_equal(results.distances, collect(out).distances)
+    assert build_report(results, str(tmp_path / "page")) == tmp_path / "page" / "index.html"
+    assert find_removable(str(out)) == find_removable(out) != []
+    dump = next((out / "samples").iterdir())
+    assert [d.digest for d in open_dumps(str(dump))] == [d.digest for d in open_dumps(dump)]
 
 
 def test_an_unfinished_grid_has_a_row_for_every_cell(finished, tmp_path):
