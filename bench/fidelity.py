@@ -234,11 +234,10 @@ class _Study:
         other noise as with another seed, but share the compiled sampler.
         """
         cell, n = self.cell(0, way.precision), self.settings.samples
-        sampler = AnnealedLangevin(
+        sampler = AnnealedLangevin.along(
             network.features,
-            network.sigmas,
-            step_size=cell.step_size,
-            n_steps_each=cell.n_steps_each,
+            cell.ladder,
+            device=str(self.device),
             times_sigma=True,
             compile=way.compile,
         )

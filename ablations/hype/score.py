@@ -139,8 +139,8 @@ def hype_table(scores: pd.DataFrame) -> Table:
         Column("Fakes Error(%)", _decimals(raw["fakes_error"]), number=True),
         Column("Reals Error(%)", _decimals(raw["reals_error"]), number=True),
         Column("Std.", _decimals(raw["std"]), number=True),
-        Column("Raters", [number(value) for value in raw["n_raters"]], number=True),
-        Column("Answers", [number(value) for value in raw["n_answers"]], number=True),
+        Column("Raters", map(number, raw["n_raters"]), number=True),
+        Column("Answers", map(number, raw["n_answers"]), number=True),
         Column("Source", raw["source"]),
     )
     caption = (

@@ -6,82 +6,51 @@ import math
 from typing import Any
 
 from ablations.reporting.pictures import INK, Picture, dress_frame, shared_legend
-from ablations.reporting.table import Column, Table
-from ablations.reporting.wording import number
+from ablations.reporting.table import Table
 from ablations.studies.finite_difference.paired import mean_and_spread
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import EXACT, FINITE, panels_of
 from ablations.studies.finite_difference.sections.rows import (
+    Pick,
     conditions_of,
-    frame,
+    over_seeds,
     plain_table,
     row_kind,
     said,
     settings_of,
     status_of,
-    statuses_of,
+    table_of,
 )
 from ablations.studies.finite_difference.sections.wording import (
     method_name,
-    with_spread,
 )
 from ablations.studies.finite_difference.trials import DEEP_EPSILONS
 
 
 def deep_table(results: TrialResults) -> Table:
     """The convolutional energy of digits trained at each epsilon, and its gradient's errors."""
-    records = []
-    for epsilon in (*DEEP_EPSILONS, None):
-        entries = results.of("deep", epsilon=epsilon)
-        if not entries:
-            continue
-        done = [entry.result for entry in entries if entry.result is not None]
-        mean, spread = mean_and_spread(r["exact_sm"] for r in done)
-        record: dict[str, Any] = {
-            "method": method_name(epsilon),
-            "n_seeds": len(done),
-            "exact_sm": mean,
-            "exact_sm_std": spread,
-            "status": statuses_of(entries),
-            "kind": "ours" if done else row_kind(entries[0])["kind"],
-        }
-        errors = [r["error"] for r in done if r["error"] is not None]
-        if errors:
-            for name in ("truncation", "rounding"):
-                record[name] = mean_and_spread(error[name] for error in errors)[0]
-        records.append(record)
-    raw = frame(
-        [{"group": "digits, d = 64"} | record for record in records],
-        *("kind", "group", "method", "n_seeds", "exact_sm", "exact_sm_std", "truncation"),
-        *("rounding", "status"),
-    )
-    rows = raw.to_dict("records")
-    columns = (
-        Column("Data set", raw["group"]),
-        Column("Objective", raw["method"]),
-        Column("Seeds", [number(row["n_seeds"]) for row in rows], number=True),
-        Column(
-            "Exact SM ↓",
-            [with_spread(row["exact_sm"], row["exact_sm_std"]) for row in rows],
-            number=True,
-        ),
-        Column("Truncation", [number(row["truncation"], 2) for row in rows], number=True),
-        Column("Rounding", [number(row["rounding"], 2) for row in rows], number=True),
-        Column("Status", raw["status"]),
-    )
+    picks: dict[str, Pick] = {
+        "exact_sm": lambda r: r["exact_sm"],
+        "truncation": lambda r: r["error"] and r["error"]["truncation"],
+        "rounding": lambda r: r["error"] and r["error"]["rounding"],
+    }
+    records = [
+        {"group": "digits, d = 64", "method": method_name(epsilon)} | over_seeds(entries, picks)
+        for epsilon in (*DEEP_EPSILONS, None)
+        if (entries := results.of("deep", epsilon=epsilon))
+    ]
     s = settings_of(results, "deep")
-    return Table(
-        name="deep",
-        title="A deep energy trained at each ε",
-        caption="Exact score matching on held-out digits, mean ± sample standard deviation over "
+    return table_of(
+        results,
+        "deep",
+        "A deep energy trained at each ε",
+        "Exact score matching on held-out digits, mean ± sample standard deviation over "
         f"seeds, after {said(s, 'iterations')} iterations of FD-SSM at ε, otherwise as for the "
         "losses over time; every ε from the same weights on the same batches and directions. "
         "Truncation and rounding (float32): relative errors of the gradient after training. The "
-        "source reports comparable performance for ε in [0.01, 1], without numbers. "
-        f"{conditions_of(results, ['deep'])}",
-        raw=raw,
-        columns=columns,
-        kinds=tuple(raw["kind"]),
+        "source reports comparable performance for ε in [0.01, 1], without numbers.",
+        records,
+        {"exact_sm": "Exact SM ↓", "truncation": "Truncation", "rounding": "Rounding"},
     )
 
 

@@ -52,9 +52,9 @@ def ablation_table(results: Results) -> Table:
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
         Column("Weights", [text_or_empty(value) or "—" for value in raw["weights"]]),
-        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("Denoised", map(yes_no, raw["denoise"])),
         Column("Distance ↓", [_distance_cell(record) for record in records], by="distance_mean"),
-        Column("n", [number(value) for value in raw["n"]], number=True),
+        Column("n", map(number, raw["n"]), number=True),
         Column(
             "Reference",
             [

@@ -158,17 +158,14 @@ def shift_table(results: Results, *, denoise: bool) -> Artefact:
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
         Column("Weights", raw["weights"]),
-        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
-        Column("Seed", [number(value) for value in raw["seed"]], number=True),
-        Column("Iteration", [number(value) for value in raw["iteration"]], number=True),
-        *(
-            Column(c.capitalize(), [_signed(value) for value in raw[c]], number=True, by=c)
-            for c in channels
-        ),
-        Column("Norm", [_unsigned(value) for value in raw["norm"]], number=True),
-        Column("Real images", [_unsigned(value) for value in raw["norm_of_real"]], number=True),
-        Column("n", [number(value) for value in raw["n"]], number=True),
-        Column("Note", [text_or_empty(value) for value in raw["note"]]),
+        Column("Denoised", map(yes_no, raw["denoise"])),
+        Column("Seed", map(number, raw["seed"]), number=True),
+        Column("Iteration", map(number, raw["iteration"]), number=True),
+        *(Column(c.capitalize(), map(_signed, raw[c]), number=True, by=c) for c in channels),
+        Column("Norm", map(_unsigned, raw["norm"]), number=True),
+        Column("Real images", map(_unsigned, raw["norm_of_real"]), number=True),
+        Column("n", map(number, raw["n"]), number=True),
+        Column("Note", map(text_or_empty, raw["note"])),
     )
     how = "with" if denoise else "without"
     table = Table(

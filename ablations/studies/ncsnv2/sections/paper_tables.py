@@ -29,7 +29,7 @@ def table_1(results: Results) -> Artefact:
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
         Column("Weights", [text_or_empty(value) or "—" for value in raw["weights"]]),
-        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("Denoised", map(yes_no, raw["denoise"])),
         Column(
             "Inception score ↑",
             [text_or_empty(value) or "—" for value in raw["inception_text"]],
@@ -40,7 +40,7 @@ def table_1(results: Results) -> Artefact:
             [text_or_empty(value) or "—" for value in raw["distance_text"]],
             by="distance",
         ),
-        Column("n", [number(value) for value in raw["n"]], number=True),
+        Column("n", map(number, raw["n"]), number=True),
         Column(
             "Reference",
             [text_or_empty(value) or "—" for value in raw["reference"]],

@@ -53,7 +53,7 @@ def quality_table(results: Results) -> Table:
     columns = (
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
-        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("Denoised", map(yes_no, raw["denoise"])),
         Column("IS ↑", [_cell(r, "IS") for r in records], number=True),
         Column("KID ↓", [_cell(r, "KID") for r in records], number=True),
         Column("Precision ↑", [_cell(r, "precision") for r in records], number=True),

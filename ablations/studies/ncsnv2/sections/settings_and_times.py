@@ -21,21 +21,17 @@ def hyperparameter_table(results: Results) -> Table:
     columns = (
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
-        Column("Source", [text_or_empty(value) for value in raw["source"]]),
+        Column("Source", map(text_or_empty, raw["source"])),
         Column("σ₁", [number(value, 4) for value in raw["sigma_1"]], number=True, by="sigma_1"),
-        Column("L", [number(value) for value in raw["L"]], number=True),
-        Column("T", [number(value) for value in raw["T"]], number=True),
-        Column("ε", [number(value) for value in raw["epsilon"]], number=True, by="epsilon"),
+        Column("L", map(number, raw["L"]), number=True),
+        Column("T", map(number, raw["T"]), number=True),
+        Column("ε", map(number, raw["epsilon"]), number=True, by="epsilon"),
         Column("Rule of ε", [text_or_empty(value) or "—" for value in raw["step_rule"]]),
-        Column(
-            "Batch", [number(value) for value in raw["batch_size"]], number=True, by="batch_size"
-        ),
-        Column("Iterations", [number(value) for value in raw["iterations"]], number=True),
-        Column("Learning rate", [number(value) for value in raw["learning_rate"]], number=True),
-        Column(
-            "EMA", [number(value) for value in raw["ema_momentum"]], number=True, by="ema_momentum"
-        ),
-        Column("Note", [text_or_empty(value) for value in raw["note"]]),
+        Column("Batch", map(number, raw["batch_size"]), number=True, by="batch_size"),
+        Column("Iterations", map(number, raw["iterations"]), number=True),
+        Column("Learning rate", map(number, raw["learning_rate"]), number=True),
+        Column("EMA", map(number, raw["ema_momentum"]), number=True, by="ema_momentum"),
+        Column("Note", map(text_or_empty, raw["note"])),
     )
     return Table(
         name="hyperparameters",
@@ -94,8 +90,8 @@ def held_out_table(results: Results) -> Table | None:
         Column("Variants", raw["variants"]),
         Column("Objective", raw["objective"]),
         Column("Weights", raw["weights"]),
-        Column("Seed", [number(value) for value in raw["seed"]], number=True),
-        Column("Iteration", [number(value) for value in raw["iteration"]], number=True),
+        Column("Seed", map(number, raw["seed"]), number=True),
+        Column("Iteration", map(number, raw["iteration"]), number=True),
         Column(
             "n × draws",
             [
@@ -139,40 +135,33 @@ def timing_table(results: Results) -> Table:
     columns = (
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
-        Column("Seed", [number(value) for value in raw["seed"]], by="seed"),
-        Column("Source", [text_or_empty(value) for value in raw["source"]]),
+        Column("Seed", map(number, raw["seed"]), by="seed"),
+        Column("Source", map(text_or_empty, raw["source"])),
         Column("Device", [text_or_empty(value) or "—" for value in raw["device"]]),
         Column(
             "Training",
-            [duration(value) for value in raw["training_s"]],
+            map(duration, raw["training_s"]),
             number=True,
             by="training_s",
         ),
         Column("Sampling (images)", sampled, number=True, by="sampling_s"),
         Column(
             "Compiling",
-            [duration(value) for value in raw["compile_s"]],
+            map(duration, raw["compile_s"]),
             number=True,
             by="compile_s",
         ),
         Column(
             "Score evaluations per image",
-            [number(value) for value in raw["score_evaluations_per_sample"]],
+            map(number, raw["score_evaluations_per_sample"]),
             number=True,
             by="score_evaluations_per_sample",
         ),
-        Column("Images per s", [number(value) for value in raw["images_per_s"]], number=True),
-        Column(
-            "Peak memory, training",
-            [memory(value) for value in raw["training_peak_bytes"]],
-            number=True,
-            by="training_peak_bytes",
-        ),
-        Column(
-            "Peak memory, sampling",
-            [memory(value) for value in raw["sampling_peak_bytes"]],
-            number=True,
-            by="sampling_peak_bytes",
+        Column("Images per s", map(number, raw["images_per_s"]), number=True),
+        *(
+            Column(f"Peak memory, {of}", map(memory, raw[by]), number=True, by=by)
+            for of in ("training", "sampling")
+            for by in [f"{of}_peak_bytes"]
         ),
         Column("Status", _timing_status(results, raw)),
     )
@@ -220,7 +209,7 @@ def quoted_scores_table(results: Results) -> Table | None:
     columns = (
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
-        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("Denoised", map(yes_no, raw["denoise"])),
         Column(
             "Inception ↑",
             [value or "—" for value in raw["inception_score"]],

@@ -41,9 +41,7 @@ def step_size_table(results: Results) -> Table | None:
     raw = pd.DataFrame(records, columns=[*_COLUMNS, "step_rule", "source", "kind"])
     columns = (
         Column("Sampler", raw["sampler"]),
-        Column(
-            "Steps at each scale", [number(value) for value in raw["n_steps_each"]], number=True
-        ),
+        Column("Steps at each scale", map(number, raw["n_steps_each"]), number=True),
         Column(
             "Network",
             [
@@ -51,10 +49,10 @@ def step_size_table(results: Results) -> Table | None:
                 for value in raw["adversarial"]
             ],
         ),
-        Column("ε", [number(value) for value in raw["epsilon"]], number=True, by="epsilon"),
+        Column("ε", map(number, raw["epsilon"]), number=True, by="epsilon"),
         Column("Rule of ε", raw["step_rule"].fillna("—")),
-        Column("FID ↓", [number(value) for value in raw["fid"]], number=True),
-        Column("FID, denoised ↓", [number(value) for value in raw["fid_denoised"]], number=True),
+        Column("FID ↓", map(number, raw["fid"]), number=True),
+        Column("FID, denoised ↓", map(number, raw["fid_denoised"]), number=True),
         Column("Source", raw["source"]),
     )
     return Table(

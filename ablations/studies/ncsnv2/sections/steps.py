@@ -153,29 +153,18 @@ def steps_table(results: Results) -> Table | None:
     for dataset in dataset_order(results):
         for row in quoted.step_rows(dataset):
             records.append({"kind": "paper", "dataset": dataset} | row)
-    names = [
-        *KEYS,
-        "base",
-        "sampler",
-        "training",
-        "ladder",
-        "epsilon",
-        "step_rule",
-        "score_evaluations",
-    ]
-    names += ["label", "distance_mean", "distance_std", "n", "source"]
-    raw = pd.DataFrame(records, columns=[*names, "kind"])
+    names = [*KEYS, "base", "sampler", "training", "ladder", "epsilon", "step_rule"]
+    names += ["score_evaluations", "label", "distance_mean", "distance_std", "n", "source", "kind"]
+    raw = pd.DataFrame(records, columns=names)
     columns = (
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
         Column("Training", [text_or_empty(value) or "—" for value in raw["training"]]),
-        Column("Denoised", [yes_no(value) for value in raw["denoise"]]),
+        Column("Denoised", map(yes_no, raw["denoise"])),
         Column("L×T", raw["ladder"], number=True),
-        Column("ε", [number(value) for value in raw["epsilon"]], number=True, by="epsilon"),
+        Column("ε", map(number, raw["epsilon"]), number=True, by="epsilon"),
         Column("Rule of ε", [text_or_empty(value) or "—" for value in raw["step_rule"]]),
-        Column(
-            "Score evaluations", [number(value) for value in raw["score_evaluations"]], number=True
-        ),
+        Column("Score evaluations", map(number, raw["score_evaluations"]), number=True),
         Column(
             "Distance ↓",
             [
