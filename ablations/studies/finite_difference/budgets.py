@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 from ablations.engine.settings import Budget, setting
 from scorekit.techniques.ema import check_momentum
@@ -21,6 +23,22 @@ _LEAST = {
 }
 
 
+def _seeds(count: int, of: str) -> Any:
+    return setting(count, f"{of}: trainings, each with its own seed", "seeds")
+
+
+#: What several parts set.
+_steps = partial(setting, words="training steps", unit="steps")
+_batch = partial(setting, words="samples of a step", unit="samples")
+_width = partial(setting, words="units of a hidden layer, or channels of the first", unit="units")
+_rate = partial(setting, words="learning rate of Adam")
+_noise = partial(setting, words="standard deviation of the noise on the data")
+_displacement = partial(setting, words="length of a finite difference's displacement")
+_times = partial(setting, words="measurements over training", unit="times")
+_held_out = partial(setting, words="images that are measured and not trained on", unit="images")
+_samples = partial(setting, words="samples whose distance is measured", unit="images")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Effort:
     """What a budget sets, part by part; field names are the keys of ``--set``.
@@ -29,97 +47,91 @@ class Effort:
     and data are those of ``loss_*``, and ``gradient_*``.
     """
 
-    toy_seeds: int = setting(5, "Fig. A(d): trainings, each with its own seed", "seeds")
-    toy_iterations: int = setting(3000, "training steps", "steps")
+    toy_seeds: int = _seeds(5, "Fig. A(d)")
+    toy_iterations: int = _steps(3000)
     toy_batch_size: int = setting(128, "points of a step", "points")
-    toy_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
-    toy_learning_rate: float = setting(1e-3, "learning rate of Adam")
-    toy_epsilon: float = setting(0.1, "length of a finite difference's displacement")
+    toy_width: int = _width(128)
+    toy_learning_rate: float = _rate(1e-3)
+    toy_epsilon: float = _displacement(0.1)
     toy_grid: int = setting(
         64, "points of a side of the grid that the field is compared on", "points"
     )
-    loss_seeds: int = setting(5, "Fig. A(a), (b): trainings, each with its own seed", "seeds")
-    loss_iterations: int = setting(20_000, "training steps", "steps")
-    loss_batch_size: int = setting(64, "samples of a step", "samples")
-    loss_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
+    loss_seeds: int = _seeds(5, "Fig. A(a), (b)")
+    loss_iterations: int = _steps(20_000)
+    loss_batch_size: int = _batch(64)
+    loss_width: int = _width(128)
     loss_blocks: int = setting(8, "residual blocks of the energy", "blocks")
-    loss_learning_rate: float = setting(1e-3, "learning rate of Adam")
-    loss_epsilon: float = setting(0.1, "length of a finite difference's displacement")
-    loss_sigma: float = setting(0.3, "standard deviation of the noise on the data")
-    loss_held_out: int = setting(256, "images that are measured and not trained on", "images")
-    loss_evaluations: int = setting(40, "measurements over training", "times")
-    distance_seeds: int = setting(5, "Fig. A(c): trainings, each with its own seed", "seeds")
-    distance_iterations: int = setting(200_000, "training steps", "steps")
+    loss_learning_rate: float = _rate(1e-3)
+    loss_epsilon: float = _displacement(0.1)
+    loss_sigma: float = _noise(0.3)
+    loss_held_out: int = _held_out(256)
+    loss_evaluations: int = _times(40)
+    distance_seeds: int = _seeds(5, "Fig. A(c)")
+    distance_iterations: int = _steps(200_000)
     distance_snapshots: int = setting(10, "snapshots over training that are sampled", "snapshots")
-    distance_batch_size: int = setting(128, "samples of a step", "samples")
-    distance_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
-    distance_learning_rate: float = setting(1e-4, "learning rate of Adam")
+    distance_batch_size: int = _batch(128)
+    distance_width: int = _width(128)
+    distance_learning_rate: float = _rate(1e-4)
     distance_ema_momentum: float = setting(0.999, "momentum of the averaged weights")
     distance_n_steps_each: int = setting(5, "Langevin steps T at each noise scale", "steps")
-    distance_samples: int = setting(1000, "samples whose distance is measured", "images")
-    flow_seeds: int = setting(5, "flows: trainings, each with its own seed", "seeds")
-    flow_iterations: int = setting(20_000, "training steps", "steps")
-    flow_batch_size: int = setting(128, "samples of a step", "samples")
-    flow_width: int = setting(1000, "units of a hidden layer, or channels of the first", "units")
+    distance_samples: int = _samples(1000)
+    flow_seeds: int = _seeds(5, "flows")
+    flow_iterations: int = _steps(20_000)
+    flow_batch_size: int = _batch(128)
+    flow_width: int = _width(1000)
     flow_n_hidden: int = setting(5, "hidden layers of a coupling", "layers")
     flow_n_couplings: int = setting(4, "couplings; 0 leaves the scaling alone", "couplings")
-    flow_learning_rate: float = setting(1e-3, "learning rate of Adam")
-    flow_epsilon: float = setting(0.1, "length of a finite difference's displacement")
-    flow_sigma: float = setting(0.3, "standard deviation of the noise on the data")
-    flow_held_out: int = setting(10_000, "images that are measured and not trained on", "images")
+    flow_learning_rate: float = _rate(1e-3)
+    flow_epsilon: float = _displacement(0.1)
+    flow_sigma: float = _noise(0.3)
+    flow_held_out: int = _held_out(10_000)
     flow_n_exact: int = setting(64, "images that exact score matching is computed of", "images")
-    flow_evaluations: int = setting(20, "measurements over training", "times")
-    implicit_seeds: int = setting(
-        5, "implicit encoders: trainings, each with its own seed", "seeds"
-    )
-    implicit_iterations: int = setting(100_000, "training steps", "steps")
+    flow_evaluations: int = _times(20)
+    implicit_seeds: int = _seeds(5, "implicit encoders")
+    implicit_iterations: int = _steps(100_000)
     implicit_warm_up: int = setting(
-        100,
-        "steps of the score network before the auto-encoder's first",
-        "steps",
+        100, "steps of the score network before the auto-encoder's first", "steps"
     )
-    implicit_batch_size: int = setting(128, "samples of a step", "samples")
+    implicit_batch_size: int = _batch(128)
     implicit_latent_dim: int = setting(32, "latent dimensions", "dimensions")
-    implicit_width: int = setting(256, "units of a hidden layer, or channels of the first", "units")
+    implicit_width: int = _width(256)
     implicit_score_steps: int = setting(
         2, "steps of the score network for each of the auto-encoder", "steps"
     )
-    implicit_learning_rate: float = setting(1e-4, "learning rate of Adam")
-    implicit_score_learning_rate: float = setting(1e-3, "Adam's, of the score network")
-    implicit_epsilon: float = setting(0.1, "length of a finite difference's displacement")
-    implicit_held_out: int = setting(
-        10_000, "images that are measured and not trained on", "images"
+    implicit_learning_rate: float = _rate(1e-4)
+    implicit_score_learning_rate: float = setting(
+        1e-3, "learning rate of Adam, of the score network"
     )
+    implicit_epsilon: float = _displacement(0.1)
+    implicit_held_out: int = _held_out(10_000)
     implicit_n_bound: int = setting(
         256, "images that the bound of the likelihood is computed of", "images"
     )
-    implicit_samples: int = setting(1000, "samples whose distance is measured", "images")
-    deep_seeds: int = setting(5, "deep energies: trainings, each with its own seed", "seeds")
-    deep_iterations: int = setting(10_000, "training steps", "steps")
-    gradient_seeds: int = setting(3, "gradients by ε: trainings, each with its own seed", "seeds")
-    gradient_iterations: int = setting(200, "training steps", "steps")
-    gradient_width: int = setting(64, "units of a hidden layer, or channels of the first", "units")
-    gradient_batch_size: int = setting(16, "samples of a step", "samples")
-    dkef_seeds: int = setting(5, "DKEF: trainings, each with its own seed", "seeds")
+    implicit_samples: int = _samples(1000)
+    deep_seeds: int = _seeds(5, "deep energies")
+    deep_iterations: int = _steps(10_000)
+    gradient_seeds: int = _seeds(3, "gradients by ε")
+    gradient_iterations: int = _steps(200)
+    gradient_width: int = _width(64)
+    gradient_batch_size: int = _batch(16)
+    dkef_seeds: int = _seeds(5, "DKEF")
     dkef_max_steps: int = setting(10_000, "training steps at most", "steps")
     dkef_interval: int = setting(20, "steps from validation to validation", "steps")
     dkef_inducing: int = setting(200, "inducing points", "points")
-    dkef_batch_size: int = setting(200, "samples of a step", "samples")
+    dkef_batch_size: int = _batch(200)
     dkef_importance: int = setting(1_000_000, "samples that estimate the normaliser", "samples")
     dkef_around: int = setting(
         1000, "training rows that the second estimate's samples lie around", "rows"
     )
-    wine_seeds: int = setting(5, "DKEF on wine: trainings, each with its own seed", "seeds")
+    wine_seeds: int = _seeds(5, "DKEF on wine")
     wine_all: bool = setting(True, "every epsilon; otherwise the largest and the smallest")
     cost_rounds: int = setting(20, "rounds of timing", "rounds")
-    cost_mlp_width: int = setting(128, "units of a hidden layer, or channels of the first", "units")
-    cost_mlp_batch_size: int = setting(128, "samples of a step", "samples")
-    cost_conv_width: int = setting(64, "units of a hidden layer, or channels of the first", "units")
-    cost_conv_batch_size: int = setting(16, "samples of a step", "samples")
-    cost_score_width: int = setting(
-        128, "units of a hidden layer, or channels of the first", "units"
-    )
-    cost_score_batch_size: int = setting(32, "samples of a step", "samples")
+    cost_mlp_width: int = _width(128)
+    cost_mlp_batch_size: int = _batch(128)
+    cost_conv_width: int = _width(64)
+    cost_conv_batch_size: int = _batch(16)
+    cost_score_width: int = _width(128)
+    cost_score_batch_size: int = _batch(32)
     compile: bool = setting(False, "compiled rows beside the eager ones of cost")
 
     def __post_init__(self) -> None:
