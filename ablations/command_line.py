@@ -43,6 +43,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     what("--datasets", help="comma-separated; `python -m scorekit.data list` names them")
     what("--seeds", type=int, metavar="N", help="number of seeds (default: 1)")
     what("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    what(
+        "--vary",
+        action="append",
+        metavar="KEY=A,B",
+        help="a row for each value of a setting, of several for each combination",
+    )
     what("--only", metavar="PATTERN", help="cells or trials: comma-separated names or globs")
     where = _group(parser, "where it goes", "--out runs/mine --data-root /data/scorekit")
     where("--out", type=Path, help="default: runs/<grid>")

@@ -1,8 +1,9 @@
 """Cells: a variant on a dataset with a seed, every setting resolved, and the stages they share."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -41,18 +42,26 @@ class Cell:
     n_final: int
     n_loss: int
     n_dump: int
-    row: str = ""  # what sets its sampling apart from its variant's own row: "consistent", "25×1"
+    row: str = ""  # what sets it apart from its variant's own row: "consistent", "25×1", "width=32"
+    title: str = ""  # what its row is called, where somebody named it
+    # The settings that its row sets apart from others, as given: no part of what it is.
+    own: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
     @property
     def label(self) -> str:
-        """The variant, and how it is sampled where that is not its own way: "NCSNv2, 25×1"."""
-        return self.variant.name + (f", {self.row}" if self.row else "")
+        """What tables call its row: the name it was given, or variant and row ("NCSNv2, 25×1")."""
+        return self.title or self.variant.name + (f", {self.row}" if self.row else "")
 
     @property
     def slug(self) -> str:
         """The label for files and flags, in ASCII: ncsnv2, ncsnv2-25x1, ncsnv2-eps1e-05."""
-        row = self.row.lower().replace("×", "x").replace("ε=", "eps").replace(", ", "-")
-        return self.variant.slug + (f"-{row}" if row else "")
+        if self.title:
+            row = file_name(self.title).lower()
+        else:
+            row = self.row.lower().replace("×", "x").replace("ε=", "eps").replace(", ", "-")
+            row = re.sub(r"[^a-z0-9_.+-]", "", row)
+        # See cell_file_name.
+        return self.variant.slug + (f"-{row}".replace("-ncsn", "-.ncsn") if row else "")
 
     @property
     def name(self) -> str:
@@ -164,6 +173,13 @@ class Cell:
         """Distances of noise, of a Gaussian fitted to the pixels and of held-out real images."""
         return _baseline_stage(self.data, self.reference, self.n_final)
 
+    def setting(self, key: str) -> Any:
+        """Return what a setting came to; where a cell has no such field, what its row gives."""
+        for part in (self, self.train):
+            if hasattr(part, key):
+                return getattr(part, key)
+        return dict(self.own).get(key)
+
     def with_seed(self, seed: int) -> "Cell":
         """Return the same cell with another seed."""
         train = dataclasses.replace(self.train, seed=seed)
@@ -230,6 +246,7 @@ def cell_from_json(record: dict[str, Any]) -> Cell:
             "data": DataFacts(**record["data"]),
             "variant": Variant(**record["variant"]),
             "train": TrainSettings(**record["train"]),
+            "own": tuple((key, value) for key, value in record.get("own", ())),
         }
     )
 

@@ -200,21 +200,71 @@ def test_divergence_stops_one_cell_and_the_table_says_so(tmp_path, capsys, sketc
     assert "started: train" in capsys.readouterr().out
 
 
-def test_seeds_may_be_added_and_settings_may_not_be_mixed(finished, tmp_path, capsys, sketched):
+def test_seeds_may_be_added(finished, tmp_path, sketched):
     shutil.copytree(finished / "out", tmp_path / "out")
     assert again(tmp_path, "--only", "ncsnv2", "--executor", "inline", "--seeds", "2") == 0
     table = pd.read_csv(tmp_path / "out" / "report" / "tables" / "ablation.csv")
     assert set(table[table["variant"] == "NCSNv2"]["n_seeds"]) == {2}
-    assert again(tmp_path, "--set", "width=3") == 2
-    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_rows_of_other_settings_come_beside_those_that_are_there(
+    finished, tmp_path, capsys, sketched
+):
+    """Trained and sampled with them, under a name and a column that say so."""
+    shutil.copytree(finished / "out", tmp_path / "out")
+    out = tmp_path / "out"
+    before = {path: path.read_bytes() for path in (out / "stages").rglob("*.json")}
+    flags = ("--set", "learning_rate=0.0002", "--only", "*ncsnv2*", "--executor", "inline")
+    assert again(tmp_path, *flags) == 0
+    assert "named after them (learning_rate)" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    table = pd.read_csv(out / "report" / "tables" / "ablation.csv")
+    added = table[table["variant"] == "NCSNv2, learning_rate=0.0002"]
+    assert set(added["status"]) == {"done"} and set(added["learning_rate"]) == {0.0002}
+    own = table[table["variant"] == "NCSNv2"]
+    assert set(own["learning_rate"]) == {0.001}
+    assert set(own["distance_mean"]).isdisjoint(added["distance_mean"])
+    page = (out / "report" / "index.html").read_text()
+    assert "Learning rate" in page
+    (cell,) = (c for c in load_manifest(out).units if c.slug == "ncsnv2-learning_rate0.0002")
+    assert (cell.train.learning_rate, cell.own) == (0.0002, (("learning_rate", 0.0002),))
+    # The folder goes on with what it holds, and as it was begun.
+    assert main(["--out", str(out), "--device", "cpu", "--only", "*v2*", "--dry-run"]) == 0
+    assert " 0 of them to do" in capsys.readouterr().out
+
+
+def test_values_of_a_setting_are_rows(finished, capsys):
+    out = ("--out", str(finished / "out"), "--device", "cpu", "--dry-run")
+    assert main([*out, "--vary", "ema_momentum=0.9,0.99", "--vary", "flip=false"]) == 0
+    cells = re.findall(r"^cell digits/(\S+)/seed0", capsys.readouterr().out, re.M)
+    # Each row that takes it: raw weights have no momentum.
+    assert cells == [
+        "ncsn_124-flipfalse",
+        *(f"{v}-ema_momentum{m}-flipfalse" for v in ("ncsn_1245", "ncsnv2") for m in (0.9, 0.99)),
+    ]
+    for bad, message in (
+        ("width", "is not of the form key=value,value"),
+        ("wide=1", "--vary wide: unknown; known: budget, preset"),
+        ("width=a", "width = 'a' is not a whole number"),
+        ("image_size=8,16", "--vary image_size: all rows of a data set have the same images"),
+    ):
+        assert main([*out, "--vary", bad]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*out, "--vary", "width=2", "--vary", "width=3"]) == 2
+    assert "--vary width: given twice" in capsys.readouterr().err
 
 
 def test_a_folder_goes_on_with_its_own_budget_unless_another_is_given(tmp_path):
     begun = make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "paper"]))
     GRID_FILE.save(begun.manifest, tmp_path)
     assert make_plan(parse_arguments(["--out", str(tmp_path)])).manifest.budget == "paper"
-    with pytest.raises(ValueError, match="holds budget 'paper', not 'quick'"):
-        make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick"]))
+    plan = make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick"]))
+    assert plan.manifest.budget == "paper"
+    assert [cell.label for cell in plan.units[-2:]] == [
+        *("NCSNv2, budget=quick", "NCSNv2, consistent, budget=quick")
+    ]
+    assert [cell.train.width for cell in plan.units] == [16] * 5
+    assert plan.units[0].own == (("budget", "quick"),)
 
 
 @pytest.mark.parametrize("flags", [(), ("--executor", "slurm", "--slurm", "gpus=1")])
@@ -257,8 +307,10 @@ def test_a_begun_folder_continues_without_its_grid_s_file(finished, capsys):
     said = capsys.readouterr().out
     assert "grid tiny: 3 cells" in said
     assert "nothing to do" in said
-    assert main([*out, "--set", "width=3"]) == 2
-    assert "choose another --out" in capsys.readouterr().err
+    assert main([*out, "--set", "width=3", "--dry-run"]) == 0
+    assert "cell digits/ncsnv2-width3/seed0" in capsys.readouterr().out
+    assert main([*out, "--set", "image_size=16", "--dry-run"]) == 2
+    assert "all rows of a folder have the same images" in capsys.readouterr().err
 
 
 def test_a_second_launcher_is_told_who_holds_the_folder(finished, capsys):

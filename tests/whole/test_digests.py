@@ -22,7 +22,7 @@ from ablations.studies.finite_difference.budgets import Effort
 from ablations.studies.finite_difference.study import PARTS
 from ablations.studies.finite_difference.trials import build_trials
 from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import ROW_SETTINGS, Execution, Profile, Settings
+from ablations.studies.ncsnv2.settings import TRIED_SETTINGS, Execution, Profile, Settings
 from scorekit.runtime.distributed import World
 from scorekit.training.settings import TrainSettings
 
@@ -109,6 +109,8 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "n_loss": (70, {"loss"}),
         "n_dump": (7, NOTHING),  # dumps have manifests of their own
         "row": ("7x7", NOTHING),
+        "title": ("mine", NOTHING),
+        "own": ((("width", 7),), NOTHING),  # which the other settings follow
     },
     Settings: {
         "preset": ("cifar10", TRAINED),
@@ -211,7 +213,7 @@ def test_how_a_cell_is_run_is_no_part_of_it():
     assert resolve(run_otherwise, NCSNV2, DATA, seed=0) == CELL
     without = {name for name, (_, effect) in EFFECTS[Settings].items() if effect == NOTHING}
     assert without == {"n_dump", "image_size"}
-    for name in ROW_SETTINGS:
+    for name in TRIED_SETTINGS:
         assert EFFECTS[Settings][name][1] >= DRAWN
 
 

@@ -24,6 +24,7 @@ from ablations.pipeline.selection import sample_file, selected_iterations
 from ablations.reporting.wording import without_folders
 from ablations.studies.ncsnv2.quoted import published_hyperparameters
 from ablations.studies.ncsnv2.results import (
+    APART_COLUMNS,
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
@@ -38,6 +39,7 @@ from ablations.studies.ncsnv2.results import (
     Results,
     SampleSet,
 )
+from ablations.studies.ncsnv2.rows import settings_apart, short_value
 from ablations.studies.ncsnv2.settings import budget_label
 from ablations.studies.ncsnv2.training_labels import training_labels
 from scorekit.files import load_arrays
@@ -148,6 +150,7 @@ class _Collector:
             **frames,
             losses=self.losses(),
             hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, self.hyperparameter_rows()),
+            apart=make_frame(APART_COLUMNS, self.apart_rows(manifest.budget)),
             settings=make_frame(SETTING_COLUMNS, self.setting_rows()),
             timings=make_frame(TIMING_COLUMNS, rows["timings"]),
             samples=samples,
@@ -181,6 +184,7 @@ class _Collector:
             "dataset": cell.data.name,
             "variant": cell.label,
             "base": cell.variant.name,
+            "row": cell.row,
             "sampler": cell.sampler,
             "slug": cell.slug,
             "techniques": ",".join(map(str, cell.variant.techniques)),
@@ -330,12 +334,22 @@ class _Collector:
             }
         yield from published_hyperparameters()
 
+    def apart_rows(self, budget: str) -> Iterator[dict[str, Any]]:
+        """Yield what every row has of the settings in which rows differ, as one of its cells."""
+        keys = settings_apart(self.cells)
+        for cell in {(c.data.name, c.label): c for c in self.cells}.values():
+            for key in keys:
+                value = dict(cell.own).get(key, budget) if key == "budget" else cell.setting(key)
+                row = {"dataset": cell.data.name, "variant": cell.label, "setting": key}
+                yield row | {"value": short_value(value), "given": key in dict(cell.own)}
+
     def setting_rows(self) -> Iterator[dict[str, Any]]:
         """Yield every resolved setting of every row, as one of its cells has it."""
         for cell in {(c.data.name, c.label): c for c in self.cells}.values():
             record = cell.to_json()
             data = {f"data: {key}": value for key, value in record["data"].items()}
-            rest = {k: v for k, v in record.items() if k not in ("data", "variant", "train", "row")}
+            named = ("data", "variant", "train", "row", "title", "own")
+            rest = {key: value for key, value in record.items() if key not in named}
             found = {"weights": cell.variant.weights} | record["train"] | rest | data
             for name, value in found.items():
                 if name != "seed":  # the one thing that the cells of a row differ in

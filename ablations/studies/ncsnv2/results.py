@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.frames import cast, make_frame
+from ablations.studies.ncsnv2.settings import TRIED_SETTINGS
 
 #: What is measured beside the distance; the last two say what n does to the distance itself.
 METRICS = ("IS", "KID", "precision", "recall", "f_score", "interval", "infinite n")
@@ -21,6 +21,7 @@ CELL_COLUMNS: dict[str, str] = {
     "dataset": "string",
     "variant": "string",
     "base": "string",  # the variant, whatever sets a row of it apart
+    "row": "string",  # what sets it apart
     "sampler": "string",
     "slug": "string",
     "techniques": "string",
@@ -128,6 +129,14 @@ HYPERPARAMETER_COLUMNS: dict[str, str] = {
     "ema_momentum": "float64",
     "note": "string",
 }
+#: The settings in which rows of a grid differ, and what each row has of them.
+APART_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "setting": "string",
+    "value": "string",
+    "given": "bool",  # whether the row itself sets it
+}
 SETTING_COLUMNS: dict[str, str] = {
     "dataset": "string",
     "variant": "string",
@@ -162,7 +171,6 @@ RUN_KEYS = (
     "n_done",
 )
 
-_TRIED = re.compile(r", .*(×|ε)")
 _FRAMES = {
     "cells": CELL_COLUMNS,
     "distances": DISTANCE_COLUMNS,
@@ -172,6 +180,7 @@ _FRAMES = {
     "losses": LOSS_COLUMNS,
     "held_out_losses": HELD_OUT_COLUMNS,
     "hyperparameters": HYPERPARAMETER_COLUMNS,
+    "apart": APART_COLUMNS,
     "settings": SETTING_COLUMNS,
     "timings": TIMING_COLUMNS,
 }
@@ -255,6 +264,7 @@ class Results:
     losses: pd.DataFrame
     held_out_losses: pd.DataFrame
     hyperparameters: pd.DataFrame
+    apart: pd.DataFrame
     settings: pd.DataFrame
     timings: pd.DataFrame
     samples: list[SampleSet] = field(default_factory=list)
@@ -288,7 +298,9 @@ class Results:
 
         All of it where nothing else is there.
         """
-        own = {label for label in self.cells["variant"] if not _TRIED.search(label)}
+        given = self.apart[self.apart["given"]]
+        tried = set(given[given["setting"].isin(TRIED_SETTINGS)]["variant"])
+        own = set(self.cells["variant"]) - tried
         if not own:
             return self
         frames = {

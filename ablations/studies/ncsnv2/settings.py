@@ -9,8 +9,10 @@ from scorekit.objectives.score_matching import Objective
 from scorekit.runtime.compilation import Precision
 from scorekit.training.settings import MAX_COUNT
 
-#: What one row of a grid may set apart from others: how samples are drawn, and the objective.
-ROW_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size", "objective")
+#: What tries out steps of one sampler: such rows have tables of their own.
+TRIED_SETTINGS = ("sampling_levels", "n_steps_each", "step_size")
+#: What all rows of a data set have together: its images.
+SHARED_SETTINGS = ("image_size",)
 
 #: What the ladder of a row with group (1,2,4) is derived from, or given by.
 LADDER_SETTINGS = (

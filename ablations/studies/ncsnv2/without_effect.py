@@ -24,7 +24,9 @@ def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
                 found[key] = f"where {given[0]} gives T"
             continue
         owner = next((part for part in (cell, cell.train) if hasattr(part, key)), None)
-        if key == "coverage" and not cell.variant.noise_scales:
+        if key == "ema_momentum" and not cell.variant.ema:
+            found[key] = "where raw weights are sampled"
+        elif key == "coverage" and not cell.variant.noise_scales:
             found[key] = "without group (1,2,4) the noise scales are NCSN's own"
         elif owner is not None and getattr(owner, key) != value:
             found[key] = f"where {key} = {_text(getattr(owner, key))}"

@@ -10,7 +10,12 @@ import pandas as pd
 from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import distance_text, joined, number, text_or_empty, yes_no
 from ablations.studies.ncsnv2.results import Results
-from ablations.studies.ncsnv2.sections.style import conditions, dataset_order, variant_order
+from ablations.studies.ncsnv2.sections.style import (
+    apart_columns,
+    conditions,
+    dataset_order,
+    variant_order,
+)
 
 _MEASURE = ["label", "feature_space", "n", "n_reference", "reference"]
 _ABLATION_COLUMNS = [
@@ -35,7 +40,7 @@ def ablation_table(results: Results) -> Table:
         ]
         keys = set(zip(cells["variant"], cells["weights"], strict=True))
         keys |= set(zip(final["variant"], final["weights"], strict=True))
-        for variant in variant_order(variant for variant, _ in keys):
+        for variant in variant_order(results, (variant for variant, _ in keys)):
             for weights in sorted(w for v, w in keys if v == variant):
                 for denoise in (False, True):
                     records += _variant_records(
@@ -47,10 +52,11 @@ def ablation_table(results: Results) -> Table:
         records += _reference_records(results.references[results.references["dataset"] == dataset])
     every = dict.fromkeys(_ABLATION_COLUMNS) | {"budget": str(results.run["budget"])}
     records = [every | record for record in records]
-    raw = pd.DataFrame(records, columns=_ABLATION_COLUMNS)
+    raw, apart = apart_columns(results, pd.DataFrame(records, columns=_ABLATION_COLUMNS))
     columns = (
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
+        *apart,
         Column("Weights", [text_or_empty(value) or "—" for value in raw["weights"]]),
         Column("Denoised", map(yes_no, raw["denoise"])),
         Column("Distance ↓", [_distance_cell(record) for record in records], by="distance_mean"),
