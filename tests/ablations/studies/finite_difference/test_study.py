@@ -20,18 +20,18 @@ from tiny_trials import command, wine
 
 from ablations import report
 from ablations.launch import main
+from ablations.reporting.paired import (
+    comparison,
+    mean_and_spread,
+    paired_difference,
+    paired_ratio,
+)
 from ablations.studies.finite_difference.budgets import BUDGETS, Effort
 from ablations.studies.finite_difference.experiments import cost
 from ablations.studies.finite_difference.experiments import toy as experiments_toy
 from ablations.studies.finite_difference.experiments.cost import peak_bytes
 from ablations.studies.finite_difference.experiments.learning import Learner, evaluation_iterations
 from ablations.studies.finite_difference.jobs import trial_jobs
-from ablations.studies.finite_difference.paired import (
-    comparison,
-    mean_and_spread,
-    paired_difference,
-    paired_ratio,
-)
 from ablations.studies.finite_difference.results import collect_trials
 from ablations.studies.finite_difference.sections.curves import at_equal_time
 from ablations.studies.finite_difference.trials import PARTS, build_trials
