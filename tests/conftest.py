@@ -73,6 +73,17 @@ def sketched(monkeypatch):
     monkeypatch.setattr("ablations.reporting.page.save_picture", forked.sketch)
 
 
+@pytest.fixture
+def traced(monkeypatch):
+    """What is compiled in this process is traced, backward pass and all, but no machine code."""
+    original = torch.compile
+
+    def compile_no_further(function, *, options=None, **policy):
+        return original(function, backend="aot_eager", **policy)
+
+    monkeypatch.setattr(torch, "compile", compile_no_further)
+
+
 @pytest.fixture(scope="session")
 def inception_weights(tmp_path_factory):
     """A file of random weights in the format of torch-fidelity's Inception: none are shipped."""

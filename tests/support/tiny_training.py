@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scorekit.models.score_network import Architecture, ResStage
 from scorekit.training.settings import TrainSettings
 from scorekit.training.trainer import Trainer
 
@@ -21,6 +22,9 @@ SETTINGS = TrainSettings(
     snapshot_interval=6,
     test_interval=4,
 )
+
+#: Blocks of each kind and no block twice: compiling is most of what a test of compiled code takes.
+FEW_BLOCKS = Architecture(stages=(ResStage(name="res1", width=1),), refine=(("refine1", 1),))
 
 
 class Interrupted(Exception):
