@@ -153,18 +153,24 @@ MUTANTS = [
         "scorekit/sampling/langevin.py",
         ("(step // self._steps_per_sigma)", "((step + 1) // self._steps_per_sigma)"),
         (
-            "self._rate = step_size / float(sigmas[-1]) ** 2",
-            "self._rate = step_size / float(sigmas[-1])",
+            "self._rate = epsilon / float(sigmas[-1]) ** 2",
+            "self._rate = epsilon / float(sigmas[-1])",
         ),
         (
             "if self._consistent else x.clone(), x + shift",
             "if self._consistent else x.clone(), x + self._rate * shift",
         ),
         (
-            "return (self._n_levels - self._consistent) * self._n_steps_each",
-            "return self._n_levels * self._n_steps_each",
+            "n_steps=(n_levels - consistent) * n_steps_each",
+            "n_steps=n_levels * n_steps_each",
         ),
-        ("Stream.INITIAL)", "Stream.LANGEVIN)"),
+    ),
+    *_of(
+        "scorekit/sampling/trajectory.py",
+        (
+            "return philox_uniform(self._key, sample_index, zero, image_shape, Stream.INITIAL)",
+            "return philox_uniform(self._key, sample_index, zero, image_shape, Stream.LANGEVIN)",
+        ),
     ),
     *_of(
         "scorekit/metrics/frechet.py",

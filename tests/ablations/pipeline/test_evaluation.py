@@ -17,7 +17,7 @@ from ablations.pipeline.selection import selected_iterations
 from ablations.studies.ncsnv2.collect import collect
 from scorekit.runtime.interruption import Stopped
 from scorekit.runtime.memory import BatchTooLarge
-from scorekit.sampling import langevin
+from scorekit.sampling import trajectory
 
 
 def context(out, data_root, **changes):
@@ -85,7 +85,7 @@ def test_a_whole_job_compiles_each_step_once(copy, monkeypatch):
     def compiled(function, *, enable, device):
         return torch.compile(function, backend=counted, fullgraph=True, dynamic=False)
 
-    monkeypatch.setattr(langevin, "compiled", compiled)
+    monkeypatch.setattr(trajectory, "compiled", compiled)
     run.run_job(job, context(out, out / "data"))
     # The Langevin step and the denoising step, over two snapshots and two blocks of samples.
     assert counted.frame_count == 2

@@ -15,7 +15,7 @@ from kernels.philox import Stream, philox_key, philox_normal
 from scorekit.models.layers import InstanceNormPlus
 from scorekit.models.score_network import ARCHITECTURES, ScoreNetwork
 from scorekit.runtime.compilation import compile_unavailable_reason
-from scorekit.sampling import langevin
+from scorekit.sampling import trajectory
 from scorekit.sampling.consistent import refined_sigmas
 from scorekit.sampling.langevin import AnnealedLangevin, interpolation_angles
 from scorekit.techniques.noise_scales import geometric_sigmas, ladder_ratio
@@ -532,7 +532,7 @@ def test_a_captured_step_serves_one_mode_and_takes_new_conditions(monkeypatch):
         captured.append(step)
         return step
 
-    monkeypatch.setattr(langevin, "cuda_graph", stand_in)
+    monkeypatch.setattr(trajectory, "cuda_graph", stand_in)
     drawer, index = sampler(seed=1), torch.arange(3)
     monkeypatch.setattr(drawer, "_graphed", True)
     for part in (index, index + 3):
