@@ -101,6 +101,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="print the stages, their cost and what Slurm would get; run nothing",
     )
     look("--status", action="store_true", help="print the state of every job, run nothing")
+    look(
+        "--verify",
+        action="store_true",
+        help="--status, after reading every byte of every result: large files that nobody touched "
+        "since they were found intact are otherwise not read again",
+    )
     look("--cancel", action="store_true", help="cancel the jobs in Slurm, run nothing")
     look("--settings", action="store_true", help="print every --set key, its type and values")
     return parser.parse_args(argv)

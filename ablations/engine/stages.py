@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ablations.engine.code_snapshot import code_digest
+from ablations.engine.intact import IntactFiles
 from scorekit.files import (
     CorruptFile,
     read_sealed_json,
@@ -76,7 +77,7 @@ class StageStore:
         self.root, self.elsewhere = root, elsewhere or {}
         self.world = World() if world is None else world
         self.codes: set[str] = set()
-        self._checked: dict[str, tuple[int, int]] = {}
+        self.intact = IntactFiles()
 
     def directory(self, stage: Stage) -> Path:
         """Return the stage's directory, which need not exist."""
@@ -97,19 +98,25 @@ class StageStore:
         """Return the result of a finished stage, or None; it is read anew at each call.
 
         A damaged result, or one whose files are damaged, is named in the log and set aside, so that
-        the stage counts as unfinished.
+        the stage counts as unfinished. Large files that were found intact and were not touched
+        since are not read again (:mod:`ablations.engine.intact`).
         """
-        directory = self._directory(stage)
+        record = self._record(self._directory(stage), stage.digest)
+        if record is None:
+            return None
+        self.codes.update(record["codes"])
+        return record["result"]
+
+    def _record(self, directory: str, digest: str) -> dict[str, Any] | None:
         path = f"{directory}/result.json"
         try:
             record = read_sealed_json(path)
-            if record.get("digest") != stage.digest:
+            if record.get("digest") != digest:
                 raise CorruptFile(path, "it does not carry its stage's digest")
             for key, kind in (("files", dict), ("result", dict), ("code", str), ("codes", list)):
                 if not isinstance(record.get(key), kind):
                     raise CorruptFile(path, f"its entry {key!r} is no {kind.__name__}")
-            for name, checksum in record["files"].items():
-                self._check(f"{directory}/{name}", checksum)
+            self.intact.check(directory, record["files"])
         except FileNotFoundError:
             return None
         except CorruptFile as error:
@@ -119,8 +126,21 @@ class StageStore:
                     set_aside(damaged)
             _log.warning("%s; set aside as *.corrupt-<n>, and its stage runs again", error)
             return None
-        self.codes.update(record["codes"])
-        return record["result"]
+        return record
+
+    def read_all(self) -> tuple[int, int]:
+        """Read every byte of every finished stage; return how many are intact and how many not.
+
+        The damaged ones are set aside, as by :meth:`result`. Nothing is taken from notes, now or
+        later.
+        """
+        self.intact.reads_all = True
+        roots = [self.root, *(root / kind for kind, root in self.elsewhere.items())]
+        paths = [*roots[0].glob("*/*/result.json")]
+        for root in roots[1:]:
+            paths += root.glob("*/result.json")
+        found = [self._record(str(p.parent), p.parent.name) is not None for p in sorted(paths)]
+        return sum(found), len(found) - sum(found)
 
     def checksum(self, stage: Stage, name: str) -> str:
         """Return the SHA-256 of a finished stage's file; CorruptFile where its record lacks it."""
@@ -148,17 +168,6 @@ class StageStore:
             write_sealed_json(directory / "result.json", changed)
             for name in names:
                 (directory / name).unlink(missing_ok=True)
-
-    def _check(self, path: str, checksum: str) -> None:
-        try:
-            stat = os.stat(path)
-        except FileNotFoundError as error:
-            raise CorruptFile(path, "it is missing") from error
-        seen = (stat.st_mtime_ns, stat.st_size)
-        if self._checked.get(path) != seen:
-            if sha256_file(path) != checksum:
-                raise CorruptFile(path, "its checksum does not agree with its result.json")
-            self._checked[path] = seen
 
     def run(
         self, stage: Stage, execute: Callable[[Path], tuple[dict[str, Any], list[Path]]]

@@ -11,12 +11,12 @@ from ablations.engine.progress import read_progress
 _STALE_S = 120
 
 
-def job_state(job: Job, context: Context) -> tuple[str, str]:
+def job_state(job: Job, context: Context, *, thorough: bool = False) -> tuple[str, str]:
     """Return (done | failed | diverged | running | planned, detail) of a job, from its files.
 
-    What nothing is computed from is not looked at.
+    Unless ``thorough``, what nothing is computed from is not looked at.
     """
-    if job.is_done(context, thorough=False):
+    if job.is_done(context, thorough=thorough):
         return "done", ""
     if (failure := read_failure(context.out, job.name)) is not None:
         if failure["kind"] == "lost":

@@ -11,11 +11,12 @@ from ablations.executors.logs import last_lines
 from ablations.executors.slurm.queue import QueuedJob, SlurmError
 
 
-def describe_status(jobs: Sequence[Job], context: Context) -> str:
+def describe_status(jobs: Sequence[Job], context: Context, *, thorough: bool = False) -> str:
     """Return one line per job, and one for the parts of each that a queue has: state, detail.
 
     States of a grid on Slurm are PLANNED, QUEUED, RUNNING, DONE, FAILED, DIVERGED, and LOST for a
-    job that Slurm has not and that left neither a result nor a failure.
+    job that Slurm has not and that left neither a result nor a failure. ``thorough`` looks at what
+    nothing is computed from, too.
     """
     lines, queue = [], dict[str, tuple[str, QueuedJob | None]]()
     if (context.out / "slurm").exists():
@@ -30,10 +31,10 @@ def describe_status(jobs: Sequence[Job], context: Context) -> str:
     parts: dict[str, Counter[str]] = {}
     for job in jobs:
         if job.part_of is None:
-            state, detail = _joined(job, context, queue.get(job.name))
+            state, detail = _joined(job, context, queue.get(job.name), thorough)
             lines.append(f"{state.upper():<9} {job.title}" + (f": {detail}" if detail else ""))
         elif queue:  # without one they are no jobs
-            state, _ = _joined(job, context, queue.get(job.name))
+            state, _ = _joined(job, context, queue.get(job.name), thorough)
             parts.setdefault(job.part_of, Counter())[state] += 1
     for whole, counts in parts.items():
         if set(counts) != {"done"}:
@@ -43,10 +44,10 @@ def describe_status(jobs: Sequence[Job], context: Context) -> str:
 
 
 def _joined(
-    job: Job, context: Context, slurm: tuple[str, QueuedJob | None] | None
+    job: Job, context: Context, slurm: tuple[str, QueuedJob | None] | None, thorough: bool
 ) -> tuple[str, str]:
     """Return the state and detail of a job from its files and what Slurm says of it."""
-    state, detail = job_state(job, context)
+    state, detail = job_state(job, context, thorough=thorough)
     if slurm is None or state == "done":
         return state, detail
     from ablations.executors.slurm.grid import log_path, lost_message

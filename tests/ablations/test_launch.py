@@ -104,6 +104,29 @@ def test_dry_run_and_status_say_what_is_done(finished, capsys):
     assert all(line.startswith("DONE") for line in lines)
 
 
+def test_verify_reads_every_byte_and_says_what_is_damaged(finished, tmp_path, capsys):
+    shutil.copytree(finished / "out", tmp_path / "out")
+    flags = ["--out", str(tmp_path / "out"), "--verify"]
+    assert main(flags) == 0
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert first.endswith("stages read, every byte; none damaged")
+    assert all(line.startswith("DONE") for line in lines)
+    png = next((tmp_path / "out" / "samples").rglob("*.png"))
+    png.write_bytes(png.read_bytes()[:-1])
+    assert main(flags) == 1
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "1 damaged" in first
+    (line,) = (line for line in lines if not line.startswith("DONE"))
+    assert " evaluate " in line
+    victim = next((tmp_path / "out" / "stages" / "train").rglob("snapshot-*.pt"))
+    victim.write_bytes(victim.read_bytes()[::-1])
+    assert main(flags) == 1
+    first, *lines = capsys.readouterr().out.splitlines()
+    assert "2 damaged" in first
+    assert sum(" train " in line for line in lines if not line.startswith("DONE")) == 1
+    assert not victim.exists()
+
+
 def test_a_dry_run_of_the_paper_grid_trains_once_per_ladder_and_network(tmp_path, capsys):
     assert main(["--grid", "paper", "--dry-run", "--device", "cpu", "--out", str(tmp_path)]) == 0
     text = capsys.readouterr().out

@@ -337,9 +337,20 @@ _POWER_CUTS = [
         "ablations/engine/stages.py",
         _DURABILITY,
         ("            remove_temporaries(directory, older_s=0 if alone else 3600)\n", ""),
-        ("seen = (stat.st_mtime_ns, stat.st_size)", "seen = (stat.st_mtime_ns, 0)"),
-        ("seen = (stat.st_mtime_ns, stat.st_size)", "seen = (int(stat.st_mtime), stat.st_size)"),
+    ),
+    *_of(
+        "ablations/engine/intact.py",
+        _DURABILITY,
         ("            self._checked[path] = seen\n", ""),
+    ),
+    *_of(
+        "ablations/engine/intact.py",
+        ("tests/ablations/engine/test_intact.py",),
+        ('"ctime_ns": stat.st_ctime_ns', '"ctime_ns": 0'),
+        (" < time.time() - _SETTLED_S", " < time.time() + 1"),
+        ("self.reads_all or not large", "not large"),
+        (" or notes.get(name) != seen", ""),
+        ("large = stat.st_size >= MIN_BYTES", "large = True"),
     ),
     *_of(
         "ablations/hype/ratings.py",

@@ -197,7 +197,7 @@ def test_a_files_stamps_say_whether_it_is_read_again(change, tmp_path, monkeypat
     read = []
     sha256 = files.sha256_file
     monkeypatch.setattr(
-        "ablations.engine.stages.sha256_file", lambda path: read.append(path) or sha256(path)
+        "ablations.engine.intact.sha256_file", lambda path: read.append(path) or sha256(path)
     )
     if change == "content":  # as long as before, a nanosecond later
         path.write_bytes(b"resulT")

@@ -214,3 +214,21 @@ def test_a_disk_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog, nu
     assert StageStore(tmp_path).run(Stage("train", {}), execute) == {"value": 7}
     assert (directory / ".of-another.tmp").exists()
     assert caplog.text.count("cannot be locked") == 1
+
+
+def test_reading_all_finds_the_damaged_stages_and_sets_them_aside(tmp_path, caplog):
+    def store():
+        return StageStore(tmp_path / "own", {"reference": tmp_path / "data"})
+
+    stages = [Stage(kind, {"a": a}) for kind in ("train", "reference") for a in (1, 2)]
+    for stage in stages:
+        store().run(stage, execute)
+    assert store().read_all() == (4, 0)
+    for stage in stages[1:3]:  # one below each root
+        path = store().directory(stage) / "data.bin"
+        path.write_bytes(path.read_bytes()[::-1])
+    assert store().read_all() == (2, 2)
+    assert caplog.text.count("checksum does not agree") == 2
+    found = [store().result(stage) for stage in stages]
+    assert found == [{"value": 7}, None, None, {"value": 7}]
+    assert store().read_all() == (2, 0)
