@@ -89,6 +89,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "setup, or a long option of sbatch; train.KEY, evaluate.KEY and report.KEY are of one kind "
         "of job",
     )
+    how(
+        "--rerun",
+        choices=["changed"],
+        help="changed: make again what was made by code that is another now",
+    )
     how("--retry-failed", action="store_true", help="run failed and diverged jobs again")
     measured = _group(parser, "how it is measured", "--reference test --extractor cifar-cnn")
     measured("--reference", choices=["train", "test"], help="real images to compare with")

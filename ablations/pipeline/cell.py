@@ -23,6 +23,12 @@ N_NEIGHBOURS = 8
 #: stands for a larger split in a distance, and neighbours are searched for block by block.
 MAX_REFERENCE = 50_000
 
+#: The modules that make stages (ablations.engine.provenance).
+_TRAINING = ("scorekit.training.networks", "scorekit.training.trainer")
+_SAMPLING = ("ablations.pipeline.sampling",)
+_LOSS = ("ablations.pipeline.held_out",)
+_MEASURING = ("ablations.pipeline.measuring",)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -98,7 +104,7 @@ class Cell:
         # The first revision is left out, so that a change of one network renames no other's.
         if (revision := ARCHITECTURES[self.train.architecture].revision) > 1:
             settings["architecture_revision"] = revision
-        return Stage("train", settings)
+        return Stage("train", settings, code=_TRAINING)
 
     def sample_stages(self, iteration: int, *, final: bool) -> list[Stage]:
         """Trajectories from a snapshot: the selection's samples and, for the full number, the rest.
@@ -113,7 +119,9 @@ class Cell:
     def interpolation_stage(self, iteration: int) -> Stage:
         """Pairs of samples and what lies between them (App. B.2); with both denoise settings."""
         settings = {"pairs": N_PAIRS, "between": N_BETWEEN, "mix_seed": (self.seed + 2**31) % 2**32}
-        return Stage("interpolate", self._sampling(iteration) | settings, (self.train_stage(),))
+        return Stage(
+            "interpolate", self._sampling(iteration) | settings, (self.train_stage(),), _SAMPLING
+        )
 
     def _sampling(self, iteration: int) -> dict[str, Any]:
         return {
@@ -138,7 +146,7 @@ class Cell:
             # A small split is gone through several times, each time with other noise.
             "draws": -(-self.n_loss // n),
         }
-        return Stage("loss", settings, (self.train_stage(),))
+        return Stage("loss", settings, (self.train_stage(),), _LOSS)
 
     def distance_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
         """The Fréchet distance of samples from one snapshot."""
@@ -152,7 +160,7 @@ class Cell:
         """The nearest of all training images of a snapshot's samples, and of held-out images."""
         features = self._feature_stages(iteration, denoise=denoise, final=final)
         settings = {"neighbours": N_NEIGHBOURS, "flip": self.data.flip, "n_held_out": self.n_final}
-        return Stage("neighbours", settings, (*self.training_blocks(), *features))
+        return Stage("neighbours", settings, (*self.training_blocks(), *features), _MEASURING)
 
     def training_blocks(self) -> tuple[Stage, ...]:
         """Features of all training images, in blocks; the first are those of a distance."""
@@ -205,19 +213,19 @@ def _values(record: Any) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def _sample_stage(cell: Cell, iteration: int, start: int, stop: int) -> Stage:
     settings = cell._sampling(iteration) | {"start": start, "stop": stop}
-    return Stage("sample", settings, (cell.train_stage(),))
+    return Stage("sample", settings, (cell.train_stage(),), _SAMPLING)
 
 
 @lru_cache(maxsize=256)
 def _feature_stage(data: DataFacts, sample: Stage, denoise: bool) -> Stage:
     space = {"extractor": data.extractor, "extractor_fingerprint": data.extractor_fingerprint}
-    return Stage("features", space | {"denoise": denoise}, (sample,))
+    return Stage("features", space | {"denoise": denoise}, (sample,), _MEASURING)
 
 
 @lru_cache(maxsize=256)
 def _measured_stage(cell: Cell, kind: str, iteration: int, denoise: bool, final: bool) -> Stage:
     features = cell._feature_stages(iteration, denoise=denoise, final=final)
-    return Stage(kind, {}, (cell.reference_stage(), *features))
+    return Stage(kind, {}, (cell.reference_stage(), *features), _MEASURING)
 
 
 # Stages of a dataset and feature space, few in any grid, however many cells share them.
@@ -229,13 +237,13 @@ def _reference_stage(data: DataFacts, split: str, block: int = 0) -> Stage:
         "extractor": data.extractor,
         "extractor_fingerprint": data.extractor_fingerprint,
     }
-    return Stage("reference", settings | ({"block": block} if block else {}))
+    return Stage("reference", settings | ({"block": block} if block else {}), code=_MEASURING)
 
 
 @lru_cache(maxsize=64)
 def _baseline_stage(data: DataFacts, split: str, n: int) -> Stage:
     settings = {"data": data.fingerprint, "n": n}
-    return Stage("baseline", settings, (_reference_stage(data, split),))
+    return Stage("baseline", settings, (_reference_stage(data, split),), _MEASURING)
 
 
 def cell_from_json(record: dict[str, Any]) -> Cell:

@@ -17,6 +17,7 @@ from resolved import whole_jobs
 from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
 
 from ablations.command_line import make_plan, parse_arguments
+from ablations.engine import provenance
 from ablations.executors.slurm.settings import JOB_KINDS
 from ablations.launch import main
 from ablations.pipeline.manifest import GRID_FILE, load_manifest
@@ -460,3 +461,36 @@ def test_an_incompatible_folder_is_refused(tmp_path, capsys):
     (out / "grid.json").write_text('{"format": 99, "results_version": 1}')
     assert main(["--out", str(out), "--device", "cpu"]) == 2
     assert "incompatible version" in capsys.readouterr().err
+
+
+def test_an_edited_network_is_noticed_and_its_results_made_again_when_asked_for(
+    finished, tmp_path, capsys, monkeypatch, sketched
+):
+    shutil.copytree(finished / "out", tmp_path / "out")
+    out = tmp_path / "out"
+    flags = ("--executor", "inline", "--only", "ncsn_124")
+    assert again(tmp_path, *flags) == 0
+    assert "older than the code" not in capsys.readouterr().out
+    own = provenance._meaning
+
+    def edited(name):
+        return own(name) + "edited" * (name == "scorekit.models.layers")
+
+    monkeypatch.setattr(provenance, "_meaning", edited)
+    monkeypatch.setattr("ablations.engine.stages.code_digest", lambda: "edited")
+    provenance.modules_digest.cache_clear()
+    assert again(tmp_path, *flags) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"warning: results are older than the code .*, 1 train\): they are kept", said)
+    assert "nothing to do" in said
+    assert "Results are older than the code" in (out / "report" / "index.html").read_text()
+    # Real images have no network in them.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert again(tmp_path, *flags, "--rerun", "changed") == 0
+    said = capsys.readouterr().out
+    assert "they are made again" in said and "started: train digits conditional" in said
+    anew = {p.parent.parent.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+    assert anew == {"train", "sample", "loss", "features", "distance", "quality"}
+    assert again(tmp_path, *flags, "--rerun", "changed") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    provenance.modules_digest.cache_clear()

@@ -57,6 +57,7 @@ def fake_run(**changes: Any) -> dict[str, Any]:
         "software": {"python": "3.12.4", "torch": "2.11.0", "numpy": "2.4.6"},
         "code": "0123456789ab",
         "codes": ["0123456789ab"],
+        "outdated": "",
         "hardware": "AMD EPYC, 2 cores",
         "n_cells": 4,
         "n_done": 4,

@@ -240,6 +240,7 @@ EXECUTION = {
     "data_root": Path("elsewhere"),
     "device": "cuda",
     "threads": 7,
+    "rerun": True,
     "compile": False,
     "sampling_batch": 7,
     "inception_weights": Path("w.pth"),  # whose content is the extractor's fingerprint

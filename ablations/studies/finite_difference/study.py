@@ -97,6 +97,7 @@ def resolve(request: Request) -> Resolved:
         threads=threads,
         compile=False,  # which only some of the objectives have
         sampling_batch=min(effort.distance_samples, 250),
+        rerun=args.rerun == "changed",
     )
     return Resolved(manifest=manifest, units=trials, context=context)
 

@@ -15,6 +15,7 @@ from ablations.engine.code_snapshot import code_digest
 from ablations.engine.context import Context
 from ablations.engine.frames import make_frame
 from ablations.engine.manifest import Manifest
+from ablations.engine.provenance import describe_outdated
 from ablations.engine.stages import Stage, StageStore
 from ablations.engine.state import job_state
 from ablations.pipeline.cell import Cell, image_sizes
@@ -142,7 +143,11 @@ class _Collector:
         }
         return Results(
             # Once all of the results have been read.
-            run=run | {"codes": sorted(self.store.codes)},
+            run=run
+            | {
+                "codes": sorted(self.store.codes),
+                "outdated": describe_outdated(self.store.outdated) if self.store.outdated else "",
+            },
             cells=make_frame(CELL_COLUMNS, cells),
             distances=make_frame(DISTANCE_COLUMNS, rows["distances"]),
             qualities=make_frame(QUALITY_COLUMNS, rows["qualities"]),

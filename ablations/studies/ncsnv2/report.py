@@ -176,14 +176,11 @@ def _codes(run: Mapping[str, Any]) -> str:
 
 
 def _other_code(run: Mapping[str, Any]) -> str:
-    """A warning where results are not of the code that makes the page, else nothing."""
-    others = sorted(set(run["codes"]) - {run["code"]})
-    if not others:
+    """A warning where results are older than their own code, else nothing."""
+    if not run["outdated"]:
         return ""
-    return (
-        f"Results are of another version of the code ({joined(others)}) than the present one "
-        f"({run['code']}), which may give others; another --out runs them anew."
-    )
+    text = str(run["outdated"])
+    return f"{text[0].upper()}{text[1:]}, which may give others: --rerun changed makes them again."
 
 
 def budget_note(run: Mapping[str, Any]) -> str:

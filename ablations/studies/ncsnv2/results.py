@@ -166,6 +166,7 @@ RUN_KEYS = (
     "software",
     "code",
     "codes",
+    "outdated",
     "hardware",
     "n_cells",
     "n_done",
@@ -246,8 +247,8 @@ class Results:
     """Everything the report shows, as collected from the files of a finished or running grid.
 
     `run` has the keys RUN_KEYS: `code` is the code's version that collects, `codes` those that made
-    the results. `losses` are of the batches trained on, `held_out_losses` of snapshots on training
-    and on test images.
+    the results, `outdated` says which of them are older than their own code. `losses` are of the
+    batches trained on, `held_out_losses` of snapshots on training and on test images.
     Each frame has the columns of its constant above, is cast to their types, and may have no rows.
     `samples`, `real` (training images) and `held_out` (test images) name .npy files of uint8
     images, shape (N, C, H, W); `interpolations` and `neighbours` are there where they were made.

@@ -122,6 +122,7 @@ def resolve(request: Request) -> Resolved:
         sampling_batch=settings.sampling_batch,
         accumulation=settings.accumulation,
         inception_weights=None if weights is None else weights.resolve(),
+        rerun=args.rerun == "changed",
     )
     return Resolved(manifest=manifest, units=cells, context=context, notes=tuple(notes))
 
