@@ -221,10 +221,12 @@ class StageStore:
             self.world.broadcast(None)
             # The code as it was begun: files may be edited while it runs.
             code, started = code_digest(), time.time()
+            made_by(stage)  # which is remembered
+            result, files = execute(directory)
+            # Only now: what it is made from may be made, or made again, on the way.
             below = [self._code_of(need) for need in stage.needs]
             codes = {code}.union(*(of for of, _ in below))
             makers = made_by(stage, [makers for _, makers in below])
-            result, files = execute(directory)
             checksums = {str(path.relative_to(directory)): sha256_file(path) for path in files}
             record = {
                 "digest": stage.digest,

@@ -308,3 +308,18 @@ def test_a_result_of_before_the_modules_were_recorded_counts_as_older(tmp_path, 
     assert store.result(stage) is not None and store.outdated == set()
     edited(monkeypatch, network="1", page="2")
     assert store.result(stage) is not None and store.outdated == {stage}
+
+
+def test_what_is_made_again_on_the_way_is_what_a_result_is_made_from(tmp_path, monkeypatch):
+    train = Stage("train", {}, code=("network",))
+    sample = Stage("sample", {}, (train,), ("sampler",))
+    for network in "12":
+        edited(monkeypatch, network=network, sampler="1")
+        store = StageStore(tmp_path, rerun=True)
+
+        def draw(directory, store=store):
+            store.run(train, execute)
+            return {}, []
+
+        store.run(sample, draw)
+        assert store.result(sample) is not None and store.outdated == set()
