@@ -24,6 +24,7 @@ def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
             conditional=settings.conditional,
             channels=channels,
             width=settings.width,
+            conditioning=settings.conditioning,
         )
 
 

@@ -28,7 +28,7 @@ from scorekit.training.gradients import GradientSum, check_accumulation, micro_b
 from scorekit.training.loss import WATCH_STEP, Loss, ScoreLoss
 from scorekit.training.networks import build_network, check_trainable
 from scorekit.training.resumption import Resumption
-from scorekit.training.settings import RunSettings, TrainSettings, trajectory_digest
+from scorekit.training.settings import RunSettings, TrainSettings, identity, trajectory_digest
 
 _log = logging.getLogger("scorekit")
 
@@ -75,8 +75,11 @@ class Trainer:
                 network = build_network(settings, dataset.channels)
             if loss is None:
                 loss = ScoreLoss(settings, device, augmented=True)
+                loss.check(network)
                 # Whatever the training's objective, so that runs compare.
-                watched = ScoreLoss(settings, device, augmented=False, objective="dsm")
+                watched = ScoreLoss(
+                    settings, device, augmented=False, objective="dsm", noise_levels="ladder"
+                )
                 test_loss = watched if test_loss is None else test_loss
         if network is None or loss is None:
             raise ValueError("network and loss are needed, where no TrainSettings tell them")
@@ -110,7 +113,7 @@ class Trainer:
         compile = compile and getattr(loss, "compiles", True)
         self._loss = compiled(self._batch_loss, enable=compile, device=device, cuda_graphs=True)
         self._batch = Batches(dataset.train, settings.batch_size, settings.seed)
-        digest = trajectory_digest(vars(settings) | {"data": dataset.fingerprint})
+        digest = trajectory_digest(identity(settings) | {"data": dataset.fingerprint})
         self._files = Resumption(directory, settings.snapshot_iterations, digest, self.world)
 
     def run(

@@ -71,6 +71,8 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "objective": ("ssm_vr", TRAINED),
         "fd_epsilon": (0.1, TRAINED),
         "projection": ("sphere", TRAINED),
+        "noise_levels": ("log_uniform", TRAINED),
+        "conditioning": ("none", TRAINED),
         "precision": ("tf32", TRAINED),
         "snapshot_interval": (700, TRAINED),
         "test_interval": (7, TRAINED),

@@ -41,6 +41,7 @@ BASE = TrainSettings(
 )
 SHORT = replace(BASE, iterations=5, snapshot_interval=3, test_interval=2)
 SLICED = replace(SHORT, objective="ssm", iterations=3)
+TOLD = replace(SHORT, conditional=True)
 DIFFERENCES = replace(SLICED, objective="fd_ssm_vr")
 FAST = replace(BASE, learning_rate=4e-3)
 #: Base, its change, and the largest difference that is rounding.
@@ -72,12 +73,21 @@ CASES = [
     (DIFFERENCES, {"objective": "fd_ssm"}, 1e-4),
     (DIFFERENCES, {"projection": "gaussian"}, 1e-4),
     (DIFFERENCES, {"fd_epsilon": 0.5}, 1e-4),
+    (SHORT, {"noise_levels": "log_uniform"}, 2e-6),
+    (SHORT, {"noise_levels": "log_normal"}, 5e-6),
+    (TOLD, {"noise_levels": "log_uniform"}, 1e-4),
+    (SLICED, {"noise_levels": "log_normal"}, 1e-5),
+    (DIFFERENCES, {"noise_levels": "log_uniform"}, 1e-4),
+    (TOLD, {"conditioning": "edm"}, 1e-4),
+    (SHORT, {"conditioning": "none"}, 2e-6),
+    (replace(TOLD, conditioning="edm"), {"noise_levels": "log_normal"}, 1e-4),
 ]
 
 
 def name_of(base: TrainSettings, change: dict, _) -> str:
     name, value = next(iter(change.items()))
-    return f"{base.objective}-{name}-{value}"
+    told = "told-" if base.conditional else ""
+    return f"{told}{base.conditioning or base.objective}-{name}-{value}"
 
 
 def images(side: int = 8) -> tuple[np.ndarray, np.ndarray]:

@@ -70,22 +70,39 @@ def sums(a):
     return a.flatten(1).sum(dim=1)
 
 
-def total_loss(network, s, sigmas, images, step, *, objective, flip):
+def noise_scales(s, sigmas, draws, levels):
+    """The scale of each image and how the network is told it, and the weight of its loss."""
+    if levels == "ladder":
+        level = draws.integers(LEVEL, len(sigmas))
+        return sigmas[level], lambda network, x: network(x, level), 1.0
+    single = Draws(draws.seed, draws.step, (draws.shape[0], 1))
+    if levels == "log_uniform":
+        u = single.uniform(LEVEL)[:, 0]
+        sigma, weight = s.sigma_end ** (1 - u) * s.sigma_begin**u, 1.0
+    else:  # ln sigma ~ N(-1.2, 1.2^2) of images twice as bright, whose deviation is 0.5
+        twice = torch.exp(1.2 * single.normal(LEVEL)[:, 0] - 1.2)
+        # Theirs, of ||D - x||^2 = sigma^2 ||sigma s + z||^2.
+        weight = twice**2 * (twice**2 + 0.25) / (0.5 * twice) ** 2
+        sigma = twice / 2
+    return sigma, lambda network, x: network.score(x, sigma), weight
+
+
+def total_loss(network, s, sigmas, images, step, *, objective, flip, levels="ladder"):
     """The sum over the batch of sigma^2 times the objective at x + sigma n."""
     draws, x = Draws(s.seed, step, images.shape), torch.tensor(images, dtype=torch.float32)
     x = (x + draws.uniform(DEQUANTISATION)) / 256 if s.dequantisation == "uniform" else x / 255
     if flip:
         x = torch.where(draws.integers(FLIP, 2).reshape(-1, 1, 1, 1) == 1, x.flip(-1), x)
-    level, n = draws.integers(LEVEL, len(sigmas)), draws.normal(NOISE)
-    sigma = sigmas[level].reshape(-1, 1, 1, 1)
-    weight, dim = sigma.flatten() ** 2, x[0].numel()
+    scales, tell, own_weight = noise_scales(s, sigmas, draws, levels)
+    n, sigma = draws.normal(NOISE), scales.reshape(-1, 1, 1, 1)
+    weight, dim = own_weight * scales**2, x[0].numel()
     x = (x + sigma * n).requires_grad_(objective in ("exact_sm", "ssm", "ssm_vr"))
 
     def score(at):
         at = at.contiguous(memory_format=torch.channels_last)
         reduced = torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16")
         with reduced, plain_operations():
-            return network(at, level).float()
+            return tell(network, at).float()
 
     if objective == "dsm":
         return (weight * sums((score(x) + n / sigma) ** 2) / 2).sum()
@@ -115,6 +132,7 @@ def train(s, train_images, test_images):
     ratio = (s.sigma_end / s.sigma_begin) ** (np.arange(s.n_levels) / (s.n_levels - 1))
     sigmas = torch.tensor(s.sigma_begin * ratio, dtype=torch.float32)
     how = {"conditional": s.conditional, "channels": train_images.shape[1], "width": s.width}
+    how["conditioning"] = s.conditioning
     with torch.random.fork_rng():
         torch.manual_seed(s.seed)
         network = ScoreNetwork(s.architecture, sigmas, **how)
@@ -128,7 +146,8 @@ def train(s, train_images, test_images):
     run = SimpleNamespace(raw={}, ema={}, losses=[], test_losses=[])
     for t in range(1, s.iterations + 1):
         images = train_images[order[(t - 1) * s.batch_size : t * s.batch_size]]
-        total = total_loss(network, s, sigmas, images, t - 1, objective=s.objective, flip=s.flip)
+        own = {"objective": s.objective, "flip": s.flip, "levels": s.noise_levels}
+        total = total_loss(network, s, sigmas, images, t - 1, **own)
         gradients = torch.autograd.grad(total / s.batch_size, weights)
         run.losses.append(total.item() / s.batch_size)
         with torch.no_grad():
