@@ -3,6 +3,15 @@ from .distances import (
     distance_quantiles as distance_quantiles,
 )
 from .ema import ema_update as ema_update
+from .ema_profiles import (
+    EmaProfile as EmaProfile,
+    PosthocFit as PosthocFit,
+    parse_ema as parse_ema,
+    posthoc_average as posthoc_average,
+    posthoc_fit as posthoc_fit,
+    power_gamma as power_gamma,
+    power_width as power_width,
+)
 from .ladder import SCHEDULES as SCHEDULES, STEP_RULES as STEP_RULES, Ladder as Ladder
 from .noise_levels import (
     NOISE_LEVELS as NOISE_LEVELS,
