@@ -15,6 +15,7 @@ from scorekit.objectives.directions import ProjectionKind, check_projection_kind
 from scorekit.objectives.score_matching import Objective, ways
 from scorekit.runtime.compilation import PRECISIONS, Precision
 from scorekit.techniques.ema import check_momentum
+from scorekit.techniques.ema_profiles import parse_ema
 from scorekit.techniques.noise_levels import check_noise_levels
 from scorekit.techniques.noise_scales import geometric_sigmas
 
@@ -24,7 +25,11 @@ MAX_WIDTH, MAX_COUNT, MAX_SNAPSHOTS = 2**14, 10**9, 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a training run's result depends on beside its network, loss and data (ValueError)."""
+    """What a training run's result depends on beside its network, loss and data (ValueError).
+
+    ``ema_profiles`` are averages kept beside that of ``ema_momentum``, in the words of
+    :func:`scorekit.techniques.ema_profiles.parse_ema`; snapshots hold them under these words.
+    """
 
     iterations: int
     batch_size: int
@@ -36,9 +41,14 @@ class RunSettings:
     snapshot_interval: int = 5000
     test_interval: int = 100
     seed: int = 0
+    ema_profiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_momentum(self.ema_momentum)
+        object.__setattr__(self, "ema_profiles", tuple(self.ema_profiles))  # JSON has lists
+        for name in self.ema_profiles:
+            if parse_ema(name).name != name or self.ema_profiles.count(name) > 1:
+                raise ValueError(f"ema_profiles holds {name!r} twice, or with spaces around it")
         for name in ("iterations", "batch_size", "snapshot_interval", "test_interval"):
             if not 1 <= getattr(self, name) <= MAX_COUNT:
                 raise ValueError(
@@ -120,7 +130,7 @@ class TrainSettings(RunSettings):
 
 
 # Fields that came later, with the value at which trainings are those of before.
-_LATER = {"noise_levels": "ladder", "conditioning": None}
+_LATER = {"ema_profiles": (), "noise_levels": "ladder", "conditioning": None}
 
 
 def identity(settings: RunSettings) -> dict[str, Any]:

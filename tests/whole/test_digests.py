@@ -71,6 +71,7 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "objective": ("ssm_vr", TRAINED),
         "fd_epsilon": (0.1, TRAINED),
         "projection": ("sphere", TRAINED),
+        "ema_profiles": (("power:0.1",), TRAINED),
         "noise_levels": ("log_uniform", TRAINED),
         "conditioning": ("none", TRAINED),
         "precision": ("tf32", TRAINED),

@@ -138,12 +138,13 @@ def train(s, train_images, test_images):
         network = ScoreNetwork(s.architecture, sigmas, **how)
     # As the trainer's: with another layout in memory bfloat16 products are rounded differently.
     averaged = deepcopy(network.to(memory_format=torch.channels_last))
+    others = {name: deepcopy(averaged) for name in s.ema_profiles}
     weights = list(network.parameters())
     state = [(w, *(torch.zeros_like(w) for _ in range(3))) for w in weights]
     epochs, n = -(-s.iterations * s.batch_size // len(train_images)), len(train_images)
     streams = [np.random.Generator(np.random.Philox(key=[s.seed, e])) for e in range(epochs)]
     order = np.concatenate([stream.permutation(n) for stream in streams])
-    run = SimpleNamespace(raw={}, ema={}, losses=[], test_losses=[])
+    run = SimpleNamespace(raw={}, ema={}, others={}, losses=[], test_losses=[])
     for t in range(1, s.iterations + 1):
         images = train_images[order[(t - 1) * s.batch_size : t * s.batch_size]]
         own = {"objective": s.objective, "flip": s.flip, "levels": s.noise_levels}
@@ -159,10 +160,20 @@ def train(s, train_images, test_images):
                 w -= s.learning_rate * (m / (1 - 0.9**t)) / scale
             for a, w in zip(averaged.parameters(), weights, strict=True):
                 a.copy_(s.ema_momentum * a + (1 - s.ema_momentum) * w)
+            for name, other in others.items():
+                kind, number = name.split(":")
+                if kind == "power":  # sqrt(g / ((g + 1)^2 (g + 2))) = 0.1 for this g
+                    assert number == "0.10"
+                    beta = (1 - 1 / t) ** 7.9372039
+                else:
+                    beta = min(float(number), (1 + t) / (10 + t))
+                for a, w in zip(other.parameters(), weights, strict=True):
+                    a.copy_(beta * a + (1 - beta) * w)
             if t % s.test_interval == 0:
                 shown, dsm = test_images[: s.batch_size], {"objective": "dsm", "flip": False}
                 total = total_loss(averaged, s, sigmas, shown, TEST_STEP, **dsm)
                 run.test_losses.append((t, total.item() / len(shown)))
         if t % s.snapshot_interval == 0 or t == s.iterations:
             run.raw[t], run.ema[t] = (deepcopy(x.state_dict()) for x in (network, averaged))
+            run.others |= {(n, t): deepcopy(x.state_dict()) for n, x in others.items()}
     return run

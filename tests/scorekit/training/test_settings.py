@@ -20,7 +20,13 @@ def test_settings_that_came_later_leave_the_digests_of_trainings_without_them():
 
 
 @pytest.mark.parametrize(
-    "change", [{"noise_levels": "log_uniform"}, {"conditioning": "none"}, {"seed": 1}]
+    "change",
+    [
+        {"noise_levels": "log_uniform"},
+        {"conditioning": "none"},
+        {"ema_profiles": ("0.9",)},
+        {"seed": 1},
+    ],
 )
 def test_each_other_training_has_another_digest(change):
     other = identity(replace(SETTINGS, **change))
@@ -33,6 +39,9 @@ def test_each_other_training_has_another_digest(change):
     [
         ({"noise_levels": "uniform"}, "noise_levels = 'uniform': one of ladder, log_uniform"),
         ({"conditioning": "edm"}, "conditioning = 'edm' is told"),
+        ({"ema_profiles": ("power:2",)}, "ema = 'power:2': relative width = 2.0 must lie in"),
+        ({"ema_profiles": ("0.9", "0.9")}, "ema_profiles holds '0.9' twice"),
+        ({"ema_profiles": (" 0.9",)}, "ema_profiles holds ' 0.9' twice, or with spaces"),
         ({"conditioning": "film"}, "conditioning = 'film': one of normalisation"),
     ],
 )
