@@ -13,7 +13,7 @@ from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from scorekit.models.score_network import ARCHITECTURES
 from scorekit.techniques.ladder import Ladder
-from scorekit.training.settings import TrainSettings
+from scorekit.training.settings import TrainSettings, identity
 
 #: Pairs of samples that are interpolated, and images between the two of a pair (App. B.2).
 N_PAIRS, N_BETWEEN = 6, 8
@@ -100,7 +100,7 @@ class Cell:
     @cached_property
     def _train_stage(self) -> Stage:
         # Kept with its digest, which every job and every later stage of the cell asks for.
-        settings = _values(self.train) | {"data": self.data.fingerprint}
+        settings = identity(self.train) | {"data": self.data.fingerprint}
         # The first revision is left out, so that a change of one network renames no other's.
         if (revision := ARCHITECTURES[self.train.architecture].revision) > 1:
             settings["architecture_revision"] = revision

@@ -13,6 +13,7 @@ from .registry import (
     SAMPLERS as SAMPLERS,
     SamplerKind as SamplerKind,
     affordable_steps_of as affordable_steps_of,
+    evaluates_between as evaluates_between,
     make_sampler as make_sampler,
     register_sampler as register_sampler,
     sampler_evaluations as sampler_evaluations,

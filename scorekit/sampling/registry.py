@@ -32,6 +32,8 @@ class SamplerKind:
     make: Factory
     evaluations: Callable[[int, int], int]
     options: frozenset[str] = frozenset()  # those of "snr" and "churn" that it takes
+    #: (T, churn) -> whether it evaluates scores between the ladder's scales.
+    between: Callable[[int, float], bool] = lambda each, churn: False
 
 
 def _consistent(score: Score, ladder: Ladder, **options: Any) -> Sampler:
@@ -42,19 +44,26 @@ def _transitions(n_levels: int, n_steps_each: int) -> int:
     return (n_levels - 1) * n_steps_each + 1
 
 
+def _refines(n_steps_each: int, churn: float) -> bool:
+    return n_steps_each > 1
+
+
 #: By the name that a setting gives: add to them by :func:`register_sampler`.
 SAMPLERS: dict[str, SamplerKind] = {
     "annealed": SamplerKind(AnnealedLangevin.along, lambda levels, each: levels * each + 1),
-    "consistent": SamplerKind(_consistent, _transitions),
-    "reverse_diffusion": SamplerKind(ReverseDiffusion.along, _transitions),
-    "ancestral": SamplerKind(Ancestral.along, _transitions),
+    "consistent": SamplerKind(_consistent, _transitions, between=_refines),
+    "reverse_diffusion": SamplerKind(ReverseDiffusion.along, _transitions, between=_refines),
+    "ancestral": SamplerKind(Ancestral.along, _transitions, between=_refines),
     "predictor_corrector": SamplerKind(
         PredictorCorrector.along,
         lambda levels, each: (levels - 1) * (1 + each) + 1,
         frozenset({"snr"}),
     ),
     "heun": SamplerKind(
-        Heun.along, lambda levels, each: 2 * (levels - 1) * each + 1, frozenset({"churn"})
+        Heun.along,
+        lambda levels, each: 2 * (levels - 1) * each + 1,
+        frozenset({"churn"}),
+        between=lambda each, churn: each > 1 or churn > 0,
     ),
 }
 
@@ -65,15 +74,18 @@ def register_sampler(
     *,
     evaluations: Callable[[int, int], int] = lambda levels, each: levels * each + 1,
     options: frozenset[str] | set[str] = frozenset(),
+    between: Callable[[int, float], bool] = lambda each, churn: False,
 ) -> None:
     """Let :func:`make_sampler` make a sampler of one's own under a name that is not taken.
 
     ``evaluations`` gives its score evaluations per sample of L and T, denoising included;
-    ``options`` are those of "snr" and "churn" that ``factory`` takes. ValueError for a name taken.
+    ``options`` are those of "snr" and "churn" that ``factory`` takes, and ``between`` says, of T
+    and churn, whether scores are evaluated between the ladder's scales. ValueError for a name
+    that is taken.
     """
     if name in SAMPLERS:
         raise ValueError(f"sampler = {name!r} is registered already")
-    SAMPLERS[name] = SamplerKind(factory, evaluations, frozenset(options))
+    SAMPLERS[name] = SamplerKind(factory, evaluations, frozenset(options), between)
 
 
 def sampler_kind(name: str) -> SamplerKind:
@@ -130,6 +142,11 @@ def make_sampler(
         start_mean=start_mean,
         **given,
     )
+
+
+def evaluates_between(name: str, n_steps_each: int, churn: float = 0.0) -> bool:
+    """Return whether a sampler evaluates scores between its ladder's scales: it needs any sigma."""
+    return sampler_kind(name).between(n_steps_each, churn)
 
 
 def sampler_evaluations(name: str, n_levels: int, n_steps_each: int) -> int:

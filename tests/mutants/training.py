@@ -113,7 +113,7 @@ _LOOP = [
     *_of(
         "scorekit/training/trainer.py",
         _NOT_DSM,
-        ('augmented=False, objective="dsm")', 'augmented=False, objective="fd_ssm")'),
+        ('augmented=False, objective="dsm",', 'augmented=False, objective="fd_ssm",'),
         ("augmented=True)", 'augmented=True, objective="dsm")'),
     ),
     *_of(
@@ -121,7 +121,7 @@ _LOOP = [
         _PLAIN,
         ("if self.augmented and settings.flip:", "if settings.flip:"),
         # Streams of noise.
-        ("len(self.sigmas), Stream.NOISE_LEVEL", "len(self.sigmas), Stream.FLIP"),
+        ("len(sigmas), Stream.NOISE_LEVEL", "len(sigmas), Stream.FLIP"),
         ("step, 2, Stream.FLIP)", "step, 2, Stream.NOISE_LEVEL)"),
     ),
     *_of(
@@ -231,7 +231,7 @@ _NAMES = [
         ('            "seed": self.seed,\n', ""),
         ('| {"start": start, "stop": stop}', ""),
         ('Stage("sample", settings, (cell.train_stage(),))', 'Stage("sample", settings)'),
-        ('_values(self.train) | {"data": self.data.fingerprint}', "_values(self.train)"),
+        ('identity(self.train) | {"data": self.data.fingerprint}', "identity(self.train)"),
         ('space | {"denoise": denoise}', "space"),
         ('"extractor_fingerprint": data.extractor_fingerprint}\n', "}\n"),
         ('settings = {"data": data.fingerprint, "n": n}', 'settings = {"data": data.fingerprint}'),

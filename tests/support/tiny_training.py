@@ -67,6 +67,7 @@ def everything(trainer: Trainer) -> dict:
         "test_losses": trainer.test_losses,
         "raw": trainer.network.state_dict(),
         "ema": trainer.ema_network.state_dict(),
+        **{name: average.state_dict() for name, average in trainer.averages.items()},
         "optimizer": trainer.optimizer.state_dict(),
     }
 

@@ -44,6 +44,8 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_undisturbed_one(
         {"amsgrad": True, "adam_eps": 1e-3},
         {"dequantisation": "uniform", "flip": False},
         {"precision": "bf16"},
+        {"ema_profiles": ("power:0.10", "ramp:0.9")},
+        {"noise_levels": "log_normal", "conditioning": "none"},
     ],
     ids=lambda change: "-".join(change),
 )
