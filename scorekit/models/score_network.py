@@ -8,9 +8,11 @@ checkpoints.
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from scorekit.models.conditioning import (
     CONDITIONINGS,
@@ -276,10 +278,27 @@ class ScoreNetwork(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
 
+class _WithoutDraws(TorchFunctionMode):
+    """Leaves out the draws of initial weights, for which torch imports its compiler on "meta"."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in (Tensor.normal_, nn.init.normal_):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def _shapes_of(network_settings: dict) -> ScoreNetwork:
+    """Return the network with shapes and without memory, on "meta"."""
+    with torch.device("meta"), _WithoutDraws():
+        return ScoreNetwork(**network_settings)
+
+
 def parameter_count(network_settings: dict) -> int:
     """Return the number of trainable parameters, without making them; arguments as below."""
-    with torch.device("meta"):
-        return ScoreNetwork(**network_settings).n_parameters()
+    return _shapes_of(network_settings).n_parameters()
 
 
 def forward_flops(network_settings: dict, image_size: int) -> int:
@@ -287,12 +306,21 @@ def forward_flops(network_settings: dict, image_size: int) -> int:
 
     ``network_settings`` are the arguments of :class:`ScoreNetwork`.
     """
-    from torch.utils.flop_counter import FlopCounterMode
+    sizes: dict[str, int] = {}
 
-    with torch.device("meta"):
-        network = ScoreNetwork(**network_settings)
-        image = torch.empty(1, network.begin_conv.in_channels, image_size, image_size)
-        index = torch.zeros(1, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        network.features(image, index)
-    return counter.get_total_flops()
+    def hook(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: sizes.update({name: output[0, 0].numel()})
+
+    # Nothing but convolutions is counted, and the sides of what they give do not depend on widths:
+    # a narrow network tells them. torch's FlopCounterMode, and any pass on "meta", import the
+    # compiler, which takes seconds.
+    with torch.random.fork_rng(devices=[]):
+        narrow = ScoreNetwork(**network_settings | {"width": 2})
+    for name, module in narrow.named_modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(hook(name))
+    with torch.no_grad():
+        image = torch.zeros(1, narrow.begin_conv.in_channels, image_size, image_size)
+        narrow.features(image, torch.zeros(1, dtype=torch.int64))
+    weights = dict(_shapes_of(network_settings).named_parameters())
+    return sum(2 * size * weights[f"{name}.weight"].numel() for name, size in sizes.items())

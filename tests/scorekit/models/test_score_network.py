@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from scorekit.models.conditioning import CONDITIONINGS, Conditioning, register_conditioning
 from scorekit.models.layers import CondInstanceNormPlus, InstanceNormPlus, RefineBlock
@@ -102,6 +103,23 @@ def test_forward_flops(architecture, size, conditional, gflop):
     }
     flops = forward_flops(network_settings, size) / 1e9
     assert round(flops, 0 if gflop > 200 else 1) == gflop
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize("architecture", list(ARCHITECTURES))
+def test_forward_flops_are_those_that_torch_counts(architecture, conditional):
+    size = 2 * ARCHITECTURES[architecture].divisor
+    network = small(architecture, conditional=conditional, channels=1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        network.features(images(1, 1, size), torch.tensor([0]))
+    network_settings = dict(
+        architecture=architecture,
+        sigmas=network.sigmas,
+        conditional=conditional,
+        channels=1,
+        width=4,
+    )
+    assert forward_flops(network_settings, size) == counter.get_total_flops()
 
 
 @pytest.mark.parametrize("conditional", [False, True])
