@@ -12,6 +12,8 @@ from ablations.engine.stages import Stage
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from scorekit.models.score_network import ARCHITECTURES
+from scorekit.sampling.registry import sampler_evaluations
+from scorekit.sampling.trajectory import Start
 from scorekit.techniques.ladder import Ladder
 from scorekit.training.settings import TrainSettings, identity
 
@@ -23,6 +25,8 @@ N_NEIGHBOURS = 8
 #: stands for a larger split in a distance, and neighbours are searched for block by block.
 MAX_REFERENCE = 50_000
 
+#: Settings of sampling, and their values in the paper.
+_PLAIN_SAMPLING = {"schedule": "geometric", "start": "uniform", "snr": None, "churn": 0.0}
 #: The modules that make stages (ablations.engine.provenance).
 _TRAINING = ("scorekit.training.networks", "scorekit.training.trainer")
 _SAMPLING = ("ablations.pipeline.sampling",)
@@ -42,12 +46,17 @@ class Cell:
     sampling_levels: int  # L when sampling; the training's, unless the row sets another
     n_steps_each: int
     step_size: float
-    step_rule: str  # what gave it: "Technique 4", "steady state", "consistent", "Table 4", "given"
+    step_rule: str  # what gave it: one of STEP_RULES, "snr", "Table 4", "given", or "none"
     reference: str
     n_selection: int
     n_final: int
     n_loss: int
     n_dump: int
+    schedule: str = "geometric"
+    start: Start = "uniform"
+    snr: float | None = None
+    churn: float = 0.0
+    ema: str | None = None  # the average that is sampled, where not that of ema_momentum
     row: str = ""  # what sets it apart from its variant's own row: "consistent", "25×1", "width=32"
     title: str = ""  # what its row is called, where somebody named it
     # The settings that its row sets apart from others, as given: no part of what it is.
@@ -77,9 +86,12 @@ class Cell:
     @property
     def score_evaluations(self) -> int:
         """Network evaluations per sample, with the denoising step."""
-        if self.sampler == "consistent":
-            return (self.sampling_levels - 1) * self.n_steps_each + 1
-        return self.sampling_levels * self.n_steps_each + 1
+        return sampler_evaluations(self.sampler, self.sampling_levels, self.n_steps_each)
+
+    @property
+    def weights(self) -> str:
+        """The weights that are sampled from: "raw", "ema", or the name of another average."""
+        return self.ema if self.ema is not None and self.variant.ema else self.variant.weights
 
     @property
     def ladder(self) -> Ladder:
@@ -91,6 +103,8 @@ class Cell:
             n_steps_each=self.n_steps_each,
             step_size=self.step_size,
             step_rule=self.step_rule,
+            schedule=self.schedule,
+            snr=self.snr,
         )
 
     def train_stage(self) -> Stage:
@@ -124,8 +138,15 @@ class Cell:
         )
 
     def _sampling(self, iteration: int) -> dict[str, Any]:
-        return {
-            "weights": self.variant.weights,
+        # What came later is left out where it changes nothing, so that digests stay what they were.
+        later = {
+            # A stage's own "start" is its first index.
+            {"start": "initial"}.get(key, key): getattr(self, key)
+            for key, plain in _PLAIN_SAMPLING.items()
+            if getattr(self, key) != plain
+        }
+        return later | {
+            "weights": self.weights,
             "iteration": iteration,
             "sampler": self.sampler,
             "n_levels": self.sampling_levels,
@@ -140,7 +161,7 @@ class Cell:
         """The loss of a snapshot on training and test images, equally many of each."""
         n = min(self.n_loss, self.data.n_train, self.data.n_test)
         settings = {
-            "weights": self.variant.weights,
+            "weights": self.weights,
             "iteration": iteration,
             "n": n,
             # A small split is gone through several times, each time with other noise.

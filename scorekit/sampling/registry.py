@@ -34,6 +34,7 @@ class SamplerKind:
     options: frozenset[str] = frozenset()  # those of "snr" and "churn" that it takes
     #: (T, churn) -> whether it evaluates scores between the ladder's scales.
     between: Callable[[int, float], bool] = lambda each, churn: False
+    step_size: bool = True  # whether the ladder's epsilon is of any use to it
 
 
 def _consistent(score: Score, ladder: Ladder, **options: Any) -> Sampler:
@@ -52,18 +53,22 @@ def _refines(n_steps_each: int, churn: float) -> bool:
 SAMPLERS: dict[str, SamplerKind] = {
     "annealed": SamplerKind(AnnealedLangevin.along, lambda levels, each: levels * each + 1),
     "consistent": SamplerKind(_consistent, _transitions, between=_refines),
-    "reverse_diffusion": SamplerKind(ReverseDiffusion.along, _transitions, between=_refines),
-    "ancestral": SamplerKind(Ancestral.along, _transitions, between=_refines),
+    "reverse_diffusion": SamplerKind(
+        ReverseDiffusion.along, _transitions, between=_refines, step_size=False
+    ),
+    "ancestral": SamplerKind(Ancestral.along, _transitions, between=_refines, step_size=False),
     "predictor_corrector": SamplerKind(
         PredictorCorrector.along,
         lambda levels, each: (levels - 1) * (1 + each) + 1,
         frozenset({"snr"}),
+        step_size=False,
     ),
     "heun": SamplerKind(
         Heun.along,
         lambda levels, each: 2 * (levels - 1) * each + 1,
         frozenset({"churn"}),
         between=lambda each, churn: each > 1 or churn > 0,
+        step_size=False,
     ),
 }
 

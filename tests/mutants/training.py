@@ -78,7 +78,7 @@ _STEP = """        self.optimizer.step()
 """
 _EMA_FIRST = "\n".join([*reversed(_STEP.splitlines()), ""])
 
-_WEIGHTS = '            "weights": self.variant.weights,\n'
+_WEIGHTS = '            "weights": self.weights,\n'
 _ITERATION = '            "iteration": iteration,\n'
 _SAMPLER, _N = '            "sampler"', '            "n"'
 
@@ -230,14 +230,14 @@ _NAMES = [
         ('            "step_size": self.step_size,\n', ""),
         ('            "seed": self.seed,\n', ""),
         ('| {"start": start, "stop": stop}', ""),
-        ('Stage("sample", settings, (cell.train_stage(),))', 'Stage("sample", settings)'),
+        ('Stage("sample", settings, (cell.train_stage(),), ', 'Stage("sample", settings, (), '),
         ('identity(self.train) | {"data": self.data.fingerprint}', "identity(self.train)"),
         ('space | {"denoise": denoise}', "space"),
         ('"extractor_fingerprint": data.extractor_fingerprint}\n', "}\n"),
         ('settings = {"data": data.fingerprint, "n": n}', 'settings = {"data": data.fingerprint}'),
         ('"flip": self.data.flip, ', ""),
         ("_reference_stage(self.data, self.reference)\n", '_reference_stage(self.data, "train")\n'),
-        ("Stage(kind, {}, (cell.reference_stage(), *features))", "Stage(kind, {}, features)"),
+        ("Stage(kind, {}, (cell.reference_stage(), *features), ", "Stage(kind, {}, features, "),
         # What changes no result would have it made again.
         ('"sampler": self.sampler,', '"sampler": self.sampler, "n_dump": self.n_dump,'),
         (

@@ -113,6 +113,11 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "n_dump": (7, NOTHING),  # dumps have manifests of their own
         "row": ("7x7", NOTHING),
         "title": ("mine", NOTHING),
+        "schedule": ("rho", DRAWN),
+        "start": ("gaussian", DRAWN),
+        "snr": (0.2, DRAWN),
+        "churn": (1.0, DRAWN),
+        "ema": ("0.5", DRAWN | {"loss"}),
         "own": ((("width", 7),), NOTHING),  # which the other settings follow
     },
     Settings: {
@@ -123,7 +128,15 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "coverage": (0.6, TRAINED),
         "n_steps_each": (3, DRAWN),
         "step_size": (7e-6, DRAWN),
+        "step_size_rule": ("steady_state", DRAWN),
         "sampler": ("consistent", DRAWN),
+        "snr": (0.2, NOTHING),  # but for samplers and a rule that take it
+        "churn": (1.0, NOTHING),  # but for Heun's
+        "schedule": ("rho", DRAWN),
+        "start": ("gaussian", DRAWN),
+        "ema": ("0.5", TRAINED),
+        "noise_levels": ("log_uniform", TRAINED),
+        "conditioning": ("edm", TRAINED),
         "sampling_levels": (50, DRAWN),
         "architecture": ("96-128", TRAINED),
         "width": (64, TRAINED),
@@ -215,7 +228,7 @@ def test_how_a_cell_is_run_is_no_part_of_it():
         assert getattr(run_otherwise, field.name) != field.default
     assert resolve(run_otherwise, NCSNV2, DATA, seed=0) == CELL
     without = {name for name, (_, effect) in EFFECTS[Settings].items() if effect == NOTHING}
-    assert without == {"n_dump", "image_size"}
+    assert without == {"n_dump", "image_size", "snr", "churn"}
     for name in TRIED_SETTINGS:
         assert EFFECTS[Settings][name][1] >= DRAWN
 

@@ -50,7 +50,6 @@ from scorekit.runtime.machine import cpu_name
 #: The most training losses that are kept of a grid, give or take one for each training.
 MAX_LOSSES = 1_500_000
 _RECENT = 256  # results in memory at a time
-_WEIGHTS = {"raw": "raw", "ema": "EMA"}
 
 
 def collect(out: Path | str) -> Results:
@@ -64,6 +63,11 @@ def collect(out: Path | str) -> Results:
         raise ValueError(f"{out} holds no grid (no grid.json); give the --out of a launch")
     context = _ReadingContext.reading(out, out / manifest.data_root)
     return _Collector(context, manifest.units).results(manifest)
+
+
+def _weights(cell: Cell) -> str:
+    """Return the weights as tables call them: "raw", "EMA", "EMA power:0.1"."""
+    return {"raw": "raw", "ema": "EMA"}.get(cell.weights, f"EMA {cell.weights}")
 
 
 class _ReadingStore(StageStore):
@@ -174,7 +178,7 @@ class _Collector:
             "dataset": cell.data.name,
             "variant": cell.label,
             "seed": cell.seed,
-            "weights": _WEIGHTS[cell.variant.weights],
+            "weights": _weights(cell),
             "denoise": denoise,
             "iteration": iteration,
         }
@@ -195,7 +199,7 @@ class _Collector:
             "techniques": ",".join(map(str, cell.variant.techniques)),
             "training": self.labels[cell.train_stage().digest],
             "seed": cell.seed,
-            "weights": _WEIGHTS[cell.variant.weights],
+            "weights": _weights(cell),
             "status": status,
             "message": without_folders(message, (self.context.out, self.context.data_root)),
         }
@@ -306,8 +310,8 @@ class _Collector:
         """Yield the loss on training and test images of every snapshot, by the weights taken."""
         for cells in self.users.values():
             training = self.training(cells)
-            for cell in {c.variant.weights: c for c in cells}.values():
-                weights = {"weights": _WEIGHTS[cell.variant.weights]}
+            for cell in {c.weights: c for c in cells}.values():
+                weights = {"weights": _weights(cell)}
                 for iteration in cell.train.snapshot_iterations:
                     result = self.store.result(cell.loss_stage(iteration))
                     if result is not None:
@@ -327,7 +331,7 @@ class _Collector:
                 "sigma_1": train.sigma_begin,
                 "L": cell.sampling_levels,
                 "T": cell.n_steps_each,
-                "epsilon": cell.step_size,
+                "epsilon": cell.step_size or None,
                 "step_rule": cell.step_rule,
                 "batch_size": train.batch_size,
                 "iterations": train.iterations,
@@ -355,7 +359,7 @@ class _Collector:
             data = {f"data: {key}": value for key, value in record["data"].items()}
             named = ("data", "variant", "train", "row", "title", "own")
             rest = {key: value for key, value in record.items() if key not in named}
-            found = {"weights": cell.variant.weights} | record["train"] | rest | data
+            found = {"weights": cell.weights} | record["train"] | rest | data
             for name, value in found.items():
                 if name != "seed":  # the one thing that the cells of a row differ in
                     row = {"dataset": cell.data.name, "variant": cell.label, "setting": name}

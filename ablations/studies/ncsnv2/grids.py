@@ -14,6 +14,7 @@ from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from ablations.studies.ncsnv2.rows import Row, make_row, read_row, read_values, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, SHARED_SETTINGS, Profile
+from scorekit.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,35 @@ STEPS = (
     *(make_row(NCSNV2, sampler="consistent", n_steps_each=n_steps) for n_steps in (1, 3, 5)),
 )
 
+#: What came after Techniques 1, 2 and 4: samplers, starts, schedules and step sizes of one
+#: network, then other noise scales to train on. Sources: arXiv:2009.05475, 2011.13456, 2206.00364.
+SUCCESSORS = (
+    Row(NCSNV2),
+    *(
+        make_row(NCSNV2, sampler=sampler)
+        for sampler in (
+            *("consistent", "reverse_diffusion", "predictor_corrector", "ancestral", "heun"),
+        )
+    ),
+    make_row(NCSNV2, sampler="heun", schedule="rho"),
+    make_row(NCSNV2, step_size_rule="steady_state"),
+    make_row(NCSNV2, step_size_rule="snr"),
+    make_row(NCSNV2, start="gaussian"),
+    *(make_row(NCSNV2, noise_levels=levels) for levels in ("log_uniform", "log_normal")),
+)
+#: Technique 3 as one corner of {told the noise scale, blind} x {plain, preconditioned}.
+NOISE_CONDITIONING = (
+    Row(NCSNV2),
+    *(make_row(NCSNV2, conditioning=how) for how in ("none", "normalisation", "edm")),
+)
+#: Technique 5 as a curve: averages of one training, from its raw weights on.
+AVERAGES = (
+    Row(dataclasses.replace(NCSNV2, ema=False)),
+    *(make_row(NCSNV2, ema=name) for name in ("0.9", "0.97", "0.99")),
+    Row(NCSNV2),
+    *(make_row(NCSNV2, ema=f"power:{width}") for width in (0.02, 0.05, 0.1, 0.2)),
+)
+
 GRIDS = {
     grid.name: grid
     for grid in (
@@ -49,6 +79,9 @@ GRIDS = {
         Grid(name="paper", rows=(*map(Row, PAPER_VARIANTS), CONSISTENT)),
         Grid(name="factorial", rows=tuple(map(Row, ALL_VARIANTS))),
         Grid(name="steps", rows=STEPS),
+        Grid(name="successors", rows=SUCCESSORS),
+        Grid(name="noise-conditioning", rows=NOISE_CONDITIONING),
+        Grid(name="ema", rows=AVERAGES),
         # Pang et al. 2020, Fig. A(c): NCSNs by sliced score matching, with and without finite
         # differences, here with averaged weights and beside the usual denoising objective.
         Grid(
@@ -168,7 +201,25 @@ def budget_cells(
                         f"grid {grid.name}: two rows are called {cell.label} on {data.name}; "
                         "leave one out"
                     )
-    return list(cells.values())
+    return _with_common_averages(list(cells.values()))
+
+
+def _with_common_averages(cells: list[Cell]) -> list[Cell]:
+    """Return cells in which a training keeps all averages that its rows sample: it is then one."""
+    averages: dict[tuple[str, TrainSettings], dict[str, None]] = {}
+
+    def alike(cell: Cell) -> tuple[str, TrainSettings]:
+        return cell.data.fingerprint, dataclasses.replace(cell.train, ema_profiles=())
+
+    for cell in cells:
+        averages.setdefault(alike(cell), {}).update(dict.fromkeys(cell.train.ema_profiles))
+    found = {key: tuple(sorted(names)) for key, names in averages.items()}
+    return [
+        dataclasses.replace(
+            cell, train=dataclasses.replace(cell.train, ema_profiles=found[alike(cell)])
+        )
+        for cell in cells
+    ]
 
 
 def rows_beside(

@@ -7,11 +7,13 @@ from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
-from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings
+from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, STEP_RULE_NAMES, Settings
+from scorekit.models.conditioning import CONDITIONINGS
 from scorekit.models.score_network import architecture_for, check_image_size
 from scorekit.sampling.consistent import check_consistent_step_size
+from scorekit.sampling.registry import affordable_steps_of, evaluates_between, sampler_kind
 from scorekit.techniques.ladder import Ladder
-from scorekit.techniques.step_size import check_step_size
+from scorekit.techniques.step_size import SNR, check_step_size
 from scorekit.techniques.table_4 import (
     NCSN_LADDER,
     TABLE_4,
@@ -32,13 +34,16 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
     """
     row = None if settings.preset is None else _row(settings.preset, variant)
     ladder = _computed_ladder(settings, data, row) if variant.noise_scales else NCSN_LADDER
-    sampling = _sampling_ladder(settings, variant, ladder)
+    conditional = not variant.conditioning
+    if settings.conditioning is not None:
+        conditional = CONDITIONINGS[settings.conditioning].told
+    sampling = _sampling_ladder(settings, variant, ladder, data)
     architecture = settings.architecture or architecture_for(data.image_size)
     check_image_size(architecture, data.image_size)
     train = TrainSettings(
         architecture=architecture,
         width=settings.width,
-        conditional=not variant.conditioning,
+        conditional=conditional,
         sigma_begin=ladder.sigma_begin,
         sigma_end=ladder.sigma_end,
         n_levels=ladder.n_levels,
@@ -51,6 +56,9 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         flip=data.flip if settings.flip is None else settings.flip,
         dequantisation=settings.dequantisation or ("none" if variant.conditioning else "uniform"),
         objective=settings.objective,
+        noise_levels=settings.noise_levels,
+        conditioning=settings.conditioning,
+        ema_profiles=() if settings.ema is None or not variant.ema else (settings.ema,),
         fd_epsilon=settings.fd_epsilon if settings.objective.startswith("fd_") else None,
         precision=settings.precision,
         snapshot_interval=settings.snapshot_interval,
@@ -67,6 +75,11 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         n_steps_each=sampling.n_steps_each,
         step_size=sampling.step_size,
         step_rule=sampling.step_rule,
+        schedule=sampling.schedule,
+        start=settings.start,
+        snr=sampling.snr,
+        churn=_churn(settings),
+        ema=settings.ema if variant.ema else None,
         reference=settings.reference or default_reference(data.name),
         n_selection=settings.n_selection,
         n_final=_first(settings.n_final, max(settings.n_selection, _full_n(data))),
@@ -80,31 +93,84 @@ def _full_n(data: DataFacts) -> int:
     return 50_000 if quoted.family(data.name) == "CIFAR-10" else 10_000
 
 
-def _sampling_ladder(settings: Settings, variant: Variant, trained: Ladder) -> Ladder:
+def _sampling_ladder(
+    settings: Settings, variant: Variant, trained: Ladder, data: DataFacts
+) -> Ladder:
     """Return the ladder that samples descend; ValueError for one the sampler or network refuses."""
-    ladder, levels = trained, settings.sampling_levels
+    ladder, levels, kind = trained, settings.sampling_levels, sampler_kind(settings.sampler)
+    flexible = _takes_any_scale(settings, variant)
     if levels is not None:
-        if not variant.conditioning:
+        if not flexible:
             raise ValueError(
                 f"sampling_levels = {levels:g} needs a network with Technique 3; that of "
                 f"{variant.name} knows its own {trained.n_levels} noise scales only"
             )
         n_levels = max(2, round(levels * trained.n_levels)) if levels < 1 else int(levels)
         ladder = dataclasses.replace(trained, n_levels=n_levels)
-    if ladder.step_rule != "given" and (
-        settings.sampler == "consistent" or ladder.n_levels != trained.n_levels
+    if flexible:
+        ladder = dataclasses.replace(ladder, schedule=settings.schedule)
+    if not kind.step_size:
+        return _without_step_size(settings, variant, ladder, data)
+    rule = settings.step_size_rule if variant.noise_scales else None
+    if rule is not None:
+        ladder = dataclasses.replace(ladder, snr=settings.snr).by_rule(STEP_RULE_NAMES[rule])
+    elif ladder.step_rule != "given" and (
+        settings.sampler == "consistent"
+        or ladder.n_levels != trained.n_levels
+        or ladder.schedule != trained.schedule
     ):
         ladder = ladder.by_rule(_step_rule(ladder, settings.sampler))
     if settings.sampler == "consistent":
-        if ladder.n_steps_each > 1 and not variant.conditioning:
+        if ladder.n_steps_each > 1 and not flexible:
             raise ValueError(
                 f"sampler = 'consistent' with n_steps_each = {ladder.n_steps_each} needs a network "
                 f"with Technique 3, since it refines the noise scales; {variant.name} has none"
             )
         check_consistent_step_size(ladder.step_size, ladder.sigmas, ladder.n_steps_each)
-    else:
+    elif ladder.step_rule != "snr":
         check_step_size(ladder.step_size, ladder.sigma_end)
     return ladder
+
+
+def _churn(settings: Settings) -> float:
+    return settings.churn if "churn" in sampler_kind(settings.sampler).options else 0.0
+
+
+def _takes_any_scale(settings: Settings, variant: Variant) -> bool:
+    """Return whether a network takes noise scales other than those of its own ladder."""
+    plain = settings.conditioning or ("inverse_sigma" if variant.conditioning else "normalisation")
+    return plain != "normalisation" or settings.noise_levels != "ladder"
+
+
+def _without_step_size(
+    settings: Settings, variant: Variant, ladder: Ladder, data: DataFacts
+) -> Ladder:
+    """Return the ladder of a sampler that has no epsilon; T by the budget of evaluations.
+
+    So all samplers of a grid spend about as much on a sample, unless T is given.
+    """
+    n_steps_each = settings.n_steps_each if variant.noise_scales else None
+    if n_steps_each is None:
+        budget = ladder.n_steps + 1
+        if variant.noise_scales:
+            budget = 1 + _first(settings.score_evaluations, published_evaluations(data.image_size))
+        n_steps_each = affordable_steps_of(settings.sampler, budget, ladder.n_levels)
+    between = evaluates_between(settings.sampler, n_steps_each, _churn(settings))
+    if between and not _takes_any_scale(settings, variant):
+        raise ValueError(
+            f"sampler = {settings.sampler!r} with n_steps_each = {n_steps_each} evaluates scores "
+            f"between noise scales; the network of {variant.name} knows its own "
+            f"{ladder.n_levels} only"
+        )
+    takes_snr = "snr" in sampler_kind(settings.sampler).options
+    snr = _first(settings.snr, SNR) if takes_snr else None
+    return dataclasses.replace(
+        ladder,
+        n_steps_each=n_steps_each,
+        step_size=0.0,
+        step_rule="none" if snr is None else "snr",
+        snr=snr,
+    )
 
 
 def _step_rule(ladder: Ladder, sampler: str) -> str:

@@ -286,7 +286,11 @@ class Results:
                 )
             object.__setattr__(self, name, cast(name, getattr(self, name), columns))
         for (name, column), allowed in _ALLOWED.items():
-            wrong = set(getattr(self, name)[column].dropna().unique()) - allowed
+            words = set(getattr(self, name)[column].dropna().unique())
+            if column == "weights":
+                # An average has its own words behind: "EMA power:0.1".
+                words = {word.partition(" ")[0] for word in words}
+            wrong = words - allowed
             if wrong:
                 raise ValueError(
                     f"{name}.{column}: {sorted(wrong)[0]!r} is not one of "

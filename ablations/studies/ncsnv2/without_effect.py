@@ -4,6 +4,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ablations.pipeline.cell import Cell
+from ablations.studies.ncsnv2.settings import STEP_RULE_NAMES
+from scorekit.sampling.registry import sampler_kind
 
 
 def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
@@ -24,8 +26,13 @@ def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
                 found[key] = f"where {given[0]} gives T"
             continue
         owner = next((part for part in (cell, cell.train) if hasattr(part, key)), None)
-        if key == "ema_momentum" and not cell.variant.ema:
+        if key in ("ema_momentum", "ema") and not cell.variant.ema:
             found[key] = "where raw weights are sampled"
+        elif key == "step_size" and not sampler_kind(cell.sampler).step_size:
+            found[key] = f"where sampler = {cell.sampler}"
+        elif key == "step_size_rule":
+            if cell.step_rule != STEP_RULE_NAMES[value]:
+                found[key] = f"where the rule is {cell.step_rule}"
         elif key == "coverage" and not cell.variant.noise_scales:
             found[key] = "without group (1,2,4) the noise scales are NCSN's own"
         elif owner is not None and getattr(owner, key) != value:

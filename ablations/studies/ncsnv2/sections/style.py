@@ -60,6 +60,23 @@ def variant_marker(variant: str) -> str:
     return _VARIANTS[variant][1] if variant in _VARIANTS else "h"
 
 
+#: A sampler's name in words, its colour where it is not the variant's, and its marker.
+_SAMPLERS = {
+    "annealed": ("annealed Langevin", "", "D"),
+    "consistent": ("consistent", "", "s"),
+    "reverse_diffusion": ("reverse diffusion", "#8a6d3b", "v"),
+    "predictor_corrector": ("predictor-corrector", "#a33b3b", "^"),
+    "ancestral": ("ancestral", "#4d6b1f", "o"),
+    "heun": ("Heun", "#6a4c93", "P"),
+}
+
+
+def sampler_style(sampler: str) -> tuple[str, str, str]:
+    """A sampler's name in words, its colour (empty: that of the variant) and its marker."""
+    other = _OTHER_COLOURS[zlib.crc32(sampler.encode()) % len(_OTHER_COLOURS)]
+    return _SAMPLERS.get(sampler, (sampler.replace("_", " "), other, "h"))
+
+
 def without_ema(variant: str) -> str | None:
     """The variant that lacks only technique 5, e.g. NCSNv2 -> NCSN_1,2,3,4; None if 5 is absent."""
     if variant == "NCSNv2":

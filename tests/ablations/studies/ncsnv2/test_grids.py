@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import json
 import os
@@ -74,7 +75,7 @@ def test_a_users_grid(tmp_path):
         ('variants = ["ncsn"]\nvary = 3', "vary must be a table of lists"),
         ('variants = ["ncsn"]\n[vary]\nwidth = []', "vary must be a table of lists"),
         ('variants = ["ncsn"]\n[vary]\nwide = [1]', r"\[vary\] wide: unknown; known: budget"),
-        ('[[rows]]\nvariant = "ncsnv2"\nsampler = "x"', "sampler = 'x' is not one of 'annealed'"),
+        ('[[rows]]\nvariant = "ncsnv2"\nstart = "x"', "start = 'x' is not one of 'uniform'"),
         ('variants = ["ncsn"]\nset = 3', "set must be a table"),
         ('variants = ["ncsn"]\n[set]\nwidth = "w"', "width = 'w' is not a whole number"),
     ],
@@ -309,3 +310,36 @@ def test_rows_beside_others_have_what_differs_as_their_own(digits):
         beside(quick, {}, facts=sides, base=quick, base_overrides={"width": 9})
     with pytest.raises(ValueError, match="all rows of a folder have the same images"):
         beside(quick, {"image_size": 16}, base=quick, base_overrides={})
+
+
+def test_averages_of_one_training_are_rows_that_share_it(digits):
+    cells = budget_cells(GRIDS["ema"], BUDGETS["quick"], {}, [digits], seeds=2)
+    assert len({cell.train_stage().digest for cell in cells}) == 2  # one for each seed
+    assert {cell.train.ema_profiles for cell in cells} == {
+        ("0.9", "0.97", "0.99", "power:0.02", "power:0.05", "power:0.1", "power:0.2")
+    }
+    assert [cell.weights for cell in cells if cell.seed == 0] == [
+        *("raw", "0.9", "0.97", "0.99", "ema"),
+        *("power:0.02", "power:0.05", "power:0.1", "power:0.2"),
+    ]
+    samples = {cell.sample_stages(600, final=False)[0].digest for cell in cells}
+    assert len(samples) == len(cells)
+    # Other trainings have none of them.
+    grid = dataclasses.replace(GRIDS["ema"], rows=(*GRIDS["ema"].rows, *GRIDS["paper"].rows[:2]))
+    plain = budget_cells(grid, BUDGETS["quick"], {}, [digits], seeds=1)[-2:]
+    assert {cell.train.ema_profiles for cell in plain} == {()}
+
+
+def test_successors_spend_alike_on_a_sample_and_share_a_training(digits):
+    cells = budget_cells(GRIDS["successors"], BUDGETS["quick"], {}, [digits], seeds=1)
+    sampled = cells[:10]
+    assert len({cell.train_stage().digest for cell in sampled}) == 1
+    assert len({cell.sample_stages(600, final=False)[0].digest for cell in cells}) == len(cells)
+    assert all(195 < cell.score_evaluations <= 216 for cell in cells)
+    told = [
+        cell.train.resolved_conditioning
+        for cell in budget_cells(
+            GRIDS["noise-conditioning"], BUDGETS["quick"], {}, [digits], seeds=1
+        )
+    ]
+    assert told == ["inverse_sigma", "none", "normalisation", "edm"]
