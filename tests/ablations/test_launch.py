@@ -9,12 +9,13 @@ import subprocess
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from resolved import whole_jobs
-from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
+from tiny_grid import TOML, launch, launch_command, results
 
 from ablations.command_line import make_plan, parse_arguments
 from ablations.engine import provenance
@@ -146,21 +147,25 @@ def a_part_of(out: Path, whole: Path) -> None:
     assert found.items() <= results(whole).items()
 
 
+def begin(folder, *flags):
+    """Start a launcher whose jobs are processes, in a forked child and without a report."""
+    return forked.start(
+        forked.launcher,
+        launch_command(folder, "--device", "cpu", *flags)[3:],
+        log=folder / "log",
+        fault=forked.NoReport(),
+    )
+
+
 @pytest.mark.slow
 def test_workers_that_outlive_a_killed_launcher_do_no_harm(finished, tmp_path):
     flags = ("--executor", "local", "--workers", "3", "--only", "ncsn_124,ncsn_1245")
-    process = subprocess.Popen(
-        launch_command(tmp_path, *flags),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = begin(tmp_path, *flags)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "out").glob("logs/*_log.out")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
-    process.wait()
+    process.join()
     run = launch(tmp_path, *flags)
     assert run.returncode == 0, run.stderr
     # Processes side by side give the same bytes as one.
@@ -170,16 +175,9 @@ def test_workers_that_outlive_a_killed_launcher_do_no_harm(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_reported_and_continued(tmp_path):
-    settings = ("--set", "iterations=60", "--set", "snapshot_interval=20")
+    settings = ("--set", "iterations=60", "--set", "snapshot_interval=30")
     flags = ("--executor", "local", "--workers", "1", "--only", "ncsnv2", *settings)
-    process = subprocess.Popen(
-        launch_command(tmp_path, *flags),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin(tmp_path, *flags)
     checkpoints = tmp_path / "out" / "stages" / "train"
     deadline = time.monotonic() + 300
     while not list(checkpoints.rglob("checkpoint-*.pt")) and time.monotonic() < deadline:
@@ -190,11 +188,9 @@ def test_a_killed_worker_is_reported_and_continued(tmp_path):
     assert victims
     for pid in victims:
         os.kill(int(pid), signal.SIGKILL)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 1
-    assert "process died" in output
-    run = launch(tmp_path, *flags)
-    assert run.returncode == 0, run.stderr
+    assert forked.wait(process) == 1
+    assert "process died" in (tmp_path / "log").read_text()
+    assert forked.wait(begin(tmp_path, *flags)) == 0, (tmp_path / "log").read_text()
 
 
 def test_a_damaged_snapshot_is_named_and_made_again(finished, tmp_path, caplog, no_report):
