@@ -14,11 +14,13 @@ from .ema_profiles import (
 )
 from .ladder import SCHEDULES as SCHEDULES, STEP_RULES as STEP_RULES, Ladder as Ladder
 from .noise_levels import (
+    LOSS_WEIGHTS as LOSS_WEIGHTS,
     NOISE_LEVELS as NOISE_LEVELS,
     NoiseLevels as NoiseLevels,
     denoising_weight as denoising_weight,
     log_normal_sigmas as log_normal_sigmas,
     log_uniform_sigmas as log_uniform_sigmas,
+    min_snr_weight as min_snr_weight,
     register_noise_levels as register_noise_levels,
 )
 from .noise_scales import (

@@ -1,4 +1,4 @@
-"""What training draws noise scales from: alternatives to the uniform draw from a ladder's L.
+"""What training draws noise scales from, and weighs them by: alternatives to a ladder's L.
 
 Each is a function of the key, the places of images in the batch and the step, as all noise is.
 """
@@ -61,6 +61,31 @@ def denoising_weight(sigma: Tensor, data_sd: float = DATA_SD) -> Tensor:
     of Song & Ermon 2020 has with lambda = sigma^2.
     """
     return 1 + (sigma / data_sd).square()
+
+
+def min_snr_weight(sigma: Tensor, gamma: float = 5.0) -> Tensor:
+    """Return min(1, gamma (2 sigma)^2) (Hang et al. 2023, arXiv:2303.09556).
+
+    Their min(SNR, gamma) weights ||D - y||^2 of images y in [-1, 1], and SNR is 1 / (2 sigma)^2
+    where noise is added and the image left as bright as it is; Eq. (2) of Song & Ermon 2020 has
+    (2 sigma)^2 less of it. What is made smaller is the weight of small noise.
+    """
+    return (gamma * (2 * sigma).square()).clamp(max=1)
+
+
+#: Weights of the loss by sigma, beside "own", those of the noise levels. "equal" is Eq. (2) with
+#: lambda = sigma^2, which is the likelihood weighting (Song et al. 2021, arXiv:2101.09258) where
+#: scales are even in ln sigma: g^2 of the VE SDE is then proportional to sigma^2.
+LOSS_WEIGHTS: dict[str, Callable[[Tensor], Tensor] | None] = {
+    "equal": None,
+    "min_snr": min_snr_weight,
+}
+
+
+def check_loss_weights(name: str) -> None:
+    """Raise ValueError, which lists those known, unless the name is "own" or in LOSS_WEIGHTS."""
+    if name != "own" and name not in LOSS_WEIGHTS:
+        raise ValueError(f"loss_weights = {name!r}: one of {', '.join(['own', *LOSS_WEIGHTS])}")
 
 
 #: By the name that a setting gives: add to them by :func:`register_noise_levels`.

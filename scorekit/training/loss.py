@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from scorekit.objectives.score_matching import (
     annealed_score_matching_loss,
     needs_projection,
 )
-from scorekit.techniques.noise_levels import NOISE_LEVELS
+from scorekit.techniques.noise_levels import LOSS_WEIGHTS, NOISE_LEVELS
 from scorekit.training.batches import augment
 from scorekit.training.settings import TrainSettings
 
@@ -30,7 +31,7 @@ WATCH_STEP = 2**32 - 1
 
 
 class ScoreLoss:
-    """A score matching objective over all noise scales, those of the settings or others.
+    """A score matching objective over all noise scales, as the settings say or otherwise.
 
     ``augmented`` flips images where the settings do. Objectives have the same noise, so that runs
     of different ones are paired. Noise scales that are no ladder's
@@ -46,12 +47,38 @@ class ScoreLoss:
         augmented: bool,
         objective: Objective | None = None,
         noise_levels: str | None = None,
+        loss_weights: str | None = None,
     ) -> None:
         self.settings, self.augmented = settings, augmented
         name = settings.noise_levels if noise_levels is None else noise_levels
         self.noise_levels = None if name == "ladder" else NOISE_LEVELS[name]
+        name = settings.loss_weights if loss_weights is None else loss_weights
+        own = None if self.noise_levels is None else self.noise_levels.weight
+        self.weight = own if name == "own" else LOSS_WEIGHTS[name]
         self.objective: Objective = settings.objective if objective is None else objective
         self.sigmas = settings.sigmas.to(device)
+
+    @classmethod
+    def comparable(
+        cls,
+        settings: TrainSettings,
+        device: str | torch.device,
+        *,
+        objective: Objective | None = None,
+    ) -> Self:
+        """Return a loss of any training that compares with others': Eq. (2)'s on the ladder.
+
+        Of images that are not augmented, over the ladder's scales with Eq. (2)'s weights, whatever
+        the settings say of these.
+        """
+        return cls(
+            settings,
+            device,
+            augmented=False,
+            objective=objective,
+            noise_levels="ladder",
+            loss_weights="equal",
+        )
 
     @property
     def compiles(self) -> bool:
@@ -93,9 +120,7 @@ class ScoreLoss:
                 return at(x, sigmas[level])
 
         losses = self._losses(score, x, sigmas, level, key, index, step)
-        if self.noise_levels is not None and self.noise_levels.weight is not None:
-            losses = self.noise_levels.weight(sigmas) * losses
-        return losses
+        return losses if self.weight is None else self.weight(sigmas[level]) * losses
 
     def _losses(
         self,

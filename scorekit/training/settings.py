@@ -16,7 +16,7 @@ from scorekit.objectives.score_matching import Objective, ways
 from scorekit.runtime.compilation import PRECISIONS, Precision
 from scorekit.techniques.ema import check_momentum
 from scorekit.techniques.ema_profiles import parse_ema
-from scorekit.techniques.noise_levels import check_noise_levels
+from scorekit.techniques.noise_levels import check_loss_weights, check_noise_levels
 from scorekit.techniques.noise_scales import geometric_sigmas
 
 #: Far above any use, and below what would fill the memory or take for ever to count.
@@ -92,6 +92,7 @@ class TrainSettings(RunSettings):
     )
     projection: ProjectionKind = "rademacher"  # of sliced objectives
     noise_levels: str = "ladder"  # or one of scorekit.techniques.NOISE_LEVELS
+    loss_weights: str = "own"  # of noise_levels, or one of scorekit.techniques.LOSS_WEIGHTS
     conditioning: str | None = None  # of scorekit.models.CONDITIONINGS; None: the paper's
 
     def __post_init__(self) -> None:
@@ -105,6 +106,7 @@ class TrainSettings(RunSettings):
         ways(self.objective, "score")
         check_projection_kind(self.projection)
         check_noise_levels(self.noise_levels)
+        check_loss_weights(self.loss_weights)
         check_conditioning(self.resolved_conditioning, self.conditional)
         is_fd = self.objective.startswith("fd_")
         if is_fd and self.precision != "fp32":
@@ -130,7 +132,12 @@ class TrainSettings(RunSettings):
 
 
 # Fields that came later, with the value at which trainings are those of before.
-_LATER = {"ema_profiles": (), "noise_levels": "ladder", "conditioning": None}
+_LATER = {
+    "ema_profiles": (),
+    "noise_levels": "ladder",
+    "loss_weights": "own",
+    "conditioning": None,
+}
 
 
 def identity(settings: RunSettings) -> dict[str, Any]:

@@ -79,9 +79,7 @@ class Trainer:
                 loss = ScoreLoss(settings, device, augmented=True)
                 loss.check(network)
                 # Whatever the training's objective, so that runs compare.
-                watched = ScoreLoss(
-                    settings, device, augmented=False, objective="dsm", noise_levels="ladder"
-                )
+                watched = ScoreLoss.comparable(settings, device, objective="dsm")
                 test_loss = watched if test_loss is None else test_loss
         if network is None or loss is None:
             raise ValueError("network and loss are needed, where no TrainSettings tell them")

@@ -113,7 +113,7 @@ _LOOP = [
     *_of(
         "scorekit/training/trainer.py",
         _NOT_DSM,
-        ('augmented=False, objective="dsm",', 'augmented=False, objective="fd_ssm",'),
+        ('device, objective="dsm")', 'device, objective="fd_ssm")'),
         ("augmented=True)", 'augmented=True, objective="dsm")'),
     ),
     *_of(

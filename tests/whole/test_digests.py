@@ -73,6 +73,7 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "projection": ("sphere", TRAINED),
         "ema_profiles": (("power:0.1",), TRAINED),
         "noise_levels": ("log_uniform", TRAINED),
+        "loss_weights": ("min_snr", TRAINED),
         "conditioning": ("none", TRAINED),
         "precision": ("tf32", TRAINED),
         "snapshot_interval": (700, TRAINED),

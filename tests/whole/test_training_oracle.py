@@ -80,6 +80,8 @@ CASES = [
     (TOLD, {"noise_levels": "log_uniform"}, 1e-4),
     (SLICED, {"noise_levels": "log_normal"}, 1e-5),
     (DIFFERENCES, {"noise_levels": "log_uniform"}, 1e-4),
+    (SHORT, {"loss_weights": "min_snr"}, 2e-6),
+    (replace(SHORT, noise_levels="log_normal"), {"loss_weights": "equal"}, 2e-6),
     (TOLD, {"conditioning": "edm"}, 1e-4),
     (SHORT, {"conditioning": "none"}, 2e-6),
     (replace(TOLD, conditioning="edm"), {"noise_levels": "log_normal"}, 1e-4),

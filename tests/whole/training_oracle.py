@@ -70,11 +70,15 @@ def sums(a):
     return a.flatten(1).sum(dim=1)
 
 
-def noise_scales(s, sigmas, draws, levels):
+def noise_scales(s, sigmas, draws, levels, weights):
     """The scale of each image and how the network is told it, and the weight of its loss."""
     if levels == "ladder":
         level = draws.integers(LEVEL, len(sigmas))
-        return sigmas[level], lambda network, x: network(x, level), 1.0
+        sigma, weight, tell = sigmas[level], 1.0, lambda network, x: network(x, level)
+        if weights == "min_snr":  # min(SNR, 5) in place of SNR, the squared inverse of the noise
+            snr = 1 / (2 * sigma) ** 2
+            weight = snr.clamp(max=5) / snr
+        return sigma, tell, weight
     single = Draws(draws.seed, draws.step, (draws.shape[0], 1))
     if levels == "log_uniform":
         u = single.uniform(LEVEL)[:, 0]
@@ -84,16 +88,19 @@ def noise_scales(s, sigmas, draws, levels):
         # Theirs, of ||D - x||^2 = sigma^2 ||sigma s + z||^2.
         weight = twice**2 * (twice**2 + 0.25) / (0.5 * twice) ** 2
         sigma = twice / 2
+    weight = 1.0 if weights == "equal" else weight
     return sigma, lambda network, x: network.score(x, sigma), weight
 
 
-def total_loss(network, s, sigmas, images, step, *, objective, flip, levels="ladder"):
+def total_loss(
+    network, s, sigmas, images, step, *, objective, flip, levels="ladder", weights="own"
+):
     """The sum over the batch of sigma^2 times the objective at x + sigma n."""
     draws, x = Draws(s.seed, step, images.shape), torch.tensor(images, dtype=torch.float32)
     x = (x + draws.uniform(DEQUANTISATION)) / 256 if s.dequantisation == "uniform" else x / 255
     if flip:
         x = torch.where(draws.integers(FLIP, 2).reshape(-1, 1, 1, 1) == 1, x.flip(-1), x)
-    scales, tell, own_weight = noise_scales(s, sigmas, draws, levels)
+    scales, tell, own_weight = noise_scales(s, sigmas, draws, levels, weights)
     n, sigma = draws.normal(NOISE), scales.reshape(-1, 1, 1, 1)
     weight, dim = own_weight * scales**2, x[0].numel()
     x = (x + sigma * n).requires_grad_(objective in ("exact_sm", "ssm", "ssm_vr"))
@@ -147,7 +154,8 @@ def train(s, train_images, test_images):
     run = SimpleNamespace(raw={}, ema={}, others={}, losses=[], test_losses=[])
     for t in range(1, s.iterations + 1):
         images = train_images[order[(t - 1) * s.batch_size : t * s.batch_size]]
-        own = {"objective": s.objective, "flip": s.flip, "levels": s.noise_levels}
+        own = {"objective": s.objective, "flip": s.flip}
+        own |= {"levels": s.noise_levels, "weights": s.loss_weights}
         total = total_loss(network, s, sigmas, images, t - 1, **own)
         gradients = torch.autograd.grad(total / s.batch_size, weights)
         run.losses.append(total.item() / s.batch_size)

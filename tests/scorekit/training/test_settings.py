@@ -24,6 +24,7 @@ def test_settings_that_came_later_leave_the_digests_of_trainings_without_them():
     [
         {"noise_levels": "log_uniform"},
         {"conditioning": "none"},
+        {"loss_weights": "min_snr"},
         {"ema_profiles": ("0.9",)},
         {"seed": 1},
     ],
@@ -38,6 +39,7 @@ def test_each_other_training_has_another_digest(change):
     ("change", "message"),
     [
         ({"noise_levels": "uniform"}, "noise_levels = 'uniform': one of ladder, log_uniform"),
+        ({"loss_weights": "snr"}, "loss_weights = 'snr': one of own, equal, min_snr"),
         ({"conditioning": "edm"}, "conditioning = 'edm' is told"),
         ({"ema_profiles": ("power:2",)}, "ema = 'power:2': relative width = 2.0 must lie in"),
         ({"ema_profiles": ("0.9", "0.9")}, "ema_profiles holds '0.9' twice"),
@@ -66,4 +68,4 @@ def test_scales_that_a_network_cannot_be_told_are_refused_before_training(digits
     with pytest.raises(ValueError, match=r"noise_levels = 'log_uniform' .* which Own has not"):
         Trainer(settings, digits, tmp_path, network=Own())
     Trainer(SETTINGS, digits, tmp_path, network=Own(), compile=False)
-    ScoreLoss(settings, "cpu", augmented=False, noise_levels="ladder").check(Own())
+    ScoreLoss.comparable(settings, "cpu").check(Own())
