@@ -26,7 +26,7 @@ from scorekit.metrics.frechet import (
 from scorekit.metrics.neighbours import nearest_in_blocks
 from scorekit.metrics.sample_quality import inception_score, kernel_distance, precision_recall
 from scorekit.metrics.spaces import MetricError
-from scorekit.metrics.uncertainty import bootstrap_interval, extrapolate_distance
+from scorekit.metrics.uncertainty import distance_interval, extrapolate_distance
 from scorekit.runtime.memory import ShrinkingBatch
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ class Measuring:
                 "KID": lambda: kernel_distance(features, real, seed=cell.seed),
                 "precision_recall": lambda: precision_recall(features, equal),
                 "extrapolation": lambda: extrapolate_distance(features, reference, seed=cell.seed),
-                "interval": lambda: bootstrap_interval(features, reference, seed=cell.seed),
+                "interval": lambda: distance_interval(features, reference, seed=cell.seed),
             }
             if logits is not None:
                 measures["IS"] = lambda: inception_score(logits)

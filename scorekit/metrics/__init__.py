@@ -4,7 +4,8 @@
 - features: images to features, through torch-fidelity; extractors: the small networks for it
 - frechet: statistics of features and the Fréchet distance (Heusel et al. 2017)
 - sample_quality: Inception score, KID, precision and recall
-- uncertainty: bootstrap intervals, and the distance at infinite n (Chong & Forsyth 2020)
+- uncertainty: intervals, and the distance at infinite n (Chong & Forsyth 2020)
+- influence: what each image does to a distance, from which many images' intervals follow
 - neighbours: nearest neighbours of samples among images
 - baselines: images that no model made, as yardsticks
 - train_extractor: ``python -m scorekit.metrics.train_extractor`` trains a small network again

@@ -41,5 +41,7 @@ from .uncertainty import (
     Extrapolation as Extrapolation,
     Interval as Interval,
     bootstrap_interval as bootstrap_interval,
+    distance_interval as distance_interval,
     extrapolate_distance as extrapolate_distance,
+    influence_interval as influence_interval,
 )

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 
-from scorekit.metrics.frechet import FeatureStatistics, check_features, not_negative
+from scorekit.metrics.frechet import (
+    FeatureStatistics,
+    check_features,
+    frechet_distance,
+    not_negative,
+)
+from scorekit.metrics.influence import distance_influences, subset_statistics
 from scorekit.metrics.spaces import MetricError
 
 log = logging.getLogger("scorekit")
 
 MIN_POINTS = 5
+#: Elements of features (n, d) up to which they are resampled: 1 to 3 minutes on two cores there.
+MAX_RESAMPLED = 2**22
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -22,7 +31,8 @@ class Extrapolation:
     `intercept` estimates the distance at infinite n; where the line ends below 0, which no distance
     is, it is 0 and `bounded` True. `standard_error` has two parts: the scatter of `distances`
     (float64) about the line at `n` (int64), both (points,), and what all subsets have in common,
-    being of the same images, which moves the line as a whole: the bootstrap's spread at all n.
+    being of the same images, which moves the line as a whole: the spread at all n, of resamples or
+    by influence values.
     """
 
     n: np.ndarray
@@ -38,7 +48,8 @@ class Interval:
     """An interval about the `distance` of n features, [low, high], at confidence `level`.
 
     `bias` is how far the distances of `resamples` resamples lie above `distance` in the mean, and
-    `standard_error` their standard deviation.
+    `standard_error` their standard deviation. With 0 resamples both follow from the images'
+    influences on the distance: the bias to first order in 1 / n.
     """
 
     low: float
@@ -72,13 +83,14 @@ def extrapolate_distance(
     n = 1000 the distance was 28% too high and the intercept 1.5% too low in the mean, with 1.3
     times the standard deviation; with d = 8 and n = 1000 the plain distance was the better guess.
 
-    The standard error takes `resamples` more. Takes 8 n d bytes twice and an eigenvalue problem for
-    each subset and resample: for n = 10,000, d = 2048, about 70 seconds on two cores. Raises
-    MetricError for other features or dimensions, fewer than 5 distinct n or 20 resamples.
+    The standard error takes `resamples` more, or none where :func:`is_resampled` is False. Takes an
+    eigenvalue problem for each subset and resample, and 8 n d bytes twice or, without resamples, 40
+    d^2. Raises MetricError for other features or dimensions, fewer than 5 distinct n or 20
+    resamples.
     """
     from scipy.stats import linregress  # slow to import
 
-    distances = _Distances(features, reference)
+    _check(features, reference)
     n, d = features.shape
     if n_min is None:
         n_min = max(2, n // 10, min(4 * d, n // 2))
@@ -104,9 +116,18 @@ def extrapolate_distance(
             d,
         )
     random = np.random.Generator(np.random.Philox(seed))
-    values = [distances(np.bincount(random.permutation(n)[:each], minlength=n)) for each in ns]
+    subsets = (random.permutation(n)[:each] for each in ns)
+    if is_resampled(n, d):
+        distances = _Distances(features, reference)
+        values = [distances(np.bincount(rows, minlength=n)) for rows in subsets]
+        common = np.std([distances(_resampled(random, n)) for _ in range(resamples)], ddof=1)
+    else:
+        values = [
+            frechet_distance(subset_statistics(features, np.sort(rows)), reference)
+            for rows in subsets
+        ]
+        common = distance_influences(features, reference).standard_error
     line = linregress(1 / ns, values)
-    common = np.std([distances(_resampled(random, n)) for _ in range(resamples)], ddof=1)
     return Extrapolation(
         n=ns,
         distances=np.array(values),
@@ -114,6 +135,56 @@ def extrapolate_distance(
         intercept=max(0.0, float(line.intercept)),
         bounded=bool(line.intercept < 0),
         standard_error=float(np.hypot(line.intercept_stderr, common)),
+    )
+
+
+def is_resampled(n: int, d: int) -> bool:
+    """Return whether the spread of n features' distance is the bootstrap's.
+
+    It is up to ``MAX_RESAMPLED`` elements, and where n < 2 d; beyond, n d^2 operations for each of
+    hundreds of resamples take hours, and influence values say the same.
+    """
+    return n * d <= MAX_RESAMPLED or n < 2 * d
+
+
+def distance_interval(
+    features: np.ndarray, reference: FeatureStatistics, *, level: float = 0.95, seed: int = 0
+) -> Interval:
+    """Return :func:`bootstrap_interval` or, of many features, :func:`influence_interval`."""
+    _check(features, reference)
+    if is_resampled(*features.shape):
+        return bootstrap_interval(features, reference, level=level, seed=seed)
+    return influence_interval(features, reference, level=level)
+
+
+def influence_interval(
+    features: np.ndarray, reference: FeatureStatistics, *, level: float = 0.95
+) -> Interval:
+    """Return an interval for what :func:`bootstrap_interval` has one for, without resamples.
+
+    The distance, plus and minus the normal quantile times the standard error of the delta method
+    (:mod:`scorekit.metrics.influence`).
+
+    Measured coverage of 95% intervals of Gaussians over 300 sets each: 97% (n = 200, d = 8), 96%
+    (n = 500, d = 32), 97% (n = 160, d = 32), 96% with the reference's mean; the standard error was
+    5 to 18% above the distances' spread, the bootstrap's 6 to 50%. The bias was within 9% of the
+    distances' own. Takes 40 d^2 bytes and 6 n d^2 operations. Raises MetricError for other features
+    or dimensions, n <= d, or a level outside (0, 1).
+    """
+    _check(features, reference)
+    if not 0 < level < 1:
+        raise MetricError(f"level={level}: a level between 0 and 1 is right")
+    found = distance_influences(features, reference)
+    half = NormalDist().inv_cdf((1 + level) / 2) * found.standard_error
+    return Interval(
+        low=max(0.0, found.distance - half),
+        high=found.distance + half,
+        distance=found.distance,
+        bias=found.bias,
+        standard_error=found.standard_error,
+        level=level,
+        resamples=0,
+        n=len(features),
     )
 
 
@@ -142,6 +213,7 @@ def bootstrap_interval(
     seconds each on two cores. Raises MetricError for other features or
     dimensions, fewer than 20 resamples, or a level outside (0, 1).
     """
+    _check(features, reference)
     distances = _Distances(features, reference)
     if resamples < 20 or not 0 < level < 1:
         raise MetricError(
@@ -166,6 +238,15 @@ def bootstrap_interval(
     )
 
 
+def _check(features: np.ndarray, reference: FeatureStatistics) -> None:
+    check_features(features)
+    if features.shape[1:] != reference.mean.shape:
+        raise MetricError(
+            f"features: {features.shape[1]} dimensions, {len(reference.mean)} of the "
+            "reference; both must be of one feature space"
+        )
+
+
 def _resampled(random: np.random.Generator, n: int) -> np.ndarray:
     """Return how often each of n rows is drawn in n draws with replacement, (n,)."""
     return np.bincount(random.integers(n, size=n), minlength=n)
@@ -180,12 +261,6 @@ class _Distances:
     """
 
     def __init__(self, features: np.ndarray, reference: FeatureStatistics) -> None:
-        check_features(features)
-        if features.shape[1:] != reference.mean.shape:
-            raise MetricError(
-                f"features: {features.shape[1]} dimensions, {len(reference.mean)} of the "
-                "reference; both must be of one feature space"
-            )
         self.reference = reference
         self.features = features
         self.projected = np.empty(features.shape)

@@ -46,8 +46,8 @@ MUTANTS = [
         ("precision_recall(features, equal)", "precision_recall(equal, features)"),
         ("equal = real[: len(features)]", "equal = real"),
         (
-            "bootstrap_interval(features, reference, seed=cell.seed)",
-            "bootstrap_interval(features, reference)",
+            "distance_interval(features, reference, seed=cell.seed)",
+            "distance_interval(features, reference)",
         ),
         ("inception_score(logits)", "inception_score(features)"),
         ('sample_file(stage.settings["denoise"])', "sample_file(True)"),

@@ -478,11 +478,10 @@ def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, d
         against | part("precision_recall", value="f_score"),
     )
     distance = distance_label(space)
-    yield (
-        "interval",
-        distance,
-        part("interval", value="distance", std="standard_error", low="low", high="high"),
-    )
+    interval = part("interval", value="distance", std="standard_error", low="low", high="high")
+    if result.get("interval", {}).get("resamples") == 0:
+        interval["note"] = "by influence values, without resamples"
+    yield "interval", distance, interval
     infinite = part("extrapolation", value="intercept", std="standard_error", bounded="bounded")
     if infinite.pop("bounded", False):
         infinite["note"] = "the line ends below 0: bounded"

@@ -33,7 +33,7 @@ def quality_table(results: Results) -> Table:
     """Inception score, KID, precision and recall of the final samples, and the distance at n.
 
     Over several seeds: the mean, and the sample standard deviation. The distance at n stands with
-    its bootstrap interval and beside its extrapolation to infinite n, both of the first seed.
+    its interval and beside its extrapolation to infinite n, both of the first seed.
     """
     records = []
     for key in groups_of(results.qualities, results):
@@ -79,7 +79,8 @@ def quality_table(results: Results) -> Table:
             "over its splits; KID: mean over subsets; ± is the standard deviation over seeds, with "
             "one seed over splits or subsets. Precision and recall (Kynkäänniemi et al. 2019, 3 "
             "neighbours) compare equally many real images where there are so many. In brackets: a "
-            "95 % bootstrap interval for other images of the same model at this n. At infinite n: "
+            "95 % interval for other images of the same model at this n, of the bootstrap or, "
+            "where a note says so, by influence values (the delta method). At infinite n: "
             "the intercept of a line in 1/n (Chong & Forsyth 2020), at least 0, ± its standard "
             "error, which allows for other images of the same model. "
             f"{conditions(results)}"
