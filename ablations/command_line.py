@@ -42,6 +42,13 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     what("--datasets", help="comma-separated; `python -m scorekit.data list` names them")
     what("--seeds", type=int, metavar="N", help="number of seeds (default: 1)")
+    what(
+        "--checkpoint",
+        action="append",
+        metavar="PATH",
+        help="with --grid released: a released NCSN or NCSNv2, a snapshot, or an exported network; "
+        "a row for its raw and one for its averaged weights",
+    )
     what("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
     what(
         "--vary",

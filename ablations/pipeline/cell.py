@@ -29,6 +29,7 @@ MAX_REFERENCE = 50_000
 _PLAIN_SAMPLING = {"schedule": "geometric", "start": "uniform", "snr": None, "churn": 0.0}
 #: The modules that make stages (ablations.engine.provenance).
 _TRAINING = ("scorekit.training.networks", "scorekit.training.trainer")
+_READING = ("scorekit.models.network_files",)
 _SAMPLING = ("ablations.pipeline.sampling",)
 _LOSS = ("ablations.pipeline.held_out",)
 _MEASURING = ("ablations.pipeline.measuring",)
@@ -57,6 +58,8 @@ class Cell:
     snr: float | None = None
     churn: float = 0.0
     ema: str | None = None  # the average that is sampled, where not that of ema_momentum
+    network_sha256: str = ""  # SHA-256 of the file whose network it samples, where it trains none
+    network_path: str = field(default="", compare=False)
     row: str = ""  # what sets it apart from its variant's own row: "consistent", "25×1", "width=32"
     title: str = ""  # what its row is called, where somebody named it
     # The settings that its row sets apart from others, as given: no part of what it is.
@@ -114,6 +117,9 @@ class Cell:
     @cached_property
     def _train_stage(self) -> Stage:
         # Kept with its digest, which every job and every later stage of the cell asks for.
+        if self.network_sha256:
+            settings = {"sha256": self.network_sha256, "iteration": self.train.iterations}
+            return Stage("checkpoint", settings, code=_READING)
         settings = identity(self.train) | {"data": self.data.fingerprint}
         # The first revision is left out, so that a change of one network renames no other's.
         if (revision := ARCHITECTURES[self.train.architecture].revision) > 1:

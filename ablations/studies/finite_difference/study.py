@@ -184,7 +184,15 @@ STUDY = Study(
     budgets=BUDGETS,
     file=FILE,
     # Seconds of a trial are those of one device.
-    foreign=("datasets", "vary", "reference", "inception_weights", "extractor", "gpus"),
+    foreign=(
+        "datasets",
+        "vary",
+        "checkpoint",
+        "reference",
+        "inception_weights",
+        "extractor",
+        "gpus",
+    ),
     grid_name=_grid_name,
     resolve=resolve,
     select=select_trials,

@@ -299,7 +299,7 @@ class _Collector:
     def loss_curve(self, cells: list[Cell], every: int) -> dict[str, Any] | None:
         """Return the losses of the batches of a training, where it is done."""
         stage = cells[0].train_stage()
-        if self.states[TrainJob(cell=cells[0]).name][0] != "done":
+        if cells[0].network_sha256 or self.states[TrainJob(cell=cells[0]).name][0] != "done":
             return None
         path = self.store.directory(stage) / "losses.npz"
         loss = load_arrays(path, ["train"])["train"][::every]
@@ -349,6 +349,8 @@ class _Collector:
         for cell in {(c.data.name, c.label): c for c in self.cells}.values():
             for key in keys:
                 value = dict(cell.own).get(key, budget) if key == "budget" else cell.setting(key)
+                if key == "checkpoint" and value is not None:
+                    value = Path(value).name
                 row = {"dataset": cell.data.name, "variant": cell.label, "setting": key}
                 yield row | {"value": short_value(value), "given": key in dict(cell.own)}
 

@@ -2,16 +2,17 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.engine.manifest import joined_names
+from ablations.engine.manifest import joined_names, split_names
 from ablations.engine.settings import Budget, coerce
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
+from ablations.studies.ncsnv2.resolution import variant_of, weights_in
 from ablations.studies.ncsnv2.rows import Row, make_row, read_row, read_values, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, SHARED_SETTINGS, Profile
 from scorekit.training.settings import TrainSettings
@@ -32,6 +33,8 @@ class Grid:
     )  # as ablations.executors.slurm.settings takes it
 
 
+#: The grid that has only rows of networks given by --checkpoint.
+RELEASED = "released"
 CONSISTENT = make_row(NCSNV2, sampler="consistent")
 #: L (None: as trained; below 1: a share of that) x T. The shares are those of 25, 100 and 232 noise
 #: scales on CIFAR-10, which others have measured with the authors' checkpoint.
@@ -79,6 +82,7 @@ GRIDS = {
         Grid(name="paper", rows=(*map(Row, PAPER_VARIANTS), CONSISTENT)),
         Grid(name="factorial", rows=tuple(map(Row, ALL_VARIANTS))),
         Grid(name="steps", rows=STEPS),
+        Grid(name=RELEASED, rows=()),
         Grid(name="successors", rows=SUCCESSORS),
         Grid(name="noise-conditioning", rows=NOISE_CONDITIONING),
         Grid(name="ema", rows=AVERAGES),
@@ -93,6 +97,22 @@ GRIDS = {
         ),
     )
 }
+
+
+def with_checkpoints(grid: Grid, paths: Sequence[str]) -> Grid:
+    """Return a grid with a row for each kind of weights in each file.
+
+    Raises ValueError for ``released``, which has no others, without a file.
+    """
+    if RELEASED in split_names(grid.name) and not paths:
+        raise ValueError(f"--grid {RELEASED}: --checkpoint PATH must give a network")
+    rows = [
+        make_row(variant_of(path, weights), checkpoint=path, label=f"{Path(path).stem}, {weights}")
+        for path in paths
+        for weights in weights_in(path)
+    ]
+    return dataclasses.replace(grid, rows=(*grid.rows, *rows))
+
 
 _TOML_KEYS = {"name", "variants", "rows", "vary", "datasets", "seeds", "budget", "set", "slurm"}
 

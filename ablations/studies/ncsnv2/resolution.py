@@ -1,6 +1,8 @@
 """From settings to a cell: what the techniques, Table 4 and the budget leave to be derived."""
 
 import dataclasses
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 from ablations.pipeline.cell import Cell
@@ -9,6 +11,7 @@ from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, STEP_RULE_NAMES, Settings
 from scorekit.models.conditioning import CONDITIONINGS
+from scorekit.models.network_files import NetworkFile, read_network_file
 from scorekit.models.score_network import architecture_for, check_image_size
 from scorekit.sampling.consistent import check_consistent_step_size
 from scorekit.sampling.registry import affordable_steps_of, evaluates_between, sampler_kind
@@ -32,6 +35,8 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
     say; (3) gives network, learning rate (App. B.1) and dequantisation (as the authors trained
     each network); (5) the weights that are sampled. Raises ValueError for a value out of range.
     """
+    if settings.checkpoint is not None:
+        return _of_checkpoint(settings, settings.checkpoint, variant, data, seed)
     row = None if settings.preset is None else _row(settings.preset, variant)
     ladder = _computed_ladder(settings, data, row) if variant.noise_scales else NCSN_LADDER
     conditional = not variant.conditioning
@@ -86,6 +91,78 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         n_loss=settings.n_loss,
         n_dump=settings.n_dump,
     )
+
+
+def variant_of(path: str, weights: str) -> Variant:
+    """Return the variant whose network a file holds; ValueError for another file, or weights."""
+    found = _network_file(path)
+    if weights not in found.weights:
+        raise ValueError(f"checkpoint {path} has no {weights} weights")
+    own = (found.sigma_begin, found.sigma_end, found.n_levels)
+    ncsn = (NCSN_LADDER.sigma_begin, NCSN_LADDER.sigma_end, NCSN_LADDER.n_levels)
+    return Variant(
+        noise_scales=own not in (ncsn, (None, None, NCSN_LADDER.n_levels)),
+        conditioning=not found.conditional,
+        ema=weights == "ema",
+    )
+
+
+def weights_in(path: str) -> tuple[str, ...]:
+    """Return which weights a file holds, "raw" and "ema"; ValueError for another file."""
+    return _network_file(path).weights
+
+
+@lru_cache(maxsize=64)
+def _network_file(path: str) -> NetworkFile:
+    try:
+        return read_network_file(path)[0]
+    except OSError as error:
+        raise ValueError(f"checkpoint {path} cannot be read: {error.strerror}") from error
+
+
+def _of_checkpoint(
+    settings: Settings, path: str, variant: Variant, data: DataFacts, seed: int
+) -> Cell:
+    """Return the cell that samples a file's network: the file's ladder, Table 4's T and epsilon.
+
+    Where Table 4 has another ladder for the data, T and epsilon follow as for a training.
+    """
+    found = _network_file(path)
+    held = variant_of(path, variant.weights)
+    if held != variant:
+        raise ValueError(f"checkpoint {path} holds a network of {held.name}, not {variant.name}")
+    if found.channels != data.channels:
+        raise ValueError(
+            f"checkpoint {path} is of images of {found.channels} channels; {data.name} has "
+            f"{data.channels}"
+        )
+    changes: dict[str, Any] = {}
+    for key in ("architecture", "conditioning", "n_levels", "sigma_begin", "sigma_end"):
+        given, held_by_it = getattr(settings, key), getattr(found, key)
+        if given is not None and held_by_it is not None and given != held_by_it:
+            raise ValueError(f"{key} = {given} has no effect: checkpoint {path} has {held_by_it}")
+        changes[key] = _first(held_by_it, given)
+    preset = settings.preset or _published_for(found, variant, data)
+    if preset is not None or not variant.noise_scales:
+        changes |= dict.fromkeys(("n_levels", "sigma_begin", "sigma_end"))
+    iterations = found.iteration or 1
+    changes |= {"checkpoint": None, "preset": preset, "width": found.width}
+    changes |= {"iterations": iterations, "snapshot_interval": iterations}
+    return dataclasses.replace(
+        resolve(dataclasses.replace(settings, **changes), variant, data, seed),
+        network_sha256=found.sha256,
+        network_path=str(Path(path).resolve()),
+    )
+
+
+def _published_for(found: NetworkFile, variant: Variant, data: DataFacts) -> str | None:
+    """Return the data set of Table 4 that a file's ladder is the one of."""
+    for row in TABLE_4:
+        own = (row.ladder.sigma_begin, row.ladder.n_levels)
+        theirs = data.name in (row.dataset, f"{row.dataset}-jpeg")
+        if variant.noise_scales and theirs and own == (found.sigma_begin, found.n_levels):
+            return row.dataset
+    return None
 
 
 def _full_n(data: DataFacts) -> int:

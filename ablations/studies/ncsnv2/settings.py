@@ -82,6 +82,9 @@ class Settings:
     sampling_levels: float | None = setting(
         None, "noise scales that samples descend, below 1 a share of L; needs Technique 3"
     )
+    checkpoint: str | None = setting(
+        None, "a file whose network is sampled in place of a training: released, or a snapshot"
+    )
     architecture: str | None = setting(
         None, "the network for images of such sides: 32-64, 96-128 or 256"
     )

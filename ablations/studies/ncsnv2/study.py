@@ -22,7 +22,14 @@ from ablations.pipeline.manifest import GRID_FILE
 from ablations.pipeline.patterns import select_cells, split_datasets
 from ablations.pipeline.selection import seconds_spent
 from ablations.studies.ncsnv2.estimate import describe_budgets, describe_plan, describe_warnings
-from ablations.studies.ncsnv2.grids import GRIDS, Grid, budget_cells, load_grid, rows_beside
+from ablations.studies.ncsnv2.grids import (
+    GRIDS,
+    Grid,
+    budget_cells,
+    load_grid,
+    rows_beside,
+    with_checkpoints,
+)
 from ablations.studies.ncsnv2.rows import parse_vary, rows_of, settings_apart, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
 from ablations.studies.ncsnv2.without_effect import describe_without_effect
@@ -83,6 +90,8 @@ def resolve(request: Request) -> Resolved:
     as_it_was = begun is not None and (begun.budget, begun.overrides) == (budget.name, shaping)
     if begun is not None:
         grid = Grid(name=begun.grid, rows=rows_of(begun.units))
+    if begun is None or args.checkpoint:
+        grid = with_checkpoints(grid, args.checkpoint or [])
     grid = dataclasses.replace(grid, rows=varied(grid.rows, values))
     base, base_overrides = budget, shaping
     if existing is not None:
@@ -94,7 +103,7 @@ def resolve(request: Request) -> Resolved:
         overrides=base_overrides,
         data_root=os.path.relpath(data_root, out),
         units=begun.units
-        if begun is not None and as_it_was and not values
+        if begun is not None and as_it_was and not (values or args.checkpoint)
         else budget_cells(grid, base, base_overrides, facts, seeds),
     )
     added = manifest.units
@@ -230,6 +239,7 @@ STUDY = Study(
         "successors": "NCSNv2 by later samplers, starts, step sizes and noise scales",
         "noise-conditioning": "NCSNv2 told the noise scale or blind, plain or preconditioned",
         "ema": "NCSNv2 with averages of one training from none to wide",
+        "released": "networks from files (--checkpoint), sampled and measured, none trained",
         "objectives": "NCSN with averaged weights by DSM, SSM-VR and FD-SSM-VR",
     },
     units="cells",

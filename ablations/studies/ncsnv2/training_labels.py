@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from ablations.pipeline.cell import Cell
@@ -22,11 +23,14 @@ def training_labels(cells: Iterable[Cell]) -> dict[str, str]:
     besides in which they differ. Seeds of one training share its name.
     """
     groups: dict[tuple[str, str], dict[str, dict[str, Any]]] = defaultdict(dict)
+    labels: dict[str, str] = {}
     for cell in cells:
         stage = cell.train_stage()
         settings = {key: value for key, value in stage.settings.items() if key != "seed"}
+        if cell.network_sha256:
+            labels[stage.digest] = f"from {Path(cell.network_path).name}"
+            continue
         groups[cell.data.name, _common_name(cell)][stage.digest] = settings
-    labels: dict[str, str] = {}
     for (_, name), trainings in groups.items():
         texts = _differences(list(trainings.values()))
         labels |= {d: name + text for d, text in zip(trainings, texts, strict=True)}

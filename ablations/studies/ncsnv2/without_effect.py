@@ -7,6 +7,12 @@ from ablations.pipeline.cell import Cell
 from ablations.studies.ncsnv2.settings import STEP_RULE_NAMES
 from scorekit.sampling.registry import sampler_kind
 
+#: Settings of a training that a cell that has none does not take.
+CHECKPOINTS_OWN = (
+    *("width", "iterations", "batch_size", "learning_rate", "adam_eps", "amsgrad"),
+    *("ema_momentum", "flip", "dequantisation", "snapshot_interval", "test_interval"),
+)
+
 
 def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
     """Return the settings, of those given, that ``cell`` does not have, each with what it has.
@@ -15,6 +21,9 @@ def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
     """
     found = {}
     for key, value in overrides.items():
+        if key in CHECKPOINTS_OWN and cell.network_sha256 and value is not None:
+            found[key] = "where a checkpoint is sampled and nothing trained"
+            continue
         share = key == "sampling_levels" and value is not None and value < 1
         if value is None or share or (key, value) == ("n_levels", 0):
             continue  # what the cell has is derived from it
