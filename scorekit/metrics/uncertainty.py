@@ -120,8 +120,8 @@ def extrapolate_distance(
     if is_resampled(n, d):
         distances = _Distances(features, reference)
         values = [distances(np.bincount(rows, minlength=n)) for rows in subsets]
-        drawn = [distances(_resampled(random, n)) for _ in range(resamples)]
-        common = float(np.std(drawn, ddof=1))
+        spread = [distances(_resampled(random, n)) for _ in range(resamples)]
+        common = float(np.std(spread, ddof=1))
     else:
         values = [
             frechet_distance(subset_statistics(features, np.sort(rows)), reference)
