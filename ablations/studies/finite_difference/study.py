@@ -184,7 +184,7 @@ STUDY = Study(
     budgets=BUDGETS,
     file=FILE,
     # Seconds of a trial are those of one device.
-    foreign=("datasets", "vary", "reference", "inception_weights", "extractor", "gpus"),
+    foreign=("datasets", "vary", "plugin", "reference", "inception_weights", "extractor", "gpus"),
     grid_name=_grid_name,
     resolve=resolve,
     select=select_trials,

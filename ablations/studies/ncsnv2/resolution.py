@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from ablations.pipeline.cell import Cell
+from ablations.pipeline.cell import Cell, with_plugins
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
@@ -65,7 +65,7 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         test_interval=settings.test_interval,
         seed=seed,
     )
-    return Cell(
+    cell = Cell(
         data=data,
         variant=variant,
         seed=seed,
@@ -86,6 +86,7 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         n_loss=settings.n_loss,
         n_dump=settings.n_dump,
     )
+    return with_plugins(cell)
 
 
 def _full_n(data: DataFacts) -> int:

@@ -22,7 +22,14 @@ from ablations.pipeline.manifest import GRID_FILE
 from ablations.pipeline.patterns import select_cells, split_datasets
 from ablations.pipeline.selection import seconds_spent
 from ablations.studies.ncsnv2.estimate import describe_budgets, describe_plan, describe_warnings
-from ablations.studies.ncsnv2.grids import GRIDS, Grid, budget_cells, load_grid, rows_beside
+from ablations.studies.ncsnv2.grids import (
+    GRIDS,
+    Grid,
+    budget_cells,
+    load_grid,
+    renewed,
+    rows_beside,
+)
 from ablations.studies.ncsnv2.rows import parse_vary, rows_of, settings_apart, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
 from ablations.studies.ncsnv2.without_effect import describe_without_effect
@@ -34,6 +41,8 @@ DEFAULT_GRID = "paper"
 
 def resolve(request: Request) -> Resolved:
     """Plan the cells that a command line asks for; ValueError or OSError for bad input."""
+    if (held := request.existing) is not None:
+        request = dataclasses.replace(request, existing=renewed(held, BUDGETS[held.budget]))
     args, out, existing = request.args, request.out, request.existing
     grid = load_grid(args.grid or DEFAULT_GRID)
     begun = request.begun
@@ -166,6 +175,10 @@ def _slurm(args: argparse.Namespace) -> Mapping[str, Any]:
     return load_grid(args.grid or DEFAULT_GRID).slurm
 
 
+def _plugins(args: argparse.Namespace) -> Sequence[Path]:
+    return load_grid(args.grid or DEFAULT_GRID).plugins
+
+
 def _grid_name(args: argparse.Namespace) -> str:
     return load_grid(args.grid or DEFAULT_GRID).name
 
@@ -237,6 +250,7 @@ STUDY = Study(
     budgets=BUDGETS,
     file=GRID_FILE,
     slurm=_slurm,
+    plugins=_plugins,
     grid_name=_grid_name,
     resolve=resolve,
     select=select_cells,
