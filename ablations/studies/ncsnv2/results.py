@@ -28,6 +28,8 @@ CELL_COLUMNS: dict[str, str] = {
     "training": "string",
     "seed": "Int64",
     "weights": "string",
+    "average": "string",  # the momentum or profile of averaged weights
+    "average_width": "float64",  # of the iterations that they are of, relative; 0 of raw weights
     "status": "string",
     "message": "string",
 }
