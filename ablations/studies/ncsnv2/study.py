@@ -230,6 +230,13 @@ def _report(out: Path) -> Path:
     return build_report(collect(out), out / "report")
 
 
+def _joined_report(folders: Sequence[Path], out: Path) -> Path:
+    from ablations.studies.ncsnv2.joined import load
+    from ablations.studies.ncsnv2.report import build_report
+
+    return build_report(load(*folders), out)
+
+
 def _exhibits() -> tuple[Sequence[Item], type[Run]]:
     from ablations.studies.ncsnv2.reproductions import ITEMS, GridRun
 
@@ -265,6 +272,7 @@ STUDY = Study(
     check=_check,
     summary=_summary,
     report=_report,
+    joined_report=_joined_report,
     headline="ablation",
     exhibits=_exhibits,
 )
