@@ -157,21 +157,18 @@ class Cell:
             for key, plain in _PLAIN_SAMPLING.items()
             if getattr(self, key) != plain
         }
-        return (
-            self._of_plugins(*_SAMPLED_BY)
-            | later
-            | {
-                "weights": self.weights,
-                "iteration": iteration,
-                "sampler": self.sampler,
-                "n_levels": self.sampling_levels,
-                "n_steps_each": self.n_steps_each,
-                "step_size": self.step_size,
-                "seed": self.seed,
-                "precision": self.train.precision,
-                "shape": [self.data.channels, self.data.image_size, self.data.image_size],
-            }
-        )
+        given = later | self._of_plugins(*_SAMPLED_BY)
+        return given | {
+            "weights": self.weights,
+            "iteration": iteration,
+            "sampler": self.sampler,
+            "n_levels": self.sampling_levels,
+            "n_steps_each": self.n_steps_each,
+            "step_size": self.step_size,
+            "seed": self.seed,
+            "precision": self.train.precision,
+            "shape": [self.data.channels, self.data.image_size, self.data.image_size],
+        }
 
     def _of_plugins(self, *kinds: str) -> dict[str, Any]:
         """Return what stages have of plugins among their settings: nothing where there are none."""
