@@ -126,10 +126,12 @@ def _registries() -> dict[str, dict[str, Any]]:
     """Return what plugins add to, by kind: most are called as the settings that name them."""
     # Imported here: who has no plugin has no need of all of these.
     from scorekit.models.conditioning import CONDITIONINGS
+    from scorekit.models.score_network import ARCHITECTURES
     from scorekit.sampling.registry import SAMPLERS
     from scorekit.techniques.noise_levels import NOISE_LEVELS
 
     return {
+        "architecture": ARCHITECTURES,
         "sampler": SAMPLERS,
         "noise_levels": NOISE_LEVELS,
         "conditioning": CONDITIONINGS,

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scorekit.models.score_network import ARCHITECTURES, ScoreNetwork
+from scorekit.models.score_network import PAPER_ARCHITECTURES, ScoreNetwork
 from scorekit.techniques.noise_scales import geometric_sigmas
 
 
@@ -81,7 +81,7 @@ def _network_from_state(
         stages = {name.split(".")[0] for name in state if name.startswith("res")}
         architecture = next(
             name
-            for name, table in ARCHITECTURES.items()
+            for name, table in PAPER_ARCHITECTURES.items()
             if {stage.name for stage in table.stages} == stages
         )
         conditional = "normalizer.embed.weight" in state

@@ -9,7 +9,7 @@ from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
 from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, STEP_RULE_NAMES, Settings
 from scorekit.models.conditioning import CONDITIONINGS
-from scorekit.models.score_network import architecture_for, check_image_size
+from scorekit.models.score_network import architecture_for, check_image_size, takes_any_scale
 from scorekit.sampling.consistent import check_consistent_step_size
 from scorekit.sampling.registry import affordable_steps_of, evaluates_between, sampler_kind
 from scorekit.techniques.ladder import Ladder
@@ -99,11 +99,12 @@ def _sampling_ladder(
 ) -> Ladder:
     """Return the ladder that samples descend; ValueError for one the sampler or network refuses."""
     ladder, levels, kind = trained, settings.sampling_levels, sampler_kind(settings.sampler)
-    flexible = _takes_any_scale(settings, variant)
+    flexible = _takes_any_scale(settings, variant, data)
     if levels is not None:
         if not flexible:
             raise ValueError(
-                f"sampling_levels = {levels:g} needs a network with Technique 3; that of "
+                f"sampling_levels = {levels:g} needs a network that takes any noise scale, as "
+                f"Technique 3's does; that of "
                 f"{variant.name} knows its own {trained.n_levels} noise scales only"
             )
         n_levels = max(2, round(levels * trained.n_levels)) if levels < 1 else int(levels)
@@ -137,8 +138,10 @@ def _churn(settings: Settings) -> float:
     return settings.churn if "churn" in sampler_kind(settings.sampler).options else 0.0
 
 
-def _takes_any_scale(settings: Settings, variant: Variant) -> bool:
+def _takes_any_scale(settings: Settings, variant: Variant, data: DataFacts) -> bool:
     """Return whether a network takes noise scales other than those of its own ladder."""
+    if not takes_any_scale(settings.architecture or architecture_for(data.image_size)):
+        return False
     plain = settings.conditioning or ("inverse_sigma" if variant.conditioning else "normalisation")
     return plain != "normalisation" or settings.noise_levels != "ladder"
 
@@ -157,7 +160,7 @@ def _without_step_size(
             budget = 1 + _first(settings.score_evaluations, published_evaluations(data.image_size))
         n_steps_each = affordable_steps_of(settings.sampler, budget, ladder.n_levels)
     between = evaluates_between(settings.sampler, n_steps_each, _churn(settings))
-    if between and not _takes_any_scale(settings, variant):
+    if between and not _takes_any_scale(settings, variant, data):
         raise ValueError(
             f"sampler = {settings.sampler!r} with n_steps_each = {n_steps_each} evaluates scores "
             f"between noise scales; the network of {variant.name} knows its own "

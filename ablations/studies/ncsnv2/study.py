@@ -16,7 +16,12 @@ from ablations.engine.settings import apply_overrides, parse_overrides
 from ablations.engine.study import Item, Request, Resolved, Run, Study
 from ablations.pipeline.cell import Cell, image_sizes
 from ablations.pipeline.data import DataFacts, data_facts, planning_root
-from ablations.pipeline.early_checks import check_extractors, check_text, too_few_images
+from ablations.pipeline.early_checks import (
+    check_extractors,
+    check_networks,
+    check_text,
+    too_few_images,
+)
 from ablations.pipeline.jobs import CellJob, grid_jobs
 from ablations.pipeline.manifest import GRID_FILE
 from ablations.pipeline.patterns import select_cells, split_datasets
@@ -207,6 +212,7 @@ def _check(pending: Sequence[Job], context: Context, look: bool) -> list[str]:
         jobs = [j for j in jobs if (context.data_root / j.cell.data.store).exists()]
     elif few:
         raise ValueError(few[0])
+    check_networks(jobs, context)
     check_extractors(jobs, context)
     return [f"warning: {line}" for line in few]
 
