@@ -7,7 +7,7 @@ from ablations.pipeline.cell import Cell, with_plugins
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
-from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, STEP_RULE_NAMES, Settings
+from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings, step_rule_name
 from scorekit.models.conditioning import CONDITIONINGS
 from scorekit.models.score_network import architecture_for, check_image_size, takes_any_scale
 from scorekit.sampling.consistent import check_consistent_step_size
@@ -115,7 +115,7 @@ def _sampling_ladder(
         return _without_step_size(settings, variant, ladder, data)
     rule = settings.step_size_rule if variant.noise_scales else None
     if rule is not None:
-        ladder = dataclasses.replace(ladder, snr=settings.snr).by_rule(STEP_RULE_NAMES[rule])
+        ladder = dataclasses.replace(ladder, snr=settings.snr).by_rule(step_rule_name(rule))
     elif ladder.step_rule != "given" and (
         settings.sampler == "consistent"
         or ladder.n_levels != trained.n_levels
