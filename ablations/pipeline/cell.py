@@ -15,6 +15,7 @@ from ablations.pipeline.variants import Variant
 from scorekit.models.score_network import ARCHITECTURES
 from scorekit.sampling.registry import sampler_evaluations
 from scorekit.sampling.trajectory import Start
+from scorekit.techniques.ema_profiles import parse_ema
 from scorekit.techniques.ladder import Ladder
 from scorekit.training.settings import TrainSettings, identity
 
@@ -28,7 +29,8 @@ MAX_REFERENCE = 50_000
 
 #: Settings of sampling, and their values in the paper.
 _PLAIN_SAMPLING = {"schedule": "geometric", "start": "uniform", "snr": None, "churn": 0.0}
-#: What a plugin may give that changes a training, and what changes a sampling besides.
+#: What a plugin may give that changes a training, and what changes a sampling besides. Of a step
+#: size the number counts, of data and extractors their fingerprints.
 _TRAINED_BY = ("architecture", "objective", "noise_levels", "loss_weights", "conditioning", "ema")
 _SAMPLED_BY = ("sampler", "schedule")
 #: The modules that make stages (ablations.engine.provenance).
@@ -242,11 +244,17 @@ def with_plugins(cell: Cell) -> Cell:
     """Return a cell with the digests of the loaded plugins that registered what it names."""
     train = cell.train
     names: dict[str, list[str | None]] = {
-        "architecture": [train.architecture],
-        "noise_levels": [train.noise_levels],
-        "conditioning": [train.conditioning],
-        "sampler": [cell.sampler],
+        "dataset": [cell.data.name.partition(":")[0]],
         "extractor": [cell.data.extractor],
+        "architecture": [train.architecture],
+        "objective": [train.objective],
+        "noise_levels": [train.noise_levels],
+        "loss_weights": [train.loss_weights],
+        "conditioning": [train.conditioning],
+        "ema": [parse_ema(name).kind for name in train.ema_profiles],
+        "sampler": [cell.sampler],
+        "schedule": [cell.schedule],
+        "step_size_rule": [cell.step_rule],
     }
     found = plugins_behind(names)
     return cell if found == cell.plugins else dataclasses.replace(cell, plugins=found)
