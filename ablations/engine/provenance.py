@@ -3,15 +3,24 @@
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from ablations.engine.code_snapshot import code_digest
 
-if TYPE_CHECKING:
-    from ablations.engine.stages import Stage
+
+class Made(Protocol):
+    """What a stage tells of itself (:class:`ablations.engine.stages.Stage`)."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def needs(self) -> Sequence["Made"]: ...
+    @property
+    def code(self) -> tuple[str, ...]: ...
+
 
 _ROOT = Path(__file__).resolve().parents[2]
 #: Packages whose imports are followed: what is computed, and not how it is planned and shown.
@@ -26,7 +35,7 @@ _DOCSTRING = re.compile(r'^[ \t]*"""(?:[^"]|"(?!""))*"""[ \t]*$', re.M)
 _COMMENT = re.compile(r"""^[ \t]*#.*$|[ ]{2}#[^'"\n]*$""", re.M)
 
 
-def made_by(stage: "Stage", needs: list[str] | None = None) -> str:
+def made_by(stage: Made, needs: list[str] | None = None) -> str:
     """Return 16 digits over the code that makes a stage and all that it is made from.
 
     ``needs`` are those of what it was made from, where they are not of the present code. A stage
@@ -37,7 +46,7 @@ def made_by(stage: "Stage", needs: list[str] | None = None) -> str:
     return hashlib.sha256("\0".join([own, *below]).encode()).hexdigest()[:16]
 
 
-def describe_outdated(stages: Iterable["Stage"]) -> str:
+def describe_outdated(stages: Iterable[Made]) -> str:
     """Return how many results of which kind are older than the code that makes them."""
     counts = Counter(stage.kind for stage in stages)
     listed = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))

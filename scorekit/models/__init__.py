@@ -4,6 +4,7 @@
 - noise_conditional: what any such network has, a base class for one's own
 - conditioning: told the noise scale or blind, plain or preconditioned
 - released: the checkpoints that their authors released
+- network_files: a network from any file that holds one
 - energy: multilayer and convolutional energies, whose gradient is a score
 - dkef: deep kernel exponential families (Wenliang et al. 2019)
 - nice: the flow NICE (Dinh et al. 2015)

@@ -114,6 +114,9 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "n_dump": (7, NOTHING),  # dumps have manifests of their own
         "row": ("7x7", NOTHING),
         "title": ("mine", NOTHING),
+        "network_sha256": ("f" * 64, TRAINED),
+        "network_path": ("elsewhere", NOTHING),  # whose content counts
+        "plugins": ((("sampler", "mine", "f" * 16),), DRAWN),
         "schedule": ("rho", DRAWN),
         "start": ("gaussian", DRAWN),
         "snr": (0.2, DRAWN),
@@ -209,6 +212,8 @@ def one_field(kind: type, field: str, value: Any) -> tuple[Cell, Cell]:
 @pytest.mark.parametrize("kind", EFFECTS, ids=lambda kind: kind.__name__)
 def test_every_field_has_a_declared_effect(kind):
     declared = set(EFFECTS[kind]) | (set(PARTS_OF_A_CELL) if kind is Cell else set())
+    if kind is Settings:
+        declared.add("checkpoint")  # which needs a file: tests/ablations/test_launch.py
     assert declared == {field.name for field in dataclasses.fields(kind)}
 
 
@@ -258,6 +263,7 @@ EXECUTION = {
     "device": "cuda",
     "threads": 7,
     "rerun": True,
+    "plugins": ("elsewhere.py",),
     "compile": False,
     "sampling_batch": 7,
     "inception_weights": Path("w.pth"),  # whose content is the extractor's fingerprint
