@@ -64,6 +64,7 @@ class Words:
     eyebrow: str
     heading: str
     lead: str
+    finding: str = ""  # what the results say, in a sentence
     budget: str
     budget_note: str
     running: str = ""

@@ -213,19 +213,25 @@ def _finding(results: Results, dataset: str) -> str:
             f"{distance_text(next(iter(best.values())))}; seeds were not varied, so how much of a "
             "difference is chance of training is not known."
         )
-    apart, alike = [], []
+    lower, higher, alike = list[str](), list[str](), list[str]()
     for row in list(found.by_row)[1:]:
         difference = found.difference(found.base, row)
+        size = f"{distance_text(abs(difference.mean))} {_absolute(difference)}"
         if difference.n < 2 or difference.low <= 0 <= difference.high:
             alike.append(row)
         else:
-            verb = "lowers" if difference.mean < 0 else "raises"
-            size = f"{distance_text(abs(difference.mean))} {_absolute(difference)}"
-            apart.append(f"{row} {verb} the distance of {found.base} by {size}")
-    parts = [joined(apart, "; ")] if apart else []
+            (lower if difference.mean < 0 else higher).append(f"{row} by {size}")
+    parts = [
+        f"{verb} the distance of {found.base}: {joined(rows)}"
+        for verb, rows in (("lower", lower), ("raise", higher))
+        if rows
+    ]
+    if not parts:
+        return f"With {found.n_seeds} seeds on {dataset}, no row is told apart from {found.base}."
     if alike:
-        parts.append(f"{joined(alike)} cannot be told apart from {found.base}")
-    return f"With {found.n_seeds} seeds on {dataset}, {'; '.join(parts)}."
+        parts.append(f"not told apart from {found.base}: {joined(alike)}")
+    text = "; ".join(parts)
+    return f"With {found.n_seeds} seeds on {dataset}, these {text}."
 
 
 def _absolute(difference: Paired) -> str:

@@ -78,11 +78,16 @@ def test_only_equal_seeds_are_pairs_and_only_equal_measures_compared():
 
 def test_the_finding_says_what_seeds_tell_apart_and_what_not():
     assert finding(made(THREE)) == (
-        "With 3 seeds on digits, NCSN_5 lowers the distance of NCSN by 20.00 [18.76, 21.24]; "
-        "NCSNv2 lowers the distance of NCSN by 21.00 [11.06, 30.94]."
+        "With 3 seeds on digits, these lower the distance of NCSN: NCSN_5 by 20.00 [18.76, 21.24], "
+        "NCSNv2 by 21.00 [11.06, 30.94]."
     )
-    noisy = THREE | {("NCSN_5", s): (20.0, 60.0, 90.0)[s] for s in range(3)}
-    assert "NCSN_5 cannot be told apart from NCSN" in finding(made(noisy))
+    noisy_row = {("NCSN_5", s): (20.0, 60.0, 90.0)[s] for s in range(3)}
+    noisy = THREE | noisy_row
+    assert finding(made(noisy)).endswith("; not told apart from NCSN: NCSN_5.")
+    both = {key: v for key, v in (THREE | noisy_row).items() if key[0] != "NCSNv2"}
+    assert finding(made(both)) == "With 3 seeds on digits, no row is told apart from NCSN."
+    worse = THREE | {("NCSN_5", s): 90.0 + 9 * s for s in range(3)}
+    assert "raise the distance of NCSN: NCSN_5 by 40.00 [40.00, 40.00]" in finding(made(worse))
     one = {key: value for key, value in THREE.items() if key[1] == 0}
     assert finding(made(one)) == (
         "With one seed on digits, NCSNv2 has the smallest distance, 25.00; seeds were not varied, "
