@@ -40,8 +40,14 @@ def _flops(settings: TrainSettings, side: int) -> int:
 
 
 def _network(setting: Setting) -> ScoreNetwork:
-    network = build_network(_settings(setting, "fp32"), 3).eval().requires_grad_(False)
+    network = _built(_settings(setting, "fp32")).eval().requires_grad_(False)
     return network.to(setting.device)
+
+
+def _built(settings: TrainSettings) -> ScoreNetwork:
+    network = build_network(settings, 3)
+    assert isinstance(network, ScoreNetwork)
+    return network
 
 
 @case("network forward[NCSNv2, 8x3x32x32, eager]", "network")
@@ -124,7 +130,7 @@ def _training(setting: Setting, precision: Literal["fp32", "bf16"]) -> Pair:
     return Pair(
         candidate=lambda: trainer.step(next(iteration)),
         reference=plain.TrainingStep(
-            build_network(settings, 3).to(device),
+            _built(settings).to(device),
             torch.from_numpy(images).to(device),
             settings.learning_rate,
         ),

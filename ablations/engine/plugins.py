@@ -10,10 +10,11 @@ import hashlib
 import sys
 import types
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from scorekit.data.store import DataError, KnownDataset, Request, Source
 from scorekit.files import write_file
 
 
@@ -125,14 +126,28 @@ def _kept(out: Path, digest: str) -> Path:
 def _registries() -> dict[str, dict[str, Any]]:
     """Return what plugins add to, by kind: most are called as the settings that name them."""
     # Imported here: who has no plugin has no need of all of these.
+    from scorekit.data.registry import KNOWN
+    from scorekit.metrics.spaces import OWN_EXTRACTORS
     from scorekit.models.conditioning import CONDITIONINGS
+    from scorekit.models.score_network import ARCHITECTURES
     from scorekit.sampling.registry import SAMPLERS
-    from scorekit.techniques.noise_levels import NOISE_LEVELS
+    from scorekit.techniques.ema_profiles import EMA_KINDS
+    from scorekit.techniques.ladder import SCHEDULES, STEP_RULES
+    from scorekit.techniques.noise_levels import LOSS_WEIGHTS, NOISE_LEVELS
+    from scorekit.training.objectives import TRAINING_OBJECTIVES
 
     return {
-        "sampler": SAMPLERS,
+        "architecture": ARCHITECTURES,
+        "objective": TRAINING_OBJECTIVES,
         "noise_levels": NOISE_LEVELS,
+        "loss_weights": LOSS_WEIGHTS,
         "conditioning": CONDITIONINGS,
+        "ema": EMA_KINDS,
+        "sampler": SAMPLERS,
+        "schedule": SCHEDULES,
+        "step_size_rule": STEP_RULES,
+        "dataset": KNOWN,
+        "extractor": OWN_EXTRACTORS,
     }
 
 
@@ -159,6 +174,9 @@ def _load(plugin: Plugin) -> None:
         if not new:
             known = ", ".join(registries)
             raise ValueError(f"plugin {plugin.name} registers nothing; known: {known}")
+        for kind, name in new:
+            if kind == "dataset":
+                registries[kind][name] = _of_this_version(name, registries[kind][name], plugin)
     except BaseException:
         for kind, registry in registries.items():
             registry.clear()
@@ -191,6 +209,18 @@ def _execute(plugin: Plugin, module: types.ModuleType) -> None:
         at = f", line {lines[-1]}" if lines else ""
         reason = (str(error).splitlines() or [""])[0]
         raise ValueError(f"plugin {plugin.name}{at}: {type(error).__name__}: {reason}") from error
+
+
+def _of_this_version(name: str, known: KnownDataset, plugin: Plugin) -> KnownDataset:
+    """Return a data set whose stores are not taken for those that another version made."""
+
+    def source(request: Request) -> Source:
+        found = known.source(request)
+        if found.name.partition(":")[0] != name:
+            raise DataError(f"dataset={name}: its source is called {found.name!r}, not so")
+        return replace(found, store=f"{found.store}-{plugin.digest[:12]}")
+
+    return replace(known, source=source)
 
 
 def _frames(traceback: types.TracebackType | None) -> Iterable[types.TracebackType]:

@@ -4,16 +4,32 @@ import dataclasses
 import difflib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 _S = TypeVar("_S")
 
 
-def setting(default: Any, words: str, unit: str = "") -> Any:
-    """Return a field of a class of settings, with what it is in a line, and what it counts."""
-    return field(default=default, metadata={"words": words, "unit": unit})
+def setting(
+    default: Any, words: str, unit: str = "", *, names: Callable[[], Iterable[str]] | None = None
+) -> Any:
+    """Return a field of a class of settings, with what it is in a line, and what it counts.
+
+    ``names`` are those that it takes, where more of them can be registered.
+    """
+    return field(default=default, metadata={"words": words, "unit": unit, "names": names})
+
+
+def check_names(settings: Any) -> None:
+    """Raise ValueError, which lists those known, for a setting that names what nobody knows."""
+    for each in dataclasses.fields(settings):
+        value, names = getattr(settings, each.name), each.metadata.get("names")
+        if names is not None and value is not None and value not in (known := list(names())):
+            raise ValueError(
+                f"{each.name} = {value!r} is unknown{nearest(value, known)}; "
+                f"known: {', '.join(known)}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +103,8 @@ def describe_settings(kind: type, budgets: Mapping[str, Budget]) -> list[str]:
     for each in dataclasses.fields(kind):
         kinds = [one for one in _alternatives(hints[each.name]) if one is not type(None)]
         what, unit = " or ".join(map(_describe, kinds)), each.metadata.get("unit")
+        if (names := each.metadata.get("names")) is not None:
+            what = "one of " + ", ".join(map(repr, names()))
         rows.append(
             [
                 each.name,

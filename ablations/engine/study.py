@@ -132,6 +132,8 @@ class Study:
     summary: Callable[[Sequence[Any], Context], list[str]] = lambda units, context: []
     #: Makes the report of an output folder from its files; returns its page.
     report: Callable[[Path], Path]
+    #: Makes one report of several output folders below another; returns its page.
+    joined_report: Callable[[Sequence[Path], Path], Path] | None = None
     #: The table that sums a report up: a file in its folder of tables.
     headline: str | None = None
     #: What ``reproduce`` makes, and the class of what it is made from.

@@ -15,6 +15,7 @@ from ablations.pipeline.variants import Variant
 from scorekit.models.score_network import ARCHITECTURES
 from scorekit.sampling.registry import sampler_evaluations
 from scorekit.sampling.trajectory import Start
+from scorekit.techniques.ema_profiles import parse_ema
 from scorekit.techniques.ladder import Ladder
 from scorekit.training.settings import TrainSettings, identity
 
@@ -28,7 +29,8 @@ MAX_REFERENCE = 50_000
 
 #: Settings of sampling, and their values in the paper.
 _PLAIN_SAMPLING = {"schedule": "geometric", "start": "uniform", "snr": None, "churn": 0.0}
-#: What a plugin may give that changes a training, and what changes a sampling besides.
+#: What a plugin may give that changes a training, and what changes a sampling besides. Of a step
+#: size the number counts, of data and extractors their fingerprints.
 _TRAINED_BY = ("architecture", "objective", "noise_levels", "loss_weights", "conditioning", "ema")
 _SAMPLED_BY = ("sampler", "schedule")
 #: The modules that make stages (ablations.engine.provenance).
@@ -157,21 +159,18 @@ class Cell:
             for key, plain in _PLAIN_SAMPLING.items()
             if getattr(self, key) != plain
         }
-        return (
-            self._of_plugins(*_SAMPLED_BY)
-            | later
-            | {
-                "weights": self.weights,
-                "iteration": iteration,
-                "sampler": self.sampler,
-                "n_levels": self.sampling_levels,
-                "n_steps_each": self.n_steps_each,
-                "step_size": self.step_size,
-                "seed": self.seed,
-                "precision": self.train.precision,
-                "shape": [self.data.channels, self.data.image_size, self.data.image_size],
-            }
-        )
+        given = later | self._of_plugins(*_SAMPLED_BY)
+        return given | {
+            "weights": self.weights,
+            "iteration": iteration,
+            "sampler": self.sampler,
+            "n_levels": self.sampling_levels,
+            "n_steps_each": self.n_steps_each,
+            "step_size": self.step_size,
+            "seed": self.seed,
+            "precision": self.train.precision,
+            "shape": [self.data.channels, self.data.image_size, self.data.image_size],
+        }
 
     def _of_plugins(self, *kinds: str) -> dict[str, Any]:
         """Return what stages have of plugins among their settings: nothing where there are none."""
@@ -245,11 +244,17 @@ def with_plugins(cell: Cell) -> Cell:
     """Return a cell with the digests of the loaded plugins that registered what it names."""
     train = cell.train
     names: dict[str, list[str | None]] = {
-        "architecture": [train.architecture],
-        "noise_levels": [train.noise_levels],
-        "conditioning": [train.conditioning],
-        "sampler": [cell.sampler],
+        "dataset": [cell.data.name.partition(":")[0]],
         "extractor": [cell.data.extractor],
+        "architecture": [train.architecture],
+        "objective": [train.objective],
+        "noise_levels": [train.noise_levels],
+        "loss_weights": [train.loss_weights],
+        "conditioning": [train.conditioning],
+        "ema": [parse_ema(name).kind for name in train.ema_profiles],
+        "sampler": [cell.sampler],
+        "schedule": [cell.schedule],
+        "step_size_rule": [cell.step_rule],
     }
     found = plugins_behind(names)
     return cell if found == cell.plugins else dataclasses.replace(cell, plugins=found)

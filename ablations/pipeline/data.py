@@ -21,7 +21,7 @@ from scorekit.files import (
     set_aside,
     write_sealed_json,
 )
-from scorekit.metrics.spaces import FEATURE_LAYERS, INCEPTION, default_extractor, extractor_digest
+from scorekit.metrics.spaces import INCEPTION, default_extractor, extractor_digest, known_extractors
 from scorekit.techniques.noise_scales import initial_noise_scale
 
 _log = logging.getLogger("scorekit")
@@ -96,9 +96,8 @@ def data_facts(
         )
     if extractor is None:
         extractor = default_extractor(dataset.name, dataset.channels, inception_weights)
-    elif extractor not in FEATURE_LAYERS:
-        known = ", ".join(sorted(FEATURE_LAYERS))
-        raise ValueError(f"--extractor {extractor}: unknown; known are {known}")
+    elif extractor not in (known := known_extractors()):
+        raise ValueError(f"--extractor {extractor}: unknown; known are {', '.join(known)}")
     path = data_root / f"max-distance-{dataset.fingerprint[:16]}.json"
     distance = _kept_distance(path)
     if distance is None:
@@ -120,11 +119,14 @@ def data_facts(
         flip=dataset.flip,
         max_distance=distance,
         extractor=extractor,
-        extractor_fingerprint=plugin_digest("extractor", extractor)
-        or extractor_digest(
-            extractor, inception_weights if extractor.startswith("inception") else None
-        ),
+        extractor_fingerprint=extractor_fingerprint(extractor, inception_weights),
     )
+
+
+def extractor_fingerprint(extractor: str, inception_weights: Path | None) -> str:
+    """Return the digest of an extractor's weights, or of the plugin that registered it."""
+    weights = inception_weights if extractor.startswith("inception") else None
+    return plugin_digest("extractor", extractor) or extractor_digest(extractor, weights)
 
 
 def with_plugin_extractor(data: DataFacts) -> DataFacts:

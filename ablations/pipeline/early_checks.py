@@ -6,11 +6,16 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from ablations.engine.context import Context
 from ablations.pipeline.jobs import CellJob
 from scorekit.data.store import open_store
 from scorekit.files import CorruptFile
 from scorekit.metrics.frechet import check_features
+from scorekit.models.score_network import ARCHITECTURES, OwnArchitecture
+from scorekit.training.loss import ScoreLoss
+from scorekit.training.networks import build_network, check_trainable
 
 #: The longest path below an output folder that a run writes, with room to spare.
 _LONGEST_BELOW = 320
@@ -55,6 +60,34 @@ def too_few_images(jobs: Iterable[CellJob]) -> list[str]:
         for split, n in (("train", data.n_train), ("test", data.n_test))
         if n < 2
     ]
+
+
+def check_networks(jobs: Iterable[CellJob], context: Context) -> None:
+    """Raise ValueError where a network of the user's own cannot be trained or sampled from.
+
+    An image of zeros is passed through each that the jobs will use, on this machine's CPU.
+    """
+    cells = {job.cell.train_stage(): job.cell for job in jobs}
+    for cell in cells.values():
+        train, data = cell.train, cell.data
+        if not isinstance(ARCHITECTURES[train.architecture], OwnArchitecture):
+            continue
+        image = torch.zeros(1, data.channels, data.image_size, data.image_size)
+        try:
+            network = build_network(train, data.channels)
+            check_trainable(network)
+            ScoreLoss(train, "cpu", augmented=True).check(network)
+            with torch.no_grad():
+                score = network(image, torch.zeros(1, dtype=torch.int64))
+            if not isinstance(score, torch.Tensor) or score.shape != image.shape:
+                what = tuple(score.shape) if isinstance(score, torch.Tensor) else type(score)
+                raise ValueError(f"its score is {what}; {tuple(image.shape)} is needed")
+        except Exception as error:  # whatever a stranger's network does
+            reason = (str(error).splitlines() or [""])[0]
+            raise ValueError(
+                f"architecture = {train.architecture!r} (width = {train.width}) fails on images of "
+                f"{data.name}: {type(error).__name__}: {reason}"
+            ) from error
 
 
 def check_extractors(jobs: Iterable[CellJob], context: Context) -> None:

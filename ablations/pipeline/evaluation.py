@@ -13,6 +13,7 @@ from ablations.pipeline.data import open_dataset
 from ablations.pipeline.dumps import dump_samples
 from ablations.pipeline.flops import cell_parameters
 from ablations.pipeline.held_out import HeldOut
+from ablations.pipeline.loss_log import LossLog, loss_log_path
 from ablations.pipeline.measuring import Measuring
 from ablations.pipeline.sampling import Drawing, Report, Sampled
 from ablations.pipeline.selection import selected_iterations, selection_samples
@@ -51,11 +52,17 @@ class Worker:
                 accumulation=self.context.accumulation,
             )
             total = cell.train.iterations
-            trainer.run(
-                lambda i, loss: self.progress(i / total, f"iteration {i}/{total}, loss {loss:.4g}"),
-                stop=self.stop,
-            )
-            if not self.context.world.is_main:
+            name = f"train-{cell.train_stage().digest}"
+            log = LossLog(loss_log_path(self.context.out, name), cell.train.test_interval)
+            main = self.context.world.is_main
+
+            def told(iteration: int, loss: float) -> None:
+                if main:
+                    log(trainer.losses, trainer.test_losses, last=iteration == total)
+                self.progress(iteration / total, f"iteration {iteration}/{total}, loss {loss:.4g}")
+
+            trainer.run(told, stop=self.stop)
+            if not main:
                 return FOLLOWED
             losses = directory / "losses.npz"
             test = np.array(trainer.test_losses, dtype=np.float64).reshape(-1, 2)

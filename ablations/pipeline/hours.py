@@ -4,13 +4,15 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import nn
 
 from ablations.engine.context import Context
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.flops import cell_forward_flops
 from ablations.pipeline.jobs import CellJob
-from scorekit.models.score_network import ScoreNetwork
-from scorekit.objectives.score_matching import annealed_score_matching_loss, needs_projection
+from kernels.philox import philox_key
+from scorekit.training.loss import ScoreLoss
+from scorekit.training.networks import build_network
 
 #: One timed call is to take a tenth of a second or so on one core; a GPU takes whole batches.
 _FLOPS_OF_A_CALL = 4e9
@@ -47,49 +49,27 @@ def estimate_hours(jobs: Sequence[CellJob], context: Context) -> float:
     return seconds / 3600
 
 
-def _network(cell: Cell, device: str) -> ScoreNetwork:
-    train = cell.train
-    network = ScoreNetwork(
-        train.architecture,
-        cell.ladder.sigmas if not train.conditional else torch.ones(train.n_levels),
-        conditional=train.conditional,
-        channels=cell.data.channels,
-        width=train.width,
-        conditioning=train.conditioning,
-    )
-    return network.to(device)
-
-
-def _images(cell: Cell, n: int, device: str) -> torch.Tensor:
-    size = cell.data.image_size
-    return torch.rand(n, cell.data.channels, size, size, device=device)
+def _network(cell: Cell, device: str) -> nn.Module:
+    return build_network(cell.train, cell.data.channels).to(device)
 
 
 def _training_step(cell: Cell, n: int, device: str) -> Callable[[], None]:
-    network, x = _network(cell, device), _images(cell, n, device)
-    level = torch.zeros(n, dtype=torch.int64, device=device)
-    train = cell.train
-    projection = torch.randn_like(x) if needs_projection(train.objective) else None
+    network, size = _network(cell, device), cell.data.image_size
+    images = torch.zeros(n, cell.data.channels, size, size, dtype=torch.uint8, device=device)
+    loss = ScoreLoss(cell.train, device, augmented=True)
+    index, key = torch.arange(n, device=device), philox_key(0, device)
+    iteration = torch.tensor(0, device=device)
 
     def step() -> None:
-        loss = annealed_score_matching_loss(
-            network,
-            x,
-            sigmas=torch.ones(train.n_levels, device=device),
-            noise_index=level,
-            noise=torch.randn_like(x),
-            objective=train.objective,
-            projection=projection,
-            epsilon=train.fd_epsilon,
-        )
-        loss.mean().backward()
+        loss(network, images, index, iteration, key).mean().backward()
         network.zero_grad(set_to_none=True)
 
     return step
 
 
 def _evaluation(cell: Cell, n: int, device: str) -> Callable[[], None]:
-    network, x = _network(cell, device).eval(), _images(cell, n, device)
+    network, size = _network(cell, device).eval(), cell.data.image_size
+    x = torch.rand(n, cell.data.channels, size, size, device=device)
     level = torch.zeros(n, dtype=torch.int64, device=device)
 
     @torch.no_grad()

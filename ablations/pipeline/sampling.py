@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import nn
 
 from ablations.engine.context import Context
 from ablations.engine.stages import FOLLOWED, Stage
@@ -16,7 +17,7 @@ from scorekit.checkpoints.store import snapshot_path
 from scorekit.checkpoints.tensors import find_tensors, save_tensors
 from scorekit.data.pixels import to_uint8
 from scorekit.files import load_array, save_array
-from scorekit.models.score_network import ScoreNetwork
+from scorekit.models.noise_conditional import sampled_along
 from scorekit.runtime.compilation import autocast, compile_seconds, precision_context
 from scorekit.runtime.interruption import Stopped, never
 from scorekit.runtime.machine import PeakMemory, conditions
@@ -65,7 +66,7 @@ class Drawing:
         self.store, self.world = context.store, context.world
         self._batch = ShrinkingBatch(context.sampling_batch, "sampling")
         self._sampler: Sampler | None = None
-        self._network: ScoreNetwork
+        self._network: nn.Module
         self._loaded: Path | None = None  # the snapshot that the network holds
 
     def samples(
@@ -276,7 +277,7 @@ class Drawing:
             network = build_network(cell.train, cell.data.channels).eval().requires_grad_(False)
             self._network = network.to(device).to(memory_format=torch.channels_last)
             between = evaluates_between(cell.sampler, cell.n_steps_each, cell.churn)
-            score, options = self._network.sampled_along(cell.ladder.sigmas, between=between)
+            score, options = sampled_along(self._network, cell.ladder.sigmas, between=between)
             self._sampler = make_sampler(
                 cell.sampler,
                 score,

@@ -12,6 +12,7 @@ from .registry import (
     KNOWN as KNOWN,
     known_dataset as known_dataset,
     prepare as prepare,
+    register_dataset as register_dataset,
 )
 from .store import (
     DataError as DataError,

@@ -69,16 +69,35 @@ def _imagefolder_source(request: Request) -> Source:
     )
 
 
-#: Every data set by name; one of your own is another entry.
-KNOWN: dict[str, KnownDataset] = {
-    **PAPER_DATASETS,
-    **EMBEDDED,
-    "imagefolder": KnownDataset(
+#: Every data set by name: add to them by :func:`register_dataset`.
+KNOWN: dict[str, KnownDataset] = {}
+
+
+def register_dataset(name: str, known: KnownDataset) -> None:
+    """Give a data set a name; ValueError where it is taken, or its spelling is of another.
+
+    Its stores' names are to change with what is in them: a store that is there is not made again.
+    """
+    if name in KNOWN:
+        raise ValueError(f"dataset = {name!r} is registered already")
+    if known.spelling not in (name, f"{name}:PATH", f"{name}[:PATH]"):
+        raise ValueError(
+            f"spelling = {known.spelling!r} of the data set {name!r}: {name}, {name}:PATH or "
+            f"{name}[:PATH] is right"
+        )
+    KNOWN[name] = known
+
+
+for _name, _known in {**PAPER_DATASETS, **EMBEDDED}.items():
+    register_dataset(_name, _known)
+register_dataset(
+    "imagefolder",
+    KnownDataset(
         source=_imagefolder_source,
         spelling="imagefolder:PATH",
         about="any folder, tar or zip of images",
     ),
-}
+)
 
 
 def known_dataset(name: str) -> KnownDataset:

@@ -20,8 +20,10 @@ from scorekit.metrics.spaces import (
     INCEPTION,
     INCEPTION_FILE,
     LOGITS_LAYERS,
+    OWN_EXTRACTORS,
     REGISTERED_LAYER,
     MetricError,
+    known_extractors,
 )
 from scorekit.runtime.memory import ShrinkingBatch
 
@@ -34,22 +36,21 @@ def register_extractor(
     `factory()` returns a module (or function) from uint8 (B, C, H, W) to float (B, d). Raises
     MetricError where the name is taken.
     """
-    if name in FEATURE_EXTRACTORS_REGISTRY:
+    there = FEATURE_EXTRACTORS_REGISTRY.get(name)
+    # torch-fidelity forgets none, ours may have been: the adapter makes what is registered now.
+    if name in OWN_EXTRACTORS or there not in (None, _FactoryExtractor):
         raise MetricError(f"extractor={name}: is already registered; choose another name")
-    torch_fidelity.register_feature_extractor(
-        name, type("RegisteredExtractor", (_FactoryExtractor,), {"factory": staticmethod(factory)})
-    )
-    FEATURE_LAYERS[name] = REGISTERED_LAYER
+    if there is None:
+        torch_fidelity.register_feature_extractor(name, _FactoryExtractor)
+    OWN_EXTRACTORS[name] = factory
 
 
 class _FactoryExtractor(FeatureExtractorBase):
     """Adapter from a user's factory to torch-fidelity's interface."""
 
-    factory: Callable[[], Callable[[torch.Tensor], torch.Tensor]]
-
     def __init__(self, name: str, features_list: list[str], **kwargs: object) -> None:
         super().__init__(name, features_list)
-        self.function = self.factory()
+        self.function = OWN_EXTRACTORS[name]()
 
     @staticmethod
     def get_provided_features_list() -> tuple[str, ...]:
@@ -147,9 +148,8 @@ def extract(
 
 
 def _create(extractor: str, weights_path: str | Path | None) -> FeatureExtractorBase:
-    if extractor not in FEATURE_LAYERS:
-        known = ", ".join(sorted(FEATURE_LAYERS))
-        raise MetricError(f"extractor={extractor}: unknown; known are {known}")
+    if extractor not in (known := known_extractors()):
+        raise MetricError(f"extractor={extractor}: unknown; known are {', '.join(known)}")
     if extractor == INCEPTION:
         expected = f"give torch-fidelity's {INCEPTION_FILE} with --inception-weights PATH"
         if weights_path is None:
@@ -173,7 +173,7 @@ def _create(extractor: str, weights_path: str | Path | None) -> FeatureExtractor
 
 def _fidelity_extractor(extractor: str, weights_path: str | Path | None) -> FeatureExtractorBase:
     path = None if weights_path is None else str(weights_path)
-    layers = [FEATURE_LAYERS[extractor]]
+    layers = [FEATURE_LAYERS.get(extractor, REGISTERED_LAYER)]
     if extractor in LOGITS_LAYERS:
         layers.append(LOGITS_LAYERS[extractor])
     return create_feature_extractor(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+from torch import Tensor
 
 from scorekit.files import sha256_file
 
@@ -17,6 +20,13 @@ LOGITS_LAYERS = {INCEPTION: "logits_unbiased"} | {
 }
 #: The one output of an extractor that a user registers.
 REGISTERED_LAYER = "features"
+#: What makes those: see :func:`scorekit.metrics.features.register_extractor`.
+OWN_EXTRACTORS: dict[str, Callable[[], Callable[[Tensor], Tensor]]] = {}
+
+
+def known_extractors() -> list[str]:
+    """Return the names of all extractors, those that a user registered too."""
+    return sorted([*FEATURE_LAYERS, *OWN_EXTRACTORS])
 
 
 class MetricError(ValueError):

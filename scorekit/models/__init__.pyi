@@ -24,6 +24,10 @@ from .layers import (
 from .mlp import MLP as MLP, smooth_activation as smooth_activation
 from .nice import NICE as NICE, from_logit as from_logit, to_logit as to_logit
 from .normaliser import LogNormaliser as LogNormaliser, log_normaliser as log_normaliser
+from .noise_conditional import (
+    NoiseConditionalNetwork as NoiseConditionalNetwork,
+    sampled_along as sampled_along,
+)
 from .released import (
     ReleasedCheckpointError as ReleasedCheckpointError,
     load_released as load_released,
@@ -31,8 +35,11 @@ from .released import (
 from .score_network import (
     ARCHITECTURES as ARCHITECTURES,
     Architecture as Architecture,
+    NetworkFactory as NetworkFactory,
     ScoreNetwork as ScoreNetwork,
     architecture_for as architecture_for,
     forward_flops as forward_flops,
+    make_network as make_network,
     parameter_count as parameter_count,
+    register_architecture as register_architecture,
 )

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from scorekit.models.score_network import ARCHITECTURES, ScoreNetwork
+from scorekit.models.score_network import PAPER_ARCHITECTURES, ScoreNetwork
 from scorekit.techniques.noise_scales import geometric_sigmas
 
 
@@ -102,7 +102,7 @@ def shape_of(path: Path, state: Mapping[str, Tensor]) -> Shape:
         stages = {name.split(".")[0] for name in state if name.startswith("res")}
         architecture = next(
             name
-            for name, table in ARCHITECTURES.items()
+            for name, table in PAPER_ARCHITECTURES.items()
             if {stage.name for stage in table.stages} == stages
         )
         conditional = "normalizer.embed.weight" in state

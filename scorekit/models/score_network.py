@@ -3,24 +3,19 @@
 Conditional networks (NCSN) look their noise scale up in CondInstanceNorm++; unconditional ones
 (NCSNv2, Technique 3) see the image alone and have their output divided by sigma. What else there
 is: :mod:`scorekit.models.conditioning`. Parameter names are those of the authors' released
-checkpoints.
+checkpoints. Networks of one's own have names beside theirs.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from scorekit.models.conditioning import (
-    CONDITIONINGS,
-    Conditioning,
-    check_conditioning,
-    default_conditioning,
-)
 from scorekit.models.layers import RefineBlock, ResBlock, normalisation
+from scorekit.models.noise_conditional import NoiseConditionalNetwork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,8 +43,65 @@ class Architecture:
         return 2 ** sum(stage.pool for stage in self.stages)
 
 
-#: Keyed by the resolutions of the paper's column headings: (a), (b) and (c) of Tables 2 and 3.
-ARCHITECTURES = {
+class NetworkFactory(Protocol):
+    """(sigmas, channels, width, conditional, conditioning) -> module, freshly initialised.
+
+    The module maps images (B, channels, H, W) in [0, 1] and noise indices, int64 (B,), to scores.
+    ``sigmas`` (L,) is the ladder; ``width``, ``conditional`` and ``conditioning`` are settings, of
+    which it makes what it likes. A :class:`NoiseConditionalNetwork` is such a module.
+    """
+
+    def __call__(
+        self,
+        sigmas: Tensor,
+        *,
+        channels: int,
+        width: int,
+        conditional: bool,
+        conditioning: str | None,
+    ) -> nn.Module:
+        """Return the network."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OwnArchitecture:
+    """A network that is no table of stages: what makes it, and what it takes."""
+
+    make: NetworkFactory
+    divisor: int = 1  # the number that must divide the image's side
+    any_scale: bool = False  # whether it has a method score(x, sigma), of any sigma > 0
+    revision: int = 1
+
+
+#: By the name that a setting gives: add to them by :func:`register_architecture`.
+ARCHITECTURES: dict[str, Architecture | OwnArchitecture] = {}
+
+
+def register_architecture(
+    name: str,
+    architecture: Architecture | NetworkFactory,
+    *,
+    divisor: int = 1,
+    any_scale: bool | None = None,
+) -> None:
+    """Give a network a name: a table of stages, or a factory of modules.
+
+    ``divisor`` must divide the side of a factory's images. ``any_scale`` says that its modules have
+    a method ``score(x, sigma)`` for sigma between those of the ladder; where it is not given, it is
+    looked for on a class. ValueError for a name that is taken.
+    """
+    if name in ARCHITECTURES:
+        raise ValueError(f"architecture = {name!r} is registered already")
+    if isinstance(architecture, Architecture):
+        ARCHITECTURES[name] = architecture
+        return
+    if any_scale is None:
+        any_scale = isinstance(architecture, type) and hasattr(architecture, "score")
+    ARCHITECTURES[name] = OwnArchitecture(make=architecture, divisor=divisor, any_scale=any_scale)
+
+
+#: The paper's, by the resolutions of its column headings: (a), (b) and (c) of Tables 2 and 3.
+PAPER_ARCHITECTURES = {
     "32-64": Architecture(
         stages=(
             ResStage(name="res1", width=1),
@@ -91,6 +143,8 @@ ARCHITECTURES = {
         revision=2,
     ),
 }
+for _name, _table in PAPER_ARCHITECTURES.items():
+    register_architecture(_name, _table)
 
 
 def architecture_for(image_size: int) -> str:
@@ -119,7 +173,14 @@ def check_image_size(architecture: str, image_size: int) -> None:
         )
 
 
-class ScoreNetwork(nn.Module):
+def takes_any_scale(architecture: str) -> bool:
+    """Return whether networks of an architecture have a method ``score(x, sigma)``."""
+    check_architecture(architecture)
+    known = ARCHITECTURES[architecture]
+    return isinstance(known, Architecture) or known.any_scale
+
+
+class ScoreNetwork(NoiseConditionalNetwork):
     """A noise-conditional score network s(x, sigma_i) on images (B, channels, H, W) in [0, 1].
 
     ``sigmas`` is the descending ladder (L,), kept as a float32 buffer. ``width`` is the number of
@@ -140,22 +201,12 @@ class ScoreNetwork(nn.Module):
         width: int = 128,
         conditioning: str | None = None,
     ) -> None:
-        super().__init__()
-        check_architecture(architecture)
-        self.conditioning = conditioning or default_conditioning(conditional)
-        check_conditioning(self.conditioning, conditional)
+        table = _table_of(architecture)
         if channels < 1 or width < 2:
             raise ValueError(f"channels = {channels} must be >= 1 and width = {width} >= 2")
-        if sigmas.ndim != 1 or len(sigmas) < 1 or not bool((sigmas > 0).all()):
-            raise ValueError("sigmas must be a vector of positive noise scales")
+        super().__init__(sigmas, conditional=conditional, conditioning=conditioning)
         self.architecture = architecture
-        self.conditional = conditional
         n_classes = len(sigmas) if conditional else None
-        self.sigmas: Tensor
-        # The authors' NCSN checkpoints carry no ladder, their NCSNv2 checkpoints do.
-        self.register_buffer("sigmas", sigmas.to(torch.float32), persistent=not conditional)
-
-        table = ARCHITECTURES[architecture]
         self.begin_conv = nn.Conv2d(channels, width, 3, padding=1)
         stage_widths = []
         previous = width
@@ -182,18 +233,9 @@ class ScoreNetwork(nn.Module):
         self.normalizer = normalisation(width, n_classes)
         self.end_conv = nn.Conv2d(width, channels, 3, padding=1)
 
-    @property
-    def n_levels(self) -> int:
-        """L, the number of noise scales."""
-        return len(self.sigmas)
-
-    def features(self, x: Tensor, noise_index: Tensor | None) -> Tensor:
-        """Return the network's output before any division by sigma; shapes as in ``forward``."""
-        return self._body(2 * x - 1, noise_index)
-
-    def _body(self, y: Tensor, noise_index: Tensor | None) -> Tensor:
+    def body(self, y: Tensor, noise_index: Tensor | None) -> Tensor:
         """Return the output for centred images y, in [-1, 1] but for their noise."""
-        table = ARCHITECTURES[self.architecture]
+        table = _table_of(self.architecture)
         h = self.begin_conv(y)
         outputs = []
         for stage in table.stages:
@@ -207,75 +249,38 @@ class ScoreNetwork(nn.Module):
         assert path is not None
         return self.end_conv(self.normalizer(path, noise_index, "elu"))
 
-    def forward(self, x: Tensor, noise_index: Tensor) -> Tensor:
-        """Return the score (B, channels, H, W) at noise scales ``noise_index`` (B,), 0 largest."""
-        return self._score(x, self.sigmas[noise_index], noise_index, times_sigma=False)
 
-    def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Return the score (B, channels, H, W) at any sigma > 0, a number or a tensor (B,).
+def _table_of(architecture: str) -> Architecture:
+    check_architecture(architecture)
+    table = ARCHITECTURES[architecture]
+    if not isinstance(table, Architecture):
+        raise ValueError(f"architecture = {architecture!r} has no table of stages: make_network")
+    return table
 
-        A conditional network, which knows its own L noise scales, is told the place of sigma among
-        their logarithms, :meth:`place`.
-        """
-        return self._score(x, self._as_sigma(x, sigma), None, times_sigma=False)
 
-    def scaled_score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Return sigma * s(x, sigma), of which Technique 3's network is blind to sigma."""
-        return self._score(x, self._as_sigma(x, sigma), None, times_sigma=True)
+def make_network(
+    architecture: str,
+    sigmas: Tensor,
+    *,
+    conditional: bool = False,
+    channels: int = 3,
+    width: int = 128,
+    conditioning: str | None = None,
+) -> nn.Module:
+    """Return a network of any architecture; arguments and errors as :class:`ScoreNetwork` has.
 
-    def sampled_along(
-        self, sigmas: Tensor, *, between: bool = False
-    ) -> tuple[Callable[[Tensor, Tensor], Tensor], dict[str, bool]]:
-        """Return what a sampler is to be given to descend a ladder, and its options.
-
-        ``between`` says that the sampler evaluates scores at scales between those of ``sigmas``
-        (:func:`scorekit.sampling.evaluates_between`). A blind network takes any scale; a told one
-        its own by their indices, and others by their place among them.
-        """
-        if self.conditioning == "inverse_sigma":
-            return self.features, {"times_sigma": True}
-        own = torch.equal(sigmas.to(self.sigmas), self.sigmas)
-        if CONDITIONINGS[self.conditioning].told and own and not between:
-            return self, {}
-        return self.scaled_score, {"times_sigma": True, "takes_sigma": True}
-
-    def place(self, sigma: Tensor) -> Tensor:
-        """Return the noise index of sigma (B,), linear in ln sigma between two of the ladder.
-
-        That of the ladder's end for scales beyond it.
-        """
-        if len(self.sigmas) == 1:
-            return torch.zeros_like(sigma)
-        logs, log = self.sigmas.log().to(sigma.dtype), sigma.log()
-        below = torch.searchsorted(-logs, -log, right=True) - 1
-        below = below.clamp(0, len(self.sigmas) - 2)
-        upper, lower = logs[below], logs[below + 1]
-        return below + ((upper - log) / (upper - lower)).clamp(0, 1)
-
-    @staticmethod
-    def _as_sigma(x: Tensor, sigma: Tensor | float) -> Tensor:
-        return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1)
-
-    def _score(
-        self, x: Tensor, sigma: Tensor, noise_index: Tensor | None, *, times_sigma: bool
-    ) -> Tensor:
-        """Return the score, or sigma times it, at ``sigma`` (B,) or (1,), at ``noise_index``."""
-        way: Conditioning = CONDITIONINGS[self.conditioning]
-        if way.told and noise_index is None:
-            noise_index = self.place(sigma).expand(x.shape[0])
-        sigma = sigma.reshape(-1, 1, 1, 1)
-        y = 2 * x - 1
-        output = self._body(
-            y if way.c_in is None else way.c_in(sigma) * y, noise_index if way.told else None
-        )
-        output = way.output(output, y, sigma)
-        if way.times_sigma == times_sigma:
-            return output
-        return sigma * output if times_sigma else output / sigma
-
-    def n_parameters(self) -> int:
-        """Return the number of trainable parameters."""
-        return sum(p.numel() for p in self.parameters())
+    TypeError where a factory returns no module.
+    """
+    check_architecture(architecture)
+    known = ARCHITECTURES[architecture]
+    how: dict[str, Any] = {"conditional": conditional, "conditioning": conditioning}
+    how |= {"channels": channels, "width": width}
+    if isinstance(known, Architecture):
+        return ScoreNetwork(architecture, sigmas, **how)
+    network = known.make(sigmas, **how)
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"architecture = {architecture!r} made {network!r}, which is no nn.Module")
+    return network
 
 
 class _WithoutDraws(TorchFunctionMode):
@@ -297,15 +302,39 @@ def _shapes_of(network_settings: dict) -> ScoreNetwork:
 
 
 def parameter_count(network_settings: dict) -> int:
-    """Return the number of trainable parameters, without making them; arguments as below."""
-    return _shapes_of(network_settings).n_parameters()
+    """Return the number of trainable parameters; arguments as below.
+
+    Those of a table of stages are not made for it.
+    """
+    if isinstance(ARCHITECTURES[network_settings["architecture"]], Architecture):
+        return _shapes_of(network_settings).n_parameters()
+    return sum(p.numel() for p in _own(network_settings).parameters() if p.requires_grad)
+
+
+def _own(network_settings: dict) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        return make_network(**network_settings)
+
+
+def _flops_of_own(network_settings: dict, image_size: int) -> int:
+    # Whatever it is made of, torch counts its products, for the seconds that it takes to import.
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image = torch.zeros(1, network_settings.get("channels", 3), image_size, image_size)
+    network = _own(network_settings).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image, torch.zeros(1, dtype=torch.int64))
+    return int(counter.get_total_flops())
 
 
 def forward_flops(network_settings: dict, image_size: int) -> int:
-    """Return the FLOPs (2 per multiply-add) of one forward pass of one image, without running it.
+    """Return the FLOPs (2 per multiply-add) of one forward pass of one image.
 
-    ``network_settings`` are the arguments of :class:`ScoreNetwork`.
+    Without running it, where the architecture is a table of stages. ``network_settings`` are the
+    arguments of :func:`make_network`.
     """
+    if not isinstance(ARCHITECTURES[network_settings["architecture"]], Architecture):
+        return _flops_of_own(network_settings, image_size)
     sizes: dict[str, int] = {}
 
     def hook(name: str) -> Callable[..., None]:

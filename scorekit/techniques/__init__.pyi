@@ -7,6 +7,7 @@ from .ema_profiles import (
     EmaProfile as EmaProfile,
     PosthocFit as PosthocFit,
     parse_ema as parse_ema,
+    register_ema as register_ema,
     posthoc_average as posthoc_average,
     posthoc_fit as posthoc_fit,
     power_gamma as power_gamma,
@@ -18,7 +19,12 @@ from .frontier import (
     design as design,
     design_frontier as design_frontier,
 )
-from .ladder import SCHEDULES as SCHEDULES, STEP_RULES as STEP_RULES, Ladder as Ladder
+from .ladder import (
+    SCHEDULES as SCHEDULES,
+    STEP_RULES as STEP_RULES,
+    Ladder as Ladder,
+    register_step_rule as register_step_rule,
+)
 from .noise_levels import (
     LOSS_WEIGHTS as LOSS_WEIGHTS,
     NOISE_LEVELS as NOISE_LEVELS,

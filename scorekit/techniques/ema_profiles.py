@@ -5,8 +5,9 @@ Power functions and reconstruction: Karras et al. 2023 (arXiv:2312.02696), Sec. 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +19,37 @@ from scorekit.techniques.ema import check_momentum
 MAX_WIDTH = 12**-0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class EmaKind:
+    """A kind of moving average, each of which has one number.
+
+    ``momentum(number, t)`` is beta_t in [0, 1] of iteration t >= 1, one or an array (T,) of them;
+    ``read`` makes the number of the one that is written ("power:0.1"), or raises ValueError.
+    """
+
+    momentum: Callable[[float, Any], Any]
+    read: Callable[[float], float]
+
+
+#: By the word before the colon: add to them by :func:`register_ema`.
+EMA_KINDS: dict[str, EmaKind] = {}
+
+
+def register_ema(
+    kind: str,
+    momentum: Callable[[float, Any], Any],
+    *,
+    read: Callable[[float], float] = lambda number: number,
+) -> None:
+    """Let "kind:number" name an average; arguments as :class:`EmaKind`; ValueError if taken."""
+    if kind in EMA_KINDS:
+        raise ValueError(f"ema = {kind!r} is registered already")
+    EMA_KINDS[kind] = EmaKind(momentum=momentum, read=read)
+
+
 @dataclass(frozen=True)
 class EmaProfile:
-    """A moving average by its ``kind``, "constant", "ramp" or "power", and that kind's number.
+    """A moving average by its ``kind``, of EMA_KINDS, and that kind's number.
 
     The number is the momentum m, for "power" gamma. ``name`` is what :func:`parse_ema` reads.
     """
@@ -35,11 +64,7 @@ class EmaProfile:
         Constant m; the ramp min(m, (1 + t) / (10 + t)); or (1 - 1/t)^(gamma + 1), which is 0 for
         t = 1, so that the initial weights are forgotten.
         """
-        if self.kind == "power":
-            return (1 - 1 / iteration) ** (self.number + 1)
-        if self.kind == "ramp":
-            return min(self.number, (1 + iteration) / (10 + iteration))
-        return self.number
+        return float(EMA_KINDS[self.kind].momentum(self.number, iteration))
 
     def weights(self, iterations: int) -> np.ndarray:
         """Return the share of theta_0 ... theta_T in the average after T iterations, (T + 1,).
@@ -50,9 +75,7 @@ class EmaProfile:
         if self.kind == "power":
             # The product of all later momenta telescopes to (t / T)^(gamma + 1).
             return np.diff((np.arange(iterations + 1) / iterations) ** (self.number + 1), prepend=0)
-        beta = np.full_like(t, self.number)
-        if self.kind == "ramp":
-            beta = np.minimum(beta, (1 + t) / (10 + t))
+        beta = EMA_KINDS[self.kind].momentum(self.number, t)
         later = np.concatenate([np.cumprod(beta[::-1])[::-1], [1.0]])
         return np.concatenate([[1.0], 1 - beta]) * later
 
@@ -92,14 +115,25 @@ def parse_ema(text: str) -> EmaProfile:
     kind, _, number = text.strip().rpartition(":")
     try:
         value = float(number)
-        if kind == "power":
-            return EmaProfile("power", power_gamma(value), text.strip())
-        if kind in ("", "ramp"):
-            check_momentum(value)
-            return EmaProfile(kind or "constant", value, text.strip())
+        if (kind or "constant") in EMA_KINDS:
+            kind = kind or "constant"
+            return EmaProfile(kind, EMA_KINDS[kind].read(value), text.strip())
     except ValueError as error:
         raise ValueError(f"ema = {text!r}: {error}") from error
-    raise ValueError(f"ema = {text!r}: a momentum, 0.999, or ramp:0.999, or a width, power:0.05")
+    others = "".join(f", or {kind}:NUMBER" for kind in [*EMA_KINDS][3:])
+    raise ValueError(
+        f"ema = {text!r}: a momentum, 0.999, or ramp:0.999, or a width, power:0.05{others}"
+    )
+
+
+def _momentum(value: float) -> float:
+    check_momentum(value)
+    return value
+
+
+register_ema("constant", lambda m, t: m + 0 * t, read=_momentum)
+register_ema("ramp", lambda m, t: np.minimum(m, (1 + t) / (10 + t)), read=_momentum)
+register_ema("power", lambda gamma, t: (1 - 1 / t) ** (gamma + 1), read=power_gamma)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,21 @@ from scorekit.techniques.step_size import (
     steady_state_step_size,
 )
 
-#: Rules that make epsilon, each of gamma, sigma_L and T.
-STEP_RULES: dict[str, Callable[[float, float, int], float]] = {
-    "Technique 4": langevin_step_size,
-    "steady state": steady_state_step_size,
-    "consistent": consistent_step_size,
-}
+#: Rules that make epsilon, each of gamma, sigma_L and T: add to them by :func:`register_step_rule`.
+STEP_RULES: dict[str, Callable[[float, float, int], float]] = {}
+_NOT_RULES = ("snr", "Table 4", "given", "none")  # where else an epsilon is from
+
+
+def register_step_rule(name: str, rule: Callable[[float, float, int], float]) -> None:
+    """Give a rule (gamma, sigma_L, T) -> epsilon > 0 a name; ValueError where it is taken."""
+    if name in STEP_RULES or name in _NOT_RULES:
+        raise ValueError(f"step_rule = {name!r} is registered already")
+    STEP_RULES[name] = rule
+
+
+register_step_rule("Technique 4", langevin_step_size)
+register_step_rule("steady state", steady_state_step_size)
+register_step_rule("consistent", consistent_step_size)
 
 #: Ways to place noise scales between sigma_1 and sigma_L: Technique 2's, and Karras et al.'s.
 SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {

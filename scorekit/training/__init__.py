@@ -2,6 +2,7 @@
 
 - trainer: the loop, of a network and a loss; settings: what its result depends on
 - batches: the images of each iteration; loss: the objective as a function of them
+- objectives: what training can minimise, by name
 - gradients: summed over micro-batches and ranks
 - resumption: what a run leaves on disk, and where it goes on
 - networks: networks from their settings and from snapshots

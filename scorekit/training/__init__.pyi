@@ -19,6 +19,12 @@ from .networks import (
     load_snapshot as load_snapshot,
     load_weights as load_weights,
 )
+from .objectives import (
+    TRAINING_OBJECTIVES as TRAINING_OBJECTIVES,
+    ObjectiveLoss as ObjectiveLoss,
+    TrainingObjective as TrainingObjective,
+    register_objective as register_objective,
+)
 from .resumption import Resumption as Resumption
 from .settings import (
     OtherSettings as OtherSettings,

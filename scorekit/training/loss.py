@@ -8,16 +8,10 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from kernels.philox import Stream, philox_integers, philox_normal, philox_uniform
-from scorekit.objectives.directions import projections
-from scorekit.objectives.dsm import keyed_dsm_loss
-from scorekit.objectives.score_matching import (
-    Objective,
-    annealed_score_matching_loss,
-    needs_projection,
-)
+from kernels.philox import Stream, philox_integers, philox_uniform
 from scorekit.techniques.noise_levels import LOSS_WEIGHTS, NOISE_LEVELS
 from scorekit.training.batches import augment
+from scorekit.training.objectives import TRAINING_OBJECTIVES
 from scorekit.training.settings import TrainSettings
 
 #: (network, images, index, step, key) -> the loss of each image (B,). ``images`` are uint8
@@ -45,7 +39,7 @@ class ScoreLoss:
         device: str | torch.device,
         *,
         augmented: bool,
-        objective: Objective | None = None,
+        objective: str | None = None,
         noise_levels: str | None = None,
         loss_weights: str | None = None,
     ) -> None:
@@ -55,7 +49,7 @@ class ScoreLoss:
         name = settings.loss_weights if loss_weights is None else loss_weights
         own = None if self.noise_levels is None else self.noise_levels.weight
         self.weight = own if name == "own" else LOSS_WEIGHTS[name]
-        self.objective: Objective = settings.objective if objective is None else objective
+        self.objective = settings.objective if objective is None else objective
         self.sigmas = settings.sigmas.to(device)
 
     @classmethod
@@ -64,7 +58,7 @@ class ScoreLoss:
         settings: TrainSettings,
         device: str | torch.device,
         *,
-        objective: Objective | None = None,
+        objective: str | None = None,
     ) -> Self:
         """Return a loss of any training that compares with others': Eq. (2)'s on the ladder.
 
@@ -83,7 +77,7 @@ class ScoreLoss:
     @property
     def compiles(self) -> bool:
         """Whether it compiles in less than minutes: derivatives of derivatives do not."""
-        return self.objective in ("dsm", "fd_ssm", "fd_ssm_vr")
+        return TRAINING_OBJECTIVES[self.objective].compiles
 
     def check(self, network: nn.Module) -> None:
         """Raise ValueError where the noise scales are not such as the network can be told."""
@@ -119,33 +113,6 @@ class ScoreLoss:
             def score(x: Tensor, level: Tensor) -> Tensor:
                 return at(x, sigmas[level])
 
-        losses = self._losses(score, x, sigmas, level, key, index, step)
+        objective = TRAINING_OBJECTIVES[self.objective].loss
+        losses = objective(settings, score, x, sigmas, level, key, index, step)
         return losses if self.weight is None else self.weight(sigmas[level]) * losses
-
-    def _losses(
-        self,
-        score: Callable[[Tensor, Tensor], Tensor],
-        x: Tensor,
-        sigmas: Tensor,
-        level: Tensor,
-        key: Tensor,
-        index: Tensor,
-        step: Tensor,
-    ) -> Tensor:
-        if self.objective == "dsm":
-            return keyed_dsm_loss(score, x, sigmas, level, key, index, step)
-        settings, shape = self.settings, tuple(x.shape[1:])
-        perturbation = philox_normal(key, index, step, shape, Stream.PERTURBATION)
-        v = None
-        if needs_projection(self.objective):
-            v = projections(settings.projection, key, index, step, shape)
-        return annealed_score_matching_loss(
-            score,
-            x,
-            sigmas=sigmas,
-            noise_index=level,
-            noise=perturbation,
-            objective=self.objective,
-            projection=v,
-            epsilon=settings.fd_epsilon,
-        )

@@ -9,15 +9,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from scorekit.checkpoints.tensors import load_tensors
 from scorekit.derivatives.model_checks import refuse_batch_statistics
 from scorekit.files import CorruptFile
-from scorekit.models.score_network import ScoreNetwork
+from scorekit.models.score_network import make_network
 from scorekit.training.settings import TrainSettings
 
 
-def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
+def build_network(settings: TrainSettings, channels: int) -> nn.Module:
     """Return the freshly initialised network of a run, a function of its seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
-        return ScoreNetwork(
+        return make_network(
             settings.architecture,
             settings.sigmas,
             conditional=settings.conditional,
@@ -52,7 +52,7 @@ def load_weights(network: nn.Module, path: str | Path, weights: str) -> None:
 
 def load_snapshot(
     path: str | Path, settings: TrainSettings, channels: int, weights: str
-) -> ScoreNetwork:
+) -> nn.Module:
     """Return a snapshot's network in evaluation mode, its weights as :func:`load_weights` says."""
     network = build_network(settings, channels)
     load_weights(network, path, weights)

@@ -12,12 +12,12 @@ from torch import Tensor
 from scorekit.models.conditioning import check_conditioning, default_conditioning
 from scorekit.models.score_network import check_architecture
 from scorekit.objectives.directions import ProjectionKind, check_projection_kind
-from scorekit.objectives.score_matching import Objective, ways
 from scorekit.runtime.compilation import PRECISIONS, Precision
 from scorekit.techniques.ema import check_momentum
 from scorekit.techniques.ema_profiles import parse_ema
 from scorekit.techniques.noise_levels import check_loss_weights, check_noise_levels
 from scorekit.techniques.noise_scales import geometric_sigmas
+from scorekit.training.objectives import check_objective
 
 #: Far above any use, and below what would fill the memory or take for ever to count.
 MAX_WIDTH, MAX_COUNT, MAX_SNAPSHOTS = 2**14, 10**9, 100_000
@@ -86,7 +86,7 @@ class TrainSettings(RunSettings):
     n_levels: int
     flip: bool = True
     dequantisation: Literal["none", "uniform"] = "none"
-    objective: Objective = "dsm"
+    objective: str = "dsm"  # of scorekit.training.TRAINING_OBJECTIVES
     fd_epsilon: float | None = (
         None  # of fd_ objectives; None: scorekit.derivatives.directional's rule
     )
@@ -103,7 +103,7 @@ class TrainSettings(RunSettings):
             raise ValueError(f"width = {self.width} must be at least 2 and at most {MAX_WIDTH}")
         if self.dequantisation not in ("none", "uniform"):
             raise ValueError(f"dequantisation = {self.dequantisation!r}: 'none' or 'uniform'")
-        ways(self.objective, "score")
+        check_objective(self.objective)
         check_projection_kind(self.projection)
         check_noise_levels(self.noise_levels)
         check_loss_weights(self.loss_weights)

@@ -19,6 +19,7 @@ from tiny_grid import TOML, launch, launch_command, results
 
 from ablations.command_line import make_plan, parse_arguments
 from ablations.engine import provenance
+from ablations.engine.context import Context
 from ablations.executors.slurm.settings import JOB_KINDS
 from ablations.launch import main
 from ablations.pipeline.manifest import GRID_FILE, load_manifest
@@ -490,3 +491,48 @@ def test_an_edited_network_is_noticed_and_its_results_made_again_when_asked_for(
     assert again(tmp_path, *flags, "--rerun", "changed") == 0
     assert "nothing to do" in capsys.readouterr().out
     provenance.modules_digest.cache_clear()
+
+
+def test_a_network_from_a_file_is_sampled_and_measured_as_where_it_was_trained(
+    finished, tmp_path, capsys, sketched
+):
+    """The same network, ladder, seed and n: the same samples and the same distance."""
+    trained = next(c for c in load_manifest(finished / "out").units if c.slug == "ncsnv2")
+    source = Context.reading(finished / "out", finished / "out" / "data")
+    snapshot = source.store.directory(trained.train_stage()) / "snapshot-0000003.pt"
+    shutil.copytree(finished / "out" / "data", tmp_path / "data")
+    out = tmp_path / "out"
+    flags = ["--grid", "released", "--out", str(out), "--data-root", str(tmp_path / "data")]
+    flags += ["--device", "cpu", "--threads", "1", "--executor", "inline"]
+    assert main(flags) == 2
+    assert "--checkpoint PATH must give a network" in capsys.readouterr().err
+    flags += ["--checkpoint", str(snapshot), "--datasets", "digits"]
+    for key in ("n_selection", "n_final", "n_loss", "n_dump", "n_steps_each"):
+        flags += ["--set", f"{key}={getattr(trained, key)}"]
+    assert main([*flags, "--only", "snapshot-0000003, ema"]) == 0
+    said = capsys.readouterr().out
+    assert "started: read snapshot-0000003.pt" in said and "started: train" not in said
+    raw, ema = load_manifest(out).units
+    assert (raw.weights, ema.weights, ema.label) == ("raw", "ema", "snapshot-0000003, ema")
+    own = Context.reading(out, tmp_path / "data").store
+    (first,) = trained.sample_stages(3, final=False)
+    (again,) = ema.sample_stages(3, final=False)
+    for name in ("last.npy", "denoised.npy"):
+        read = [
+            (store.directory(stage) / name).read_bytes()
+            for store, stage in ((source.store, first), (own, again))
+        ]
+        assert read[0] == read[1]
+    table = pd.read_csv(out / "report" / "tables" / "ablation.csv")
+    rows = table[table["variant"] == "snapshot-0000003, ema"]
+    assert set(rows["status"]) == {"done"} and set(rows["weights"]) == {"EMA"}
+    stage = trained.distance_stage(3, denoise=True, final=False)
+    mine = ema.distance_stage(3, denoise=True, final=False)
+    assert own.result(mine)["distance"] == source.store.result(stage)["distance"]
+    # Settings of a training have no use for it, and another file is another row.
+    assert main([*flags, "--set", "learning_rate=0.1", "--dry-run"]) == 2
+    assert "where a checkpoint is sampled and nothing trained" in capsys.readouterr().err
+    wrong = tmp_path / "wrong.pt"
+    wrong.write_bytes(b"no network")
+    assert main([*flags, "--checkpoint", str(wrong), "--dry-run"]) == 2
+    assert "wrong.pt" in capsys.readouterr().err

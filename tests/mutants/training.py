@@ -57,18 +57,12 @@ _SETTINGS_IGNORED = (
     + [
         Mutant("scorekit/training/loss.py", old, new, tests)
         for old, new, tests in (
-            ("epsilon=settings.fd_epsilon,", "", _run("fd_ssm_vr-fd_epsilon-0.5")),
             (
                 'if settings.dequantisation == "uniform":',
                 "if False:",
                 _run("dsm-dequantisation-uniform"),
             ),
             ("if self.augmented and settings.flip:", "if self.augmented:", _run("dsm-flip-False")),
-            (
-                "projections(settings.projection,",
-                'projections("rademacher",',
-                _run("ssm-projection-sphere", "ssm-projection-gaussian"),
-            ),
         )
     ]
 )
@@ -125,9 +119,19 @@ _LOOP = [
         ("step, 2, Stream.FLIP)", "step, 2, Stream.NOISE_LEVEL)"),
     ),
     *_of(
-        "scorekit/training/loss.py",
+        "scorekit/training/objectives.py",
         _NOT_DSM,
         ("step, shape, Stream.PERTURBATION)", "step, shape, Stream.INITIAL)"),
+    ),
+    *_of(
+        "scorekit/training/objectives.py",
+        _run("fd_ssm_vr-fd_epsilon-0.5"),
+        ("epsilon=settings.fd_epsilon,", ""),
+    ),
+    *_of(
+        "scorekit/training/objectives.py",
+        _run("ssm-projection-sphere", "ssm-projection-gaussian"),
+        ("projections(settings.projection,", 'projections("rademacher",'),
     ),
     *_of(
         "scorekit/training/loss.py",

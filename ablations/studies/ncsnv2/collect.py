@@ -3,7 +3,7 @@
 import platform
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from functools import cached_property
+from functools import cached_property, lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,7 @@ from ablations.studies.ncsnv2.training_labels import training_labels
 from scorekit.files import load_arrays
 from scorekit.metrics.spaces import distance_label, metric_label
 from scorekit.runtime.machine import cpu_name
+from scorekit.techniques.ema_profiles import parse_ema
 
 #: The most training losses that are kept of a grid, give or take one for each training.
 MAX_LOSSES = 1_500_000
@@ -68,6 +69,20 @@ def collect(out: Path | str) -> Results:
 def _weights(cell: Cell) -> str:
     """Return the weights as tables call them: "raw", "EMA", "EMA power:0.1"."""
     return {"raw": "raw", "ema": "EMA"}.get(cell.weights, f"EMA {cell.weights}")
+
+
+def _average(cell: Cell) -> dict[str, Any]:
+    if cell.network_sha256:
+        return {}  # whose training nobody tells of
+    if cell.weights == "raw":
+        return {"average": "none", "average_width": 0.0}
+    name = cell.ema or f"{cell.train.ema_momentum:g}"
+    return {"average": name, "average_width": _average_width(name, cell.train.iterations)}
+
+
+@lru_cache(maxsize=256)
+def _average_width(name: str, iterations: int) -> float:
+    return parse_ema(name).relative_width(iterations)
 
 
 class _ReadingStore(StageStore):
@@ -200,6 +215,7 @@ class _Collector:
             "training": self.labels[cell.train_stage().digest],
             "seed": cell.seed,
             "weights": _weights(cell),
+            **_average(cell),
             "status": status,
             "message": without_folders(message, (self.context.out, self.context.data_root)),
         }

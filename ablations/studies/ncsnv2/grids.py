@@ -2,7 +2,7 @@
 
 import dataclasses
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -253,17 +253,27 @@ def _with_common_averages(cells: list[Cell]) -> list[Cell]:
     ]
 
 
-def renewed(begun: Manifest, budget: Budget) -> Manifest:
-    """Return what a folder holds, with the rows resolved again whose plugins are others now."""
+def renewed(
+    begun: Manifest, budget: Budget, prepared: Callable[[DataFacts], DataFacts]
+) -> Manifest:
+    """Return what a folder holds, with the rows resolved again whose plugins are others now.
+
+    ``prepared`` gives the facts of a data set of which another version of a plugin knows.
+    """
 
     def again(cell: Cell) -> Cell:
-        data = with_plugin_extractor(cell.data)
-        if cell == with_plugins(cell) and cell.data == data:
+        data, now = with_plugin_extractor(cell.data), with_plugins(cell)
+        if cell == now and cell.data == data:
             return cell
+        if of_kind("dataset", cell) != of_kind("dataset", now):
+            data = prepared(data)
         (row,) = rows_of([cell])
         new = row.resolve(budget, begun.overrides, data).with_seed(cell.seed)
         train = dataclasses.replace(new.train, ema_profiles=cell.train.ema_profiles)
         return with_plugins(dataclasses.replace(new, train=train))
+
+    def of_kind(kind: str, cell: Cell) -> list[tuple[str, str, str]]:
+        return [plugin for plugin in cell.plugins if plugin[0] == kind]
 
     return dataclasses.replace(begun, units=[again(cell) for cell in begun.units])
 

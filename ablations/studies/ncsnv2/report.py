@@ -11,6 +11,7 @@ from ablations.reporting.pictures import Picture, own_style
 from ablations.reporting.wording import is_papers, joined
 from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
+from ablations.studies.ncsnv2.sections.averages import average_curve, average_table
 from ablations.studies.ncsnv2.sections.comparisons import effects_table, finding, seeds_table
 from ablations.studies.ncsnv2.sections.curves import distance_curves, ema_curves, loss_curves
 from ablations.studies.ncsnv2.sections.quality import distance_against_n, quality_table
@@ -47,6 +48,7 @@ def sections(results: Results) -> list[Section]:
     steps = steps_table(results)
     curve = None if steps is None else steps_curve(results, steps)
     sizes = None if steps is None else step_size_table(results)
+    averages = average_table(results)
     everything, results = results, results.ablation
     return [
         Section(
@@ -87,7 +89,11 @@ def sections(results: Results) -> list[Section]:
         Section(
             id="ema",
             title="Averaged weights",
-            blocks=(ema_curves(results, denoise=denoise) for denoise in both),
+            blocks=[
+                None if averages is None else average_curve(everything, averages),
+                averages,
+                *(ema_curves(results, denoise=denoise) for denoise in both),
+            ],
         ),
         Section(id="loss", title="Loss", blocks=[loss_curves(results), held_out_table(results)]),
         Section(

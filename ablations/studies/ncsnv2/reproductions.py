@@ -23,6 +23,7 @@ from ablations.studies.ncsnv2.mixture import sample_mixture
 from ablations.studies.ncsnv2.quoted import published_hyperparameters
 from ablations.studies.ncsnv2.results import HYPERPARAMETER_COLUMNS, Results, empty_results
 from ablations.studies.ncsnv2.sections.architectures import architecture_artefact
+from ablations.studies.ncsnv2.sections.averages import average_artefacts
 from ablations.studies.ncsnv2.sections.benchmark import benchmark_artefacts
 from ablations.studies.ncsnv2.sections.colour_shift import shift_curves, shift_strips, shift_table
 from ablations.studies.ncsnv2.sections.conditioning import conditioning_figure
@@ -349,5 +350,12 @@ ITEMS = (
         shows="not in the paper: every sampler with a mixture's exact score, at equal evaluations",
         needs="data",
         make=_benchmarks,
+    ),
+    Item(
+        name="ema",
+        shows="not in the paper: distance, stability and colour shift over the average's width",
+        needs="grid",
+        grid="ema",
+        make=lambda run: average_artefacts(run.results),
     ),
 )

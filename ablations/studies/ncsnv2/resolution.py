@@ -9,10 +9,10 @@ from ablations.pipeline.cell import Cell, with_plugins
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
-from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, STEP_RULE_NAMES, Settings
+from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings, step_rule_name
 from scorekit.models.conditioning import CONDITIONINGS
 from scorekit.models.network_files import NetworkFile, read_network_file
-from scorekit.models.score_network import architecture_for, check_image_size
+from scorekit.models.score_network import architecture_for, check_image_size, takes_any_scale
 from scorekit.sampling.consistent import check_consistent_step_size
 from scorekit.sampling.registry import affordable_steps_of, evaluates_between, sampler_kind
 from scorekit.techniques.ladder import Ladder
@@ -176,11 +176,12 @@ def _sampling_ladder(
 ) -> Ladder:
     """Return the ladder that samples descend; ValueError for one the sampler or network refuses."""
     ladder, levels, kind = trained, settings.sampling_levels, sampler_kind(settings.sampler)
-    flexible = _takes_any_scale(settings, variant)
+    flexible = _takes_any_scale(settings, variant, data)
     if levels is not None:
         if not flexible:
             raise ValueError(
-                f"sampling_levels = {levels:g} needs a network with Technique 3; that of "
+                f"sampling_levels = {levels:g} needs a network that takes any noise scale, as "
+                f"Technique 3's does; that of "
                 f"{variant.name} knows its own {trained.n_levels} noise scales only"
             )
         n_levels = max(2, round(levels * trained.n_levels)) if levels < 1 else int(levels)
@@ -191,7 +192,7 @@ def _sampling_ladder(
         return _without_step_size(settings, variant, ladder, data)
     rule = settings.step_size_rule if variant.noise_scales else None
     if rule is not None:
-        ladder = dataclasses.replace(ladder, snr=settings.snr).by_rule(STEP_RULE_NAMES[rule])
+        ladder = dataclasses.replace(ladder, snr=settings.snr).by_rule(step_rule_name(rule))
     elif ladder.step_rule != "given" and (
         settings.sampler == "consistent"
         or ladder.n_levels != trained.n_levels
@@ -214,8 +215,10 @@ def _churn(settings: Settings) -> float:
     return settings.churn if "churn" in sampler_kind(settings.sampler).options else 0.0
 
 
-def _takes_any_scale(settings: Settings, variant: Variant) -> bool:
+def _takes_any_scale(settings: Settings, variant: Variant, data: DataFacts) -> bool:
     """Return whether a network takes noise scales other than those of its own ladder."""
+    if not takes_any_scale(settings.architecture or architecture_for(data.image_size)):
+        return False
     plain = settings.conditioning or ("inverse_sigma" if variant.conditioning else "normalisation")
     return plain != "normalisation" or settings.noise_levels != "ladder"
 
@@ -234,7 +237,7 @@ def _without_step_size(
             budget = 1 + _first(settings.score_evaluations, published_evaluations(data.image_size))
         n_steps_each = affordable_steps_of(settings.sampler, budget, ladder.n_levels)
     between = evaluates_between(settings.sampler, n_steps_each, _churn(settings))
-    if between and not _takes_any_scale(settings, variant):
+    if between and not _takes_any_scale(settings, variant, data):
         raise ValueError(
             f"sampler = {settings.sampler!r} with n_steps_each = {n_steps_each} evaluates scores "
             f"between noise scales; the network of {variant.name} knows its own "

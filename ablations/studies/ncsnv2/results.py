@@ -28,6 +28,8 @@ CELL_COLUMNS: dict[str, str] = {
     "training": "string",
     "seed": "Int64",
     "weights": "string",
+    "average": "string",  # the momentum or profile of averaged weights
+    "average_width": "float64",  # of the iterations that they are of, relative; 0 of raw weights
     "status": "string",
     "message": "string",
 }
@@ -172,7 +174,8 @@ RUN_KEYS = (
     "n_done",
 )
 
-_FRAMES = {
+#: The frames of results and their columns.
+FRAMES = {
     "cells": CELL_COLUMNS,
     "distances": DISTANCE_COLUMNS,
     "qualities": QUALITY_COLUMNS,
@@ -278,7 +281,7 @@ class Results:
         absent = [key for key in RUN_KEYS if key not in self.run]
         if absent:
             raise ValueError(f"run: missing {', '.join(absent)}; needed: {', '.join(RUN_KEYS)}")
-        for name, columns in _FRAMES.items():
+        for name, columns in FRAMES.items():
             absent = [column for column in columns if column not in getattr(self, name).columns]
             if absent:
                 raise ValueError(
@@ -310,7 +313,7 @@ class Results:
             return self
         frames = {
             name: frame[frame["variant"].isin(own) | _quoted(frame)]
-            for name in _FRAMES
+            for name in FRAMES
             if "variant" in (frame := getattr(self, name)).columns
         }
         samples = [sample for sample in self.samples if sample.variant in own]
@@ -323,4 +326,4 @@ def _quoted(frame: pd.DataFrame) -> pd.Series | bool:
 
 def empty_results(run: dict[str, Any]) -> Results:
     """Results of a grid of which nothing is known yet but its `run` description."""
-    return Results(run=run, **{name: make_frame(columns) for name, columns in _FRAMES.items()})
+    return Results(run=run, **{name: make_frame(columns) for name, columns in FRAMES.items()})

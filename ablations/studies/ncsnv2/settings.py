@@ -4,12 +4,15 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ablations.engine.settings import Budget, setting
+from ablations.engine.settings import Budget, check_names, setting
 from scorekit.models.conditioning import CONDITIONINGS
-from scorekit.objectives.score_matching import Objective
+from scorekit.models.score_network import ARCHITECTURES
 from scorekit.runtime.compilation import Precision
-from scorekit.sampling.registry import sampler_kind
+from scorekit.sampling.registry import SAMPLERS
 from scorekit.techniques.ema_profiles import parse_ema
+from scorekit.techniques.ladder import STEP_RULES
+from scorekit.techniques.noise_levels import NOISE_LEVELS
+from scorekit.training.objectives import TRAINING_OBJECTIVES
 from scorekit.training.settings import MAX_COUNT
 
 #: What tries out steps of one sampler: such rows have tables of their own.
@@ -21,6 +24,18 @@ STEP_RULE_NAMES = {
     "consistent": "consistent",
     "snr": "snr",
 }
+
+
+def step_rule_name(word: str) -> str:
+    """Return what tables call a rule of epsilon; one that a user registered is called so."""
+    return STEP_RULE_NAMES.get(word, word)
+
+
+def step_rules() -> list[str]:
+    """Return the words for all rules of epsilon."""
+    return [*STEP_RULE_NAMES, *(r for r in STEP_RULES if r not in STEP_RULE_NAMES.values())]
+
+
 #: What all rows of a data set have together: its images.
 SHARED_SETTINGS = ("image_size",)
 
@@ -61,13 +76,11 @@ class Settings:
         None, "L times T of a sample, from which T follows; those of Table 4", "evaluations"
     )
     step_size: float | None = setting(None, "ε of the sampler; Technique 4")
-    step_size_rule: Literal["technique4", "steady_state", "consistent", "snr"] | None = setting(
-        None, "what ε follows from; the one made for the sampler and T"
+    step_size_rule: str | None = setting(
+        None, "what ε follows from; the one made for the sampler and T", names=lambda: step_rules()
     )
     sampler: str = setting(
-        "annealed",
-        "annealed (Langevin dynamics), consistent, reverse_diffusion, predictor_corrector, "
-        "ancestral or heun",
+        "annealed", "how samples are drawn; annealed: Langevin dynamics", names=lambda: SAMPLERS
     )
     snr: float | None = setting(
         None, "r of predictor_corrector and of step_size_rule snr; Song et al. 2021: 0.16"
@@ -86,7 +99,7 @@ class Settings:
         None, "a file whose network is sampled in place of a training: released, or a snapshot"
     )
     architecture: str | None = setting(
-        None, "the network for images of such sides: 32-64, 96-128 or 256"
+        None, "the network, by the sides of images that it is for", names=lambda: ARCHITECTURES
     )
     width: int = setting(128, "filters of the first layer", "channels")
     iterations: int | None = setting(None, "training steps", "steps")
@@ -101,17 +114,20 @@ class Settings:
         "power:0.1 by its relative width",
     )
     noise_levels: str = setting(
-        "ladder", "noise scales that are trained on: those of the ladder, log_uniform, log_normal"
+        "ladder", "noise scales that are trained on", names=lambda: ["ladder", *NOISE_LEVELS]
     )
     conditioning: str | None = setting(
         None,
-        "how a network knows σ: normalisation (NCSN), inverse_sigma (Technique 3), edm or none",
+        "how a network knows σ; NCSN: normalisation, Technique 3: inverse_sigma",
+        names=lambda: CONDITIONINGS,
     )
     flip: bool | None = setting(None, "random flips of training images, left and right")
     dequantisation: Literal["none", "uniform"] | None = setting(
         None, "noise between the grey levels of training images; none with Technique 3"
     )
-    objective: Objective = setting("dsm", "what training minimises; the paper: dsm")
+    objective: str = setting(
+        "dsm", "what training minimises; the paper: dsm", names=lambda: TRAINING_OBJECTIVES
+    )
     fd_epsilon: float | None = setting(
         None, "length of a finite difference's displacement; objectives that begin with fd_"
     )
@@ -136,11 +152,7 @@ class Settings:
     image_size: int | None = setting(None, "side that images are resized to", "pixels")
 
     def __post_init__(self) -> None:
-        sampler_kind(self.sampler)
-        if self.conditioning is not None and self.conditioning not in CONDITIONINGS:
-            raise ValueError(
-                f"conditioning = {self.conditioning!r}: one of {', '.join(CONDITIONINGS)}"
-            )
+        check_names(self)
         if self.ema is not None:
             object.__setattr__(self, "ema", parse_ema(self.ema).name)
         if self.step_size is not None and self.step_size_rule is not None:

@@ -15,8 +15,18 @@ from ablations.engine.manifest import Manifest
 from ablations.engine.settings import apply_overrides, parse_overrides
 from ablations.engine.study import Item, Request, Resolved, Run, Study
 from ablations.pipeline.cell import Cell, image_sizes
-from ablations.pipeline.data import DataFacts, data_facts, planning_root
-from ablations.pipeline.early_checks import check_extractors, check_text, too_few_images
+from ablations.pipeline.data import (
+    DataFacts,
+    data_facts,
+    extractor_fingerprint,
+    planning_root,
+)
+from ablations.pipeline.early_checks import (
+    check_extractors,
+    check_networks,
+    check_text,
+    too_few_images,
+)
 from ablations.pipeline.jobs import CellJob, grid_jobs
 from ablations.pipeline.manifest import GRID_FILE
 from ablations.pipeline.patterns import select_cells, split_datasets
@@ -34,7 +44,6 @@ from ablations.studies.ncsnv2.grids import (
 from ablations.studies.ncsnv2.rows import parse_vary, rows_of, settings_apart, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
 from ablations.studies.ncsnv2.without_effect import describe_without_effect
-from scorekit.metrics.spaces import extractor_digest
 from scorekit.training.gradients import check_accumulation
 
 DEFAULT_GRID = "paper"
@@ -43,7 +52,8 @@ DEFAULT_GRID = "paper"
 def resolve(request: Request) -> Resolved:
     """Plan the cells that a command line asks for; ValueError or OSError for bad input."""
     if (held := request.existing) is not None:
-        request = dataclasses.replace(request, existing=renewed(held, BUDGETS[held.budget]))
+        held = renewed(held, BUDGETS[held.budget], lambda data: _prepared_again(data, request))
+        request = dataclasses.replace(request, existing=held)
     args, out, existing = request.args, request.out, request.existing
     grid = load_grid(args.grid or DEFAULT_GRID)
     begun = request.begun
@@ -139,6 +149,23 @@ def resolve(request: Request) -> Resolved:
     return Resolved(manifest=manifest, units=cells, context=context, notes=tuple(notes))
 
 
+def _prepared_again(data: DataFacts, request: Request) -> DataFacts:
+    """Return the facts of a folder's data set as a plugin has it now."""
+    if ":" in data.name:
+        raise ValueError(
+            f"--plugin: the data set {data.name} is now another, and its path is not known; choose "
+            "another --out"
+        )
+    with planning_root(request.data_root, dry_run=request.args.dry_run) as root:
+        return data_facts(
+            data.name,
+            root,
+            image_size=data.image_size,
+            inception_weights=request.args.inception_weights,
+            extractor=data.extractor,
+        )
+
+
 def _check_names(names: Sequence[str]) -> None:
     for called in names:
         check_text("--datasets", called)
@@ -167,7 +194,7 @@ def _known_facts(begun: Manifest, data_root: Path, args: argparse.Namespace) -> 
             )
         if data.extractor.startswith("inception") and weights is None:
             raise ValueError("--inception-weights must be given: --out was begun with them")
-        if extractor_digest(data.extractor, weights) != data.extractor_fingerprint:
+        if extractor_fingerprint(data.extractor, weights) != data.extractor_fingerprint:
             raise ValueError(
                 f"--inception-weights {weights}: --out was begun with another {data.extractor}"
             )
@@ -210,6 +237,7 @@ def _check(pending: Sequence[Job], context: Context, look: bool) -> list[str]:
         jobs = [j for j in jobs if (context.data_root / j.cell.data.store).exists()]
     elif few:
         raise ValueError(few[0])
+    check_networks(jobs, context)
     check_extractors(jobs, context)
     return [f"warning: {line}" for line in few]
 
@@ -228,6 +256,13 @@ def _report(out: Path) -> Path:
     from ablations.studies.ncsnv2.report import build_report
 
     return build_report(collect(out), out / "report")
+
+
+def _joined_report(folders: Sequence[Path], out: Path) -> Path:
+    from ablations.studies.ncsnv2.joined import load
+    from ablations.studies.ncsnv2.report import build_report
+
+    return build_report(load(*folders), out)
 
 
 def _exhibits() -> tuple[Sequence[Item], type[Run]]:
@@ -265,6 +300,7 @@ STUDY = Study(
     check=_check,
     summary=_summary,
     report=_report,
+    joined_report=_joined_report,
     headline="ablation",
     exhibits=_exhibits,
 )

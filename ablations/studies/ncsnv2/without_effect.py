@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ablations.pipeline.cell import Cell
-from ablations.studies.ncsnv2.settings import STEP_RULE_NAMES
+from ablations.studies.ncsnv2.settings import step_rule_name
 from scorekit.sampling.registry import sampler_kind
 
 #: Settings of a training that a cell that has none does not take.
@@ -40,7 +40,7 @@ def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
         elif key == "step_size" and not sampler_kind(cell.sampler).step_size:
             found[key] = f"where sampler = {cell.sampler}"
         elif key == "step_size_rule":
-            if cell.step_rule != STEP_RULE_NAMES[value]:
+            if cell.step_rule != step_rule_name(value):
                 found[key] = f"where the rule is {cell.step_rule}"
         elif key == "coverage" and not cell.variant.noise_scales:
             found[key] = "without group (1,2,4) the noise scales are NCSN's own"

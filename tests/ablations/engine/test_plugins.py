@@ -322,3 +322,116 @@ def test_status_reads_the_plugins_of_the_folder(grid, tmp_path):
     _, units, _ = load_units(parse_arguments(flags(tmp_path)))
     assert [unit.sampler for unit in units] == ["annealed", "mine"]
     assert "mine" in SAMPLERS
+
+
+EVERYTHING = """
+import numpy as np
+import torch
+from torch import nn
+from kernels.philox import Stream, philox_normal
+from scorekit.data import KnownDataset, Source, Splits, register_dataset
+from scorekit.metrics import register_extractor
+from scorekit.models import NoiseConditionalNetwork, register_architecture
+from scorekit.techniques import register_ema, register_step_rule
+from scorekit.training import register_objective
+
+SHADE = 100
+
+
+class Layer(NoiseConditionalNetwork):
+    def __init__(self, sigmas, *, channels, width, conditional, conditioning):
+        super().__init__(sigmas, conditional=conditional, conditioning=conditioning)
+        self.layer = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def body(self, y, noise_index):
+        return self.layer(y)
+
+
+def squares(settings, score, x, sigmas, noise_index, key, index, step):
+    z = philox_normal(key, index, step, tuple(x.shape[1:]), Stream.PERTURBATION)
+    sigma = sigmas[noise_index].reshape(-1, 1, 1, 1)
+    return (sigma * score(x + sigma * z, noise_index) + z).square().flatten(1).mean(dim=1)
+
+
+def shades(request):
+    def build():
+        random = np.random.Generator(np.random.Philox(SHADE))
+        images = random.integers(SHADE, 256, (24, 1, 8, 8)).astype(np.uint8)
+        return Splits.of({"train": images[:16], "test": images[16:]})
+    return Source(name="shades", store="shades", flip=False, build=build)
+
+
+register_architecture("layer", Layer)
+register_objective("squares", squares)
+register_step_rule("third", lambda gamma, sigma_end, n_steps_each: sigma_end**2 / 3)
+register_ema("slow", lambda number, t: number + 0 * t)
+register_dataset("shades", KnownDataset(source=shades, spelling="shades"))
+register_extractor("means", lambda: lambda x: x.float().flatten(1)[:, :3])
+"""
+
+
+def test_each_kind_of_name_is_taken_by_settings_and_flags_and_an_edit_makes_it_anew(tmp_path):
+    mine = plugin(tmp_path, EVERYTHING)
+    rows = ["architecture = 'layer'", "objective = 'squares'", "step_size_rule = 'third'"]
+    text = GRID.replace('"digits"', '"shades"').split("[[rows]]")
+    settings = text[-1].partition("[set]")[2]
+    tables = [f"[[rows]]\nvariant = 'ncsnv2'\n{row}\n" for row in [*rows, "ema = 'slow:0.5'", ""]]
+    (tmp_path / "own.toml").write_text(text[0] + "".join(tables) + "[set]" + settings)
+    given = ["--grid", str(tmp_path / "own.toml"), "--extractor", "means", *flags(tmp_path)]
+    assert main(given) == 0
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest is not None
+    layer, squares, third, slow, plain = manifest.units
+    common = {("dataset", "shades", mine.digest), ("extractor", "means", mine.digest)}
+    # What averages one training keeps is one, whichever row samples it.
+    averages = {("ema", "slow", mine.digest)}
+    assert set(plain.plugins) == set(slow.plugins) == common | averages
+    assert set(third.plugins) - common == averages | {("step_size_rule", "third", mine.digest)}
+    assert set(layer.plugins) - common == {("architecture", "layer", mine.digest)}
+    assert set(squares.plugins) - common == {("objective", "squares", mine.digest)}
+    assert plain.train_stage() == slow.train_stage() == third.train_stage()
+    assert third.step_size == pytest.approx(third.train.sigma_end**2 / 3)
+    assert plain.data.extractor_fingerprint == mine.digest
+    from ablations.pipeline.flops import cell_forward_flops, cell_parameters
+
+    assert cell_parameters(layer) == 9 + 1
+    assert cell_forward_flops(layer) == 2 * 9 * 64
+
+    edited = plugin(
+        tmp_path, EVERYTHING.replace("SHADE = 100", "SHADE = 120").replace("/ 3", "/ 2")
+    )
+    path = str(tmp_path / "mine.py")
+    assert main([*flags(tmp_path, "--plugin", path), "--only", "shades/ncsnv2/seed0"]) == 0
+    manifest = load_manifest(tmp_path / "out")
+    assert manifest is not None
+    assert {digest for cell in manifest.units for *_, digest in cell.plugins} == {edited.digest}
+    assert manifest.units[2].step_size == pytest.approx(third.train.sigma_end**2 / 2)
+    assert manifest.units[0].data.fingerprint != layer.data.fingerprint
+    before = [layer, squares, third, slow, plain]
+    assert [c.name for c in manifest.units] == [c.name for c in before]
+    assert len(list((tmp_path / "out" / "data").glob("shades-*"))) == 2
+
+
+def test_settings_list_what_plugins_registered(tmp_path, capsys):
+    plugin(tmp_path, EVERYTHING)
+    given = [*flags(tmp_path), "--plugin", str(tmp_path / "mine.py")]
+    assert main([*given, "--settings"]) == 0
+    listed = capsys.readouterr().out
+    for key, name in (
+        *(("architecture", "layer"), ("objective", "squares"), ("step_size_rule", "third")),
+        ("sampler", "heun"),
+    ):
+        (line,) = [line for line in listed.splitlines() if line.startswith(f"{key} ")]
+        assert f"'{name}'" in line
+    for wrong, said in (
+        ("architecture=leyer", "architecture = 'leyer' is unknown, did you mean 'layer'"),
+        ("objective=square", "did you mean 'squares'.; known: dsm, .*squares"),
+        ("step_size_rule=fourth", "known: technique4, .*snr, third"),
+        ("ema=slaw:1", "or slow:NUMBER"),
+    ):
+        assert main([*given, "--set", wrong]) == 2
+        assert re.search(said, capsys.readouterr().err)
+    assert main([*given, "--extractor", "mans"]) == 2
+    assert "known are cifar-cnn, digits-cnn" in capsys.readouterr().err
+    assert main([*given, "--datasets", "shade"]) == 2
+    assert "shades" in capsys.readouterr().err

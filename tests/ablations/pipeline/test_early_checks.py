@@ -1,17 +1,26 @@
 import dataclasses
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from places import ROOT
-from resolved import context, whole_jobs
+from resolved import cell, context, whole_jobs
+from torch import nn
 
 from ablations.launch import main
-from ablations.pipeline.early_checks import check_extractors, check_out, check_text, too_few_images
+from ablations.pipeline.early_checks import (
+    check_extractors,
+    check_networks,
+    check_out,
+    check_text,
+    too_few_images,
+)
 from ablations.pipeline.manifest import load_manifest
 from scorekit.data.registry import prepare
+from scorekit.models.score_network import ARCHITECTURES, OwnArchitecture
 
 
 def pictures(folder, n, size=8):
@@ -106,3 +115,42 @@ def test_names_that_no_page_can_show():
     check_out(Path("/" + "a/" * 1800))
     with pytest.raises(ValueError, match="its path has 3998 bytes; at most 3776"):
         check_out(Path("/" + "a/" * 1999))
+
+
+class Own(nn.Module):
+    """A network that fails in one way or another."""
+
+    def __init__(self, sigmas, *, width, **others):
+        super().__init__()
+        self.width = width
+        self.layer = nn.Dropout(0.5) if width == 3 else nn.Conv2d(3, 3, 1)
+
+    def forward(self, x, noise_index):
+        if self.width == 4:
+            raise RuntimeError("a seat\nis taken")
+        return self.layer(x)[:, :1] if self.width == 5 else self.layer(x)
+
+
+@pytest.mark.parametrize(
+    ("width", "said"),
+    [
+        (2, None),
+        (3, "width = 3.* fails on images of cifar: ValueError: training continues exactly"),
+        (4, r"RuntimeError: a seat$"),
+        (5, r"its score is \(1, 1, 32, 32\); \(1, 3, 32, 32\) is needed"),
+    ],
+)
+def test_an_own_network_that_fails_is_refused_before_it_trains(monkeypatch, tmp_path, width, said):
+    monkeypatch.setitem(ARCHITECTURES, "own", OwnArchitecture(make=Own))
+    jobs = whole_jobs([cell(architecture="own", width=width)])
+    with pytest.raises(ValueError, match=said) if said else nullcontext():
+        check_networks(jobs, context(tmp_path))
+
+
+def test_noise_levels_that_an_own_network_cannot_be_told_are_refused(monkeypatch, tmp_path):
+    monkeypatch.setitem(ARCHITECTURES, "own", OwnArchitecture(make=Own))
+    jobs = whole_jobs([cell(architecture="own", width=2, noise_levels="log_normal")])
+    with pytest.raises(ValueError, match=r"needs a network with a method score\(x, sigma\)"):
+        check_networks(jobs, context(tmp_path))
+    with pytest.raises(ValueError, match="sampling_levels = 2 needs a network that takes any"):
+        cell(architecture="own", width=2, sampling_levels=2.0)

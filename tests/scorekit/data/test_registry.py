@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from scorekit.data import registry
 from scorekit.data.embedded import EMBEDDED, digits_split, photo_patches
 from scorekit.data.paper_datasets import PAPER_DATASETS
 from scorekit.data.pixels import to_float, to_uint8
-from scorekit.data.registry import KNOWN, prepare
+from scorekit.data.registry import KNOWN, prepare, register_dataset
 from scorekit.data.store import DataError, KnownDataset, Request, Source, Splits, check
 from scorekit.files import CorruptFile
 
@@ -223,3 +224,21 @@ def test_conversions_refuse_what_has_no_answer():
         to_float(np.zeros(3))
     with pytest.raises(ValueError, match="float"):
         to_uint8(torch.zeros(3, dtype=torch.uint8))
+
+
+def test_a_data_set_of_ones_own_is_prepared_by_its_name(monkeypatch, tmp_path):
+    monkeypatch.setattr(registry, "KNOWN", dict(registry.KNOWN))
+
+    def source(request):
+        images = np.full((3, 1, 4, 4), int(request.argument or 7), np.uint8)
+        build = lambda: Splits.of({"train": images, "test": images[:1]})  # noqa: E731
+        return Source(name="mine", store="mine-v1", flip=False, build=build)
+
+    register_dataset("mine", KnownDataset(source=source, spelling="mine[:PATH]"))
+    assert set(prepare("mine", tmp_path).train.flat) == {7}
+    with pytest.raises(DataError, match=r"known are .*digits.*, mine\[:PATH\]"):
+        prepare("mined", tmp_path)
+    with pytest.raises(ValueError, match="dataset = 'digits' is registered already"):
+        register_dataset("digits", KnownDataset(source=source, spelling="digits"))
+    with pytest.raises(ValueError, match=r"spelling = 'my' .*: other, other:PATH or other\["):
+        register_dataset("other", KnownDataset(source=source, spelling="my"))

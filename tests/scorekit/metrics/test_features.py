@@ -8,7 +8,7 @@ from torch_fidelity.utils import create_feature_extractor
 from scorekit.data.embedded import digits_split
 from scorekit.metrics.baselines import uniform_noise_samples
 from scorekit.metrics.features import extract, extract_features, register_extractor
-from scorekit.metrics.spaces import MetricError, distance_label
+from scorekit.metrics.spaces import OWN_EXTRACTORS, MetricError, distance_label
 
 
 def test_one_pass_gives_features_and_logits(monkeypatch):
@@ -76,6 +76,13 @@ def test_an_extractor_of_the_users_own():
     assert distance_label("mean-colour-for-test") == "FD[mean-colour-for-test]"
     with pytest.raises(MetricError, match="already registered"):
         register_extractor("digits-cnn", lambda: lambda x: x)
+    with pytest.raises(MetricError, match="already registered"):
+        register_extractor("mean-colour-for-test", lambda: lambda x: x)
+    del OWN_EXTRACTORS["mean-colour-for-test"]  # as a plugin that was edited is forgotten
+    with pytest.raises(MetricError, match="mean-colour-for-test: unknown; known are cifar-cnn"):
+        extract(images, "mean-colour-for-test")
+    register_extractor("mean-colour-for-test", lambda: lambda x: x.float().flatten(1)[:, :2])
+    assert extract(images, "mean-colour-for-test").features.shape == (5, 2)
     register_extractor("wrong-for-test", lambda: lambda x: x.float())
     with pytest.raises(MetricError, match=r"gave \(2, 3, 8, 8\) for 2 images; \(2, d\) is right"):
         extract(images[:2], "wrong-for-test")

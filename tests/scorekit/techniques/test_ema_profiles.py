@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from scorekit.techniques import ema_profiles
 from scorekit.techniques.ema import ema_update
 from scorekit.techniques.ema_profiles import (
     MAX_WIDTH,
@@ -14,6 +15,7 @@ from scorekit.techniques.ema_profiles import (
     posthoc_fit,
     power_gamma,
     power_width,
+    register_ema,
 )
 
 NAMES = ["0.9", "ramp:0.99", "power:0.05", "power:0.10", "power:0.2886"]
@@ -171,3 +173,19 @@ def test_weights_of_every_profile_are_exact_for_many_iterations():
         weights = parse_ema(name).weights(100_000)
         assert np.isfinite(weights).all() and (weights >= 0).all()
         assert math.fsum(weights) == pytest.approx(1, abs=1e-9)
+
+
+def test_an_average_of_ones_own_has_its_momenta(monkeypatch):
+    monkeypatch.setattr(ema_profiles, "EMA_KINDS", dict(ema_profiles.EMA_KINDS))
+    register_ema("half", lambda number, t: 1 - number / (t + 1))
+    profile = parse_ema("half: 0.5")
+    assert [profile.momentum(t) for t in (1, 4)] == [0.75, 0.9]
+    # By hand: of theta_0, theta_1 and theta_2.
+    first, second = 0.75, 1 - 0.5 / 3
+    expected = [first * second, (1 - first) * second, 1 - second]
+    np.testing.assert_allclose(profile.weights(2), expected)
+    with pytest.raises(ValueError, match=r"ema = 'third:1': .*or half:NUMBER"):
+        parse_ema("third:1")
+    for taken in ("half", "power", "constant"):
+        with pytest.raises(ValueError, match=f"ema = '{taken}' is registered already"):
+            register_ema(taken, lambda number, t: number)

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scorekit.techniques.ladder import STEP_RULES, Ladder
+import scorekit.techniques.ladder as ladder_module
+from scorekit.techniques.ladder import STEP_RULES, Ladder, register_step_rule
 from scorekit.techniques.noise_scales import geometric_sigmas, ladder_ratio
 from scorekit.techniques.step_size import langevin_step_size, langevin_variance_ratio
 from scorekit.techniques.table_4 import published
@@ -123,3 +124,14 @@ def test_the_rule_of_a_ratio_leaves_epsilon_to_the_sampler():
         replace(BY_HAND, snr=0)
     with pytest.raises(ValueError, match=r"step_rule = 'best': one of Technique 4, .*snr"):
         BY_HAND.by_rule("best")
+
+
+def test_a_rule_of_ones_own_gives_epsilon(monkeypatch):
+    monkeypatch.setattr(ladder_module, "STEP_RULES", dict(STEP_RULES))
+    register_step_rule("mine", lambda gamma, sigma_end, n_steps_each: gamma * sigma_end / 1e3)
+    ladder = Ladder(sigma_begin=4, sigma_end=1, n_levels=3, n_steps_each=5, step_size=0.1)
+    found = ladder.by_rule("mine")
+    assert (found.step_size, found.step_rule) == (pytest.approx(2e-3), "mine")
+    for taken in ("mine", "consistent", "snr", "Table 4"):
+        with pytest.raises(ValueError, match=f"step_rule = '{taken}' is registered already"):
+            register_step_rule(taken, lambda *given: 1.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ablations.reporting.artefacts import Artefact
 from ablations.reporting.table import Column, Table
 from scorekit.models.layers import RefineBlock, ResBlock
-from scorekit.models.score_network import ARCHITECTURES, ScoreNetwork
+from scorekit.models.score_network import PAPER_ARCHITECTURES, ScoreNetwork
 
 _WIDTH = 128  # filters at full resolution in the paper
 _COLUMNS = ("layer", "name", "dilation", "in_channels", "out_channels", "resolution")
@@ -70,7 +70,7 @@ def architecture_artefact(*, conditional: bool) -> Artefact:
     number, model = (2, "NCSN") if conditional else (3, "NCSNv2")
     rows = [
         {"architecture": f"{model}, {architecture}"} | row
-        for architecture in ARCHITECTURES
+        for architecture in PAPER_ARCHITECTURES
         for row in layer_rows(architecture, conditional=conditional)
     ]
     raw = pd.DataFrame(rows, columns=["architecture", *_COLUMNS])

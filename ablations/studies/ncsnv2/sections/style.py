@@ -89,6 +89,10 @@ def without_ema(variant: str) -> str | None:
     return "NCSN_" + ",".join(rest) if rest else "NCSN"
 
 
+#: Where a setting's name would be another column's, or says less.
+_HEADINGS = {"checkpoint": "Network file", "n_steps_each": "T", "sampling_levels": "L", "snr": "r"}
+
+
 def apart_columns(results: Results, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[Column]]:
     """`raw`, rows of which have a `dataset` and a `variant`, with the settings that rows differ in.
 
@@ -104,10 +108,8 @@ def apart_columns(results: Results, raw: pd.DataFrame) -> tuple[pd.DataFrame, li
         values = [of.get(key) for key in zip(raw["dataset"], raw["variant"], strict=True)]
         if setting not in raw.columns:
             raw = raw.assign(**{str(setting): values})
-        words = str(setting).replace("_", " ")
-        columns.append(
-            Column(words[0].upper() + words[1:], [text_or_empty(v) or "—" for v in values])
-        )
+        words = _HEADINGS.get(str(setting), str(setting).replace("_", " ").capitalize())
+        columns.append(Column(words, [text_or_empty(v) or "—" for v in values]))
     return raw, columns
 
 

@@ -165,7 +165,7 @@ def test_a_setting_that_a_row_does_not_take_is_named(variant, overrides, key):
     ("overrides", "message"),
     [
         ({"sampler": "magic"}, "sampler = 'magic' is unknown; known: annealed, consistent"),
-        ({"conditioning": "magic"}, "conditioning = 'magic': one of normalisation"),
+        ({"conditioning": "magic"}, "conditioning = 'magic' is unknown; known: normalisation"),
         ({"noise_levels": "magic"}, "noise_levels = 'magic'"),
         ({"ema": "power:2"}, "power:2"),
         ({"sampler": "heun", "score_evaluations": 100}, "less than the .* that sampler = 'heun'"),
