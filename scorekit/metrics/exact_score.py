@@ -55,8 +55,8 @@ class ImageMixture:
         """Return grad log p(x) at noise scales sigma: what a sampler with ``takes_sigma`` takes."""
         return mixture_score(x, self.components, sigma)
 
-    def draw(self, n: int, *, sigma: float, seed: int) -> Tensor:
-        """Return n true samples at a noise scale, denoised, float32 (n, C, H, W).
+    def draw(self, n: int, *, sigma: float, seed: int) -> tuple[Tensor, Tensor]:
+        """Return n true samples at a noise scale, and the same denoised, float32 (n, C, H, W).
 
         Components are drawn with equal probability, then noise: what a perfect sampler gives.
         """
@@ -65,7 +65,7 @@ class ImageMixture:
         noise = generator.standard_normal((n, *self.components.shape[1:]), np.float32)
         x = to_float(self.components[torch.from_numpy(index).to(self.components.device)])
         x = x + sigma * torch.from_numpy(noise).to(x.device)
-        return x + sigma**2 * self.score(x, sigma)
+        return x, x + sigma**2 * self.score(x, sigma)
 
     def quality(self, samples: Tensor) -> MixtureQuality:
         """Measure samples, float32 (n, C, H, W), n >= 2, not clamped.

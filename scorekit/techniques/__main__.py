@@ -167,7 +167,7 @@ def check_rows(dataset: Dataset, designs: Sequence[Design]) -> Rows:
             row |= {"rule": rule, "predicted": step.at_end}
             row |= {"variance": (mixture.quality(drawn.last).off / _SIGMA_END) ** 2}
             rows.append(row | asdict(mixture.quality(drawn.denoised)))
-    true = mixture.quality(mixture.draw(_SAMPLES, sigma=_SIGMA_END, seed=1))
+    true = mixture.quality(mixture.draw(_SAMPLES, sigma=_SIGMA_END, seed=1)[1])
     blank = dict.fromkeys(("C", "L", "T", "predicted", "variance"))
     return [*rows, blank | {"rule": "true samples"} | asdict(true)]
 

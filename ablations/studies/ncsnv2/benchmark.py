@@ -99,9 +99,11 @@ def ladder_for(way: Way, evaluations: int, *, max_distance: float, dim: int) -> 
 class Point:
     """A way at a number of evaluations, and what its samples are like where they were drawn.
 
-    ``measured`` has the fields of :class:`~scorekit.metrics.exact_score.MixtureQuality` and the
-    Fréchet distances in the data set's feature space, ``components`` to the mixture's own moments
-    and ``held_out`` to the test images'.
+    ``measured`` has, of denoised samples, what
+    :class:`~scorekit.metrics.exact_score.MixtureQuality` has, and the Fréchet distances in the data
+    set's feature space, ``components`` to the mixture's own moments and ``held_out`` to the test
+    images'; and their ``variance`` around the nearest component before the denoising step, over
+    sigma_L^2.
     """
 
     way: Way
@@ -222,7 +224,7 @@ class _Gauge:
         # Key 2^32 and on: components were drawn with the seed itself.
         keys = [(self._seed << 64) + 2**32 + i for i in range(N_DRAWS)]
         draws = [self._mixture.draw(N_SAMPLES, sigma=_SIGMA_END, seed=key) for key in keys]
-        return {"draws": [self._measured(x) for x in draws]}
+        return {"draws": [self._measured(*drawn) for drawn in draws]}
 
     def sampled(self, way: Way, ladder: Ladder) -> dict[str, Any]:
         """Sample in one way, all samples at once, and measure them with the denoising step."""
@@ -241,12 +243,19 @@ class _Gauge:
         )
         began = time.monotonic()
         index = torch.arange(N_SAMPLES, device=self._device)
-        samples = sampler.sample(index, tuple(components.shape[1:])).denoised
-        return self._measured(samples) | {"sampling_s": time.monotonic() - began}
+        drawn = sampler.sample(index, tuple(components.shape[1:]))
+        spent = time.monotonic() - began
+        return self._measured(drawn.last, drawn.denoised) | {"sampling_s": spent}
 
-    def _measured(self, samples: Tensor) -> dict[str, Any]:
-        found = asdict(self._mixture.quality(samples))
-        statistics = feature_statistics(self._features(to_uint8(samples)))
+    def _measured(self, last: Tensor, denoised: Tensor) -> dict[str, Any]:
+        quality = self._mixture.quality(denoised)
+        found: dict[str, Any] = {
+            "distance": quality.distance,
+            "covered": quality.covered,
+            "entropy": quality.entropy,
+            "variance": (self._mixture.quality(last).off / _SIGMA_END) ** 2,
+        }
+        statistics = feature_statistics(self._features(to_uint8(denoised)))
         for name, reference in self._references.items():
             found[name] = frechet_distance(statistics, reference)
         return found

@@ -54,14 +54,15 @@ def test_fewer_samples_than_pixels_have_no_distance(mixture: ImageMixture) -> No
 
 
 def test_true_samples_are_components_drawn_alike(mixture: ImageMixture) -> None:
-    drawn = mixture.draw(6000, sigma=0.01, seed=3)
+    noisy, drawn = mixture.draw(6000, sigma=0.01, seed=3)
+    assert mixture.quality(noisy).off == pytest.approx(0.01, rel=0.02)
     found = mixture.quality(drawn)
     assert found.off < 1e-3  # denoised
     assert found.entropy == pytest.approx(math.log(6), abs=3e-3)
-    assert torch.equal(drawn, mixture.draw(6000, sigma=0.01, seed=3))
-    assert not torch.equal(drawn, mixture.draw(6000, sigma=0.01, seed=4))
+    assert torch.equal(drawn, mixture.draw(6000, sigma=0.01, seed=3)[1])
+    assert not torch.equal(drawn, mixture.draw(6000, sigma=0.01, seed=4)[1])
     # At a larger noise scale denoised samples are posterior means, between the components.
-    assert mixture.quality(mixture.draw(100, sigma=0.5, seed=3)).off > 0.01
+    assert mixture.quality(mixture.draw(100, sigma=0.5, seed=3)[1]).off > 0.01
 
 
 def test_what_is_no_set_of_images_is_refused() -> None:
