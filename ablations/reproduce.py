@@ -63,14 +63,14 @@ def describe_items() -> str:
     """Return what ``--list`` prints: every name, and how to give the paper's data sets."""
     lines = []
     for study in all_studies():
-        lines += [study.title, "name         needs  what"]
+        lines += [study.title, "name              needs  what"]
         for item in study.exhibits()[0]:
             also = f" (also {', '.join(map(_with_data, item.aliases))})" if item.aliases else ""
             of = f" [{FIGURE_DATA[item.name]}]" if item.name in FIGURE_DATA else ""
-            lines.append(f"{item.name:<12} {item.needs:<6} {item.shows}{of}{also}")
+            lines.append(f"{item.name:<17} {item.needs:<6} {item.shows}{of}{also}")
         lines.append("")
     lines += [
-        "all                 every one of the first study",
+        "all                      every one of the first study",
         "",
         "grid: runs what is missing of the grid first; data: prepares --datasets only.",
         "In brackets: the data set that a figure is of in the paper. Here every figure is of",

@@ -7,6 +7,7 @@
 - uncertainty: intervals, and the distance at infinite n (Chong & Forsyth 2020)
 - influence: what each image does to a distance, from which many images' intervals follow
 - neighbours: nearest neighbours of samples among images
+- exact_score: a mixture whose score is known, and what samples of it lack
 - baselines: images that no model made, as yardsticks
 - train_extractor: ``python -m scorekit.metrics.train_extractor`` trains a small network again
 """

@@ -2,6 +2,10 @@ from .baselines import (
     pixel_gaussian_samples as pixel_gaussian_samples,
     uniform_noise_samples as uniform_noise_samples,
 )
+from .exact_score import (
+    ImageMixture as ImageMixture,
+    MixtureQuality as MixtureQuality,
+)
 from .extractors import EXTRACTORS as EXTRACTORS, SmallCNN as SmallCNN
 from .features import (
     Features as Features,

@@ -12,6 +12,7 @@ from .langevin import (
 from .registry import (
     SAMPLERS as SAMPLERS,
     SamplerKind as SamplerKind,
+    affordable_levels_of as affordable_levels_of,
     affordable_steps_of as affordable_steps_of,
     evaluates_between as evaluates_between,
     make_sampler as make_sampler,

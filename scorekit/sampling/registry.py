@@ -12,6 +12,7 @@ from scorekit.sampling.langevin import AnnealedLangevin
 from scorekit.sampling.reverse import Ancestral, ReverseDiffusion
 from scorekit.sampling.trajectory import Sampler, Score, Start
 from scorekit.techniques.ladder import Ladder
+from scorekit.techniques.noise_scales import MAX_LEVELS
 from scorekit.techniques.step_size import MAX_STEPS_EACH
 
 
@@ -171,10 +172,29 @@ def affordable_steps_of(name: str, score_evaluations: int, n_levels: int) -> int
             f"score_evaluations = {score_evaluations} is less than the {least} that sampler = "
             f"{name!r} takes along n_levels = {n_levels} noise scales; make it larger, or L smaller"
         )
-    low, high = 1, MAX_STEPS_EACH + 1  # of T that fits, and of one that is not taken
+    return _largest(
+        lambda each: evaluations(n_levels, each) <= score_evaluations, 1, MAX_STEPS_EACH
+    )
+
+
+def affordable_levels_of(name: str, score_evaluations: int) -> int:
+    """Return the largest L with which a sampler at T = 1 keeps to a budget of evaluations.
+
+    Denoising counts. Raises ValueError where two noise scales are beyond it.
+    """
+    evaluations = sampler_kind(name).evaluations
+    if (least := evaluations(2, 1)) > score_evaluations:
+        raise ValueError(
+            f"score_evaluations = {score_evaluations} is less than the {least} that sampler = "
+            f"{name!r} takes along 2 noise scales; make it larger"
+        )
+    return _largest(lambda levels: evaluations(levels, 1) <= score_evaluations, 2, MAX_LEVELS)
+
+
+def _largest(fits: Callable[[int], bool], low: int, most: int) -> int:
+    """Return the largest number up to ``most`` that fits, as ``low`` does, and none after it."""
+    high = most + 1
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (
-            (middle, high) if evaluations(n_levels, middle) <= score_evaluations else (low, middle)
-        )
+        low, high = (middle, high) if fits(middle) else (low, middle)
     return low

@@ -13,6 +13,12 @@ from .ema_profiles import (
     power_gamma as power_gamma,
     power_width as power_width,
 )
+from .frontier import (
+    Design as Design,
+    StepSize as StepSize,
+    design as design,
+    design_frontier as design_frontier,
+)
 from .ladder import (
     SCHEDULES as SCHEDULES,
     STEP_RULES as STEP_RULES,
@@ -46,6 +52,7 @@ from .propositions import (
 from .step_size import (
     affordable_steps as affordable_steps,
     consistent_step_size as consistent_step_size,
+    ladder_variance_ratios as ladder_variance_ratios,
     langevin_step_size as langevin_step_size,
     langevin_variance_ratio as langevin_variance_ratio,
     snr_step_size as snr_step_size,

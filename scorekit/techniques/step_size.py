@@ -74,6 +74,32 @@ def steady_variance_ratio(
     return 2 / (2 - rate) * (1 - kept) / (1 - kept * gamma**2)
 
 
+def ladder_variance_ratios(
+    epsilon: float,
+    gamma: float,
+    sigma_end: float,
+    n_steps_each: int,
+    n_levels: int,
+    *,
+    initial: float = 1.0,
+) -> np.ndarray:
+    """Return s_T^2 / sigma_i^2 after the steps at each noise scale of a ladder, float64 (L,).
+
+    The recursion v' = A gamma^2 v + B of :func:`steady_variance_ratio`, whose limit is v*, for data
+    that are a point. ``initial`` is the variance of x_0 over sigma_1^2: 1 of a Gaussian start,
+    1 / (12 sigma_1^2) of uniform noise in [0, 1].
+    """
+    rate = epsilon / sigma_end**2
+    kept = (1 - rate) ** (2 * n_steps_each)
+    added = 2 / (2 - rate) * (1 - kept)
+    ratios = np.empty(n_levels)
+    arriving = initial
+    for i in range(n_levels):
+        ratios[i] = kept * arriving + added
+        arriving = gamma**2 * ratios[i]
+    return ratios
+
+
 def steady_state_step_size(gamma: float, sigma_end: float, n_steps_each: int) -> float:
     """Return the epsilon that minimises v* (:func:`steady_variance_ratio`), which exceeds 1.
 

@@ -17,12 +17,14 @@ from ablations.pipeline.jobs import InterpolateJob, NeighboursJob, ShownJob, sho
 from ablations.pipeline.manifest import load_manifest
 from ablations.pipeline.variants import NCSNV2
 from ablations.reporting.artefacts import Artefact
+from ablations.studies.ncsnv2.benchmark import run_benchmark
 from ablations.studies.ncsnv2.collect import collect
 from ablations.studies.ncsnv2.mixture import sample_mixture
 from ablations.studies.ncsnv2.quoted import published_hyperparameters
 from ablations.studies.ncsnv2.results import HYPERPARAMETER_COLUMNS, Results, empty_results
 from ablations.studies.ncsnv2.sections.architectures import architecture_artefact
 from ablations.studies.ncsnv2.sections.averages import average_artefacts
+from ablations.studies.ncsnv2.sections.benchmark import benchmark_artefacts
 from ablations.studies.ncsnv2.sections.colour_shift import shift_curves, shift_strips, shift_table
 from ablations.studies.ncsnv2.sections.conditioning import conditioning_figure
 from ablations.studies.ncsnv2.sections.curves import ema_artefact, group_artefact, loss_artefacts
@@ -53,7 +55,15 @@ class GridRun(Run):
         if load_manifest(self.out) is not None:
             return collect(self.out)
         run = {"grid": "none", "budget": "none", "datasets": [], "complete": False}
-        run |= {"software": {}, "code": "", "codes": [], "hardware": "", "n_cells": 0, "n_done": 0}
+        run |= {
+            "software": {},
+            "code": "",
+            "codes": [],
+            "outdated": "",
+            "hardware": "",
+            "n_cells": 0,
+            "n_done": 0,
+        }
         settings = make_frame(HYPERPARAMETER_COLUMNS, published_hyperparameters())
         return replace(empty_results(run), hyperparameters=settings)
 
@@ -82,6 +92,24 @@ def _mixtures(run: GridRun) -> list[Artefact]:
                 progress=progress,
             )
         artefacts.append(mixture_artefact(mixture))
+    return artefacts
+
+
+def _benchmarks(run: GridRun) -> list[Artefact]:
+    assert run.context is not None
+    artefacts = []
+    for facts in run.facts:
+        with FractionReporter() as progress:
+            benchmark = run_benchmark(
+                facts,
+                open_dataset(run.context, facts),
+                run.context.store,
+                device=run.context.device,
+                inception_weights=run.context.inception_weights,
+                run=run.sample,
+                progress=progress,
+            )
+        artefacts += benchmark_artefacts(benchmark)
     return artefacts
 
 
@@ -316,6 +344,12 @@ ITEMS = (
         needs="grid",
         grid="steps",
         make=_steps,
+    ),
+    Item(
+        name="sampler-benchmark",
+        shows="not in the paper: every sampler with a mixture's exact score, at equal evaluations",
+        needs="data",
+        make=_benchmarks,
     ),
     Item(
         name="ema",

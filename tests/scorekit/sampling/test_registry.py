@@ -14,6 +14,7 @@ from scorekit.sampling import registry, trajectory
 from scorekit.sampling.langevin import AnnealedLangevin
 from scorekit.sampling.registry import (
     SAMPLERS,
+    affordable_levels_of,
     affordable_steps_of,
     make_sampler,
     register_sampler,
@@ -315,3 +316,13 @@ def test_a_budget_gives_the_largest_t_that_keeps_to_it(name, budget):
 def test_a_budget_below_one_step_is_refused():
     with pytest.raises(ValueError, match=r"score_evaluations = 100 is less than the 463 .*'heun'"):
         affordable_steps_of("heun", 100, 232)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+@pytest.mark.parametrize("budget", [25, 26, 1160])
+def test_a_budget_gives_the_most_noise_scales_that_keep_to_it(name, budget):
+    n_levels = affordable_levels_of(name, budget)
+    assert sampler_evaluations(name, n_levels, 1) <= budget
+    assert sampler_evaluations(name, n_levels + 1, 1) > budget
+    with pytest.raises(ValueError, match="score_evaluations = 1 is less than"):
+        affordable_levels_of(name, 1)
