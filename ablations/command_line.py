@@ -42,7 +42,20 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     what("--datasets", help="comma-separated; `python -m scorekit.data list` names them")
     what("--seeds", type=int, metavar="N", help="number of seeds (default: 1)")
+    what(
+        "--checkpoint",
+        action="append",
+        metavar="PATH",
+        help="with --grid released: a released NCSN or NCSNv2, a snapshot, or an exported network; "
+        "a row for its raw and one for its averaged weights",
+    )
     what("--set", action="append", default=[], metavar="KEY=VALUE", help="override a setting")
+    what(
+        "--vary",
+        action="append",
+        metavar="KEY=A,B",
+        help="a row for each value of a setting, of several for each combination",
+    )
     what("--only", metavar="PATTERN", help="cells or trials: comma-separated names or globs")
     where = _group(parser, "where it goes", "--out runs/mine --data-root /data/scorekit")
     where("--out", type=Path, help="default: runs/<grid>")
@@ -82,6 +95,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="partition, account, qos, constraint, gpus, cpus, memory, time, array_parallelism, "
         "setup, or a long option of sbatch; train.KEY, evaluate.KEY and report.KEY are of one kind "
         "of job",
+    )
+    how(
+        "--rerun",
+        choices=["changed"],
+        help="changed: make again what was made by code that is another now",
     )
     how("--retry-failed", action="store_true", help="run failed and diverged jobs again")
     measured = _group(parser, "how it is measured", "--reference test --extractor cifar-cnn")

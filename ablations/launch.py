@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ablations.command_line import Plan, load_units, make_plan, output_folder, parse_arguments
-from ablations.engine.code_snapshot import code_digest
 from ablations.engine.console import make_reporter
 from ablations.engine.context import Context
 from ablations.engine.disk import check_disk
@@ -15,6 +14,7 @@ from ablations.engine.failures import clear_failure, read_failure
 from ablations.engine.interruption import interrupt_on_sigterm
 from ablations.engine.job import Job, without_parts
 from ablations.engine.lock import launcher_lock
+from ablations.engine.provenance import describe_outdated
 from ablations.engine.refresh import mark_stale, refresh_report
 from ablations.engine.settings import describe_settings
 from ablations.engine.surroundings import use_any_terminal
@@ -105,11 +105,10 @@ def _run(plan: Plan, *, retry_failed: bool) -> int:
     )
     for line in (*plan.notes, *study.warnings(plan.units)):
         print(line)
-    if others := sorted(context.store.codes - {code_digest()}):
-        print(
-            f"warning: results of another version of the code ({', '.join(others)}) than the "
-            f"present one ({code_digest()}) are kept; another --out runs them anew"
-        )
+    if context.store.outdated:
+        what = "are made again" if context.rerun else "are kept (--rerun changed makes them again)"
+        print(f"warning: {describe_outdated(context.store.outdated)}: they {what}")
+        mark_stale(context.out)  # the report is to say so
     for job in plan.jobs:
         if job.name in outcome.failed:
             print(f"failed before: {job.title}: {outcome.failed[job.name]}")

@@ -8,7 +8,7 @@ Each room is there after ``import scorekit``, and brings its public names when t
 - objectives: denoising, sliced, exact and finite-difference score matching
 - derivatives: scores and directional derivatives, exact and by finite differences
 - training: a trainer that resumes bit for bit
-- sampling: annealed Langevin dynamics, and consistent annealed sampling
+- sampling: annealed Langevin dynamics, and the samplers that came after it
 - metrics: Fréchet distance, Inception score, KID, precision and recall, with intervals
 - data: data sets by name, as memory-mapped stores
 - checkpoints: weights and training states on disk

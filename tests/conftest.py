@@ -1,8 +1,11 @@
 """What several test files share."""
 
+import fcntl
 import gc
 import os
+import shutil
 import signal
+from pathlib import Path
 
 # Read when torch is imported: of workers side by side, and what they start, each has one core.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -14,6 +17,7 @@ import pytest
 import slurm_cluster
 import torch
 from tiny_grid import TOML
+from tiny_trials import command, wine
 
 # What a script starts in the background ignores SIGINT, and so would all that tests interrupt.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -25,7 +29,12 @@ if not torch.cuda.is_available():
 
 def pytest_collection_modifyitems(items):
     """Begin with the files that take longest, lest one worker ends long after the others."""
-    first = ("executors/slurm/test_grid", "whole/test_faults", "ablations/test_launch")
+    first = (
+        *("executors/slurm/test_disturbed", "whole/test_faults", "executors/slurm/test_grid"),
+        *("scorekit/training/test_trainer", "scorekit/runtime/test_distributed"),
+        *("scorekit/sampling/test_langevin", "whole/test_devices", "ablations/test_launch"),
+        *("studies/finite_difference/test_study", "whole/test_scale", "ablations/test_reproduce"),
+    )
 
     def place(item):
         names = "/".join(item.path.with_suffix("").parts[-3:])
@@ -49,16 +58,53 @@ def same_threads_afterwards():
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory):
-    """The folder of an undisturbed run of the tiny grid in this process, results in ``out``."""
-    from ablations.launch import main
+def made_once(tmp_path_factory):
+    """Make a folder that all workers read: ``make(folder)`` is called by the first that asks."""
+
+    def made(name: str, make) -> Path:
+        root = tmp_path_factory.getbasetemp()
+        if "PYTEST_XDIST_WORKER" in os.environ:
+            root = root.parent
+        folder, whole = root / name, root / f"{name}.whole"
+        with open(root / f"{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not whole.exists():  # else a worker that died or failed may have begun it
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                threads = torch.get_num_threads()
+                make(folder)
+                torch.set_num_threads(threads)
+                whole.touch()
+        return folder
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def finished(made_once, tmp_path_factory):
+    """The folder of an undisturbed run of the tiny grid in one process, results in ``out``."""
+
+    def run(folder):
+        from ablations.launch import main
+
+        arguments = ["--grid", str(TOML), "--out", str(folder / "out"), "--executor", "inline"]
+        assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
 
     folder = tmp_path_factory.mktemp("grid")
-    arguments = ["--grid", str(TOML), "--out", str(folder / "out"), "--executor", "inline"]
-    threads = torch.get_num_threads()
-    assert main([*arguments, "--threads", "1", "--device", "cpu"]) == 0
-    torch.set_num_threads(threads)
+    shutil.copytree(made_once("finished", run), folder, dirs_exist_ok=True)
     return folder
+
+
+@pytest.fixture(scope="session")
+def finished_trials(made_once):
+    """A folder to read: the trials of finite differences, done and reported, in ``out``."""
+
+    def run(folder):
+        from ablations.launch import main
+
+        assert main(command(folder / "out", "--data-root", str(wine(folder / "data")))) == 0
+
+    return made_once("finite-difference", run)
 
 
 @pytest.fixture
@@ -71,6 +117,17 @@ def no_report(monkeypatch):
 def sketched(monkeypatch):
     """Reports that are made in this process have all but their pictures."""
     monkeypatch.setattr("ablations.reporting.page.save_picture", forked.sketch)
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """What is compiled in this process is traced, backward pass and all, but no machine code."""
+    original = torch.compile
+
+    def compile_no_further(function, *, options=None, **policy):
+        return original(function, backend="aot_eager", **policy)
+
+    monkeypatch.setattr(torch, "compile", compile_no_further)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ class Context:
     sampling_batch: int
     inception_weights: Path | None = None
     accumulation: int = 1
+    rerun: bool = False  # results that other code made are made again
     world: World = field(default_factory=World)  # this process's place among a job's ranks
 
     @classmethod
@@ -44,7 +45,8 @@ class Context:
 
         What is known of real images stands beside them: every grid on them shares it.
         """
-        return StageStore(self.out / "stages", {"reference": self.data_root}, self.world)
+        shared = {"reference": self.data_root}
+        return StageStore(self.out / "stages", shared, self.world, rerun=self.rerun)
 
     @property
     def samples(self) -> Path:

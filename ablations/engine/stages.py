@@ -9,6 +9,7 @@ import hashlib
 import json
 import logging
 import os
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +20,7 @@ from typing import Any
 
 from ablations.engine.code_snapshot import code_digest
 from ablations.engine.intact import IntactFiles
+from ablations.engine.provenance import made_by
 from scorekit.files import (
     CorruptFile,
     read_sealed_json,
@@ -44,11 +46,16 @@ _CANONICAL_JSON = json.JSONEncoder(sort_keys=True, allow_nan=False)
 
 @dataclass(frozen=True)
 class Stage:
-    """Work of one kind with resolved settings (JSON values) and the stages it reads from."""
+    """Work of one kind with resolved settings (JSON values) and the stages it reads from.
+
+    ``code`` are the modules that make it, by which a change of the code that is its own is told
+    from others (:mod:`ablations.engine.provenance`). It is no part of the digest.
+    """
 
     kind: str
     settings: dict[str, Any]
     needs: tuple["Stage", ...] = ()
+    code: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -68,12 +75,20 @@ class StageStore:
 
     What is not there, where that root is read-only, is made below the first.
     ``world`` is of the processes that work on each stage together. ``codes`` are the versions of
-    the code that made the results read so far.
+    the code that made the results read so far, ``outdated`` those results whose own code, or that
+    of what they were made from, is another now; with ``rerun`` these count as unfinished.
     """
 
     def __init__(
-        self, root: Path, elsewhere: dict[str, Path] | None = None, world: World | None = None
+        self,
+        root: Path,
+        elsewhere: dict[str, Path] | None = None,
+        world: World | None = None,
+        *,
+        rerun: bool = False,
     ) -> None:
+        self.rerun = rerun
+        self.outdated: set[Stage] = set()
         self.root, self.elsewhere = root, elsewhere or {}
         self.world = World() if world is None else world
         self.codes: set[str] = set()
@@ -104,6 +119,10 @@ class StageStore:
         record = self._record(self._directory(stage), stage.digest)
         if record is None:
             return None
+        if _is_outdated(stage, record):
+            self.outdated.add(stage)
+            if self.rerun:
+                return None
         self.codes.update(record["codes"])
         return record["result"]
 
@@ -150,11 +169,13 @@ class StageStore:
             raise CorruptFile(path, f"it has no checksum of {name}")
         return files[name]
 
-    def _codes_of(self, stage: Stage) -> set[str]:
+    def _code_of(self, stage: Stage) -> tuple[set[str], str]:
+        """Return the versions of the code that made a stage, and that of its own modules."""
         try:
-            return set(read_sealed_json(self.directory(stage) / "result.json")["codes"])
+            record = read_sealed_json(self.directory(stage) / "result.json")
+            return set(record["codes"]), record.get("made_by", "")
         except (FileNotFoundError, CorruptFile):
-            return set()
+            return set(), made_by(stage)
 
     def release(self, stage: Stage, names: Collection[str]) -> None:
         """Remove files of a finished stage, of which it is then whole without them."""
@@ -194,13 +215,18 @@ class StageStore:
         with _locked(directory / "lock") as alone:
             if (finished := self.result(stage)) is not None:
                 return self.world.broadcast(finished)
+            self._remove_outdated(stage)
             remove_temporaries(directory, older_s=0 if alone else 3600)
             write_json(directory / "settings.json", {"kind": stage.kind, **stage.settings})
             self.world.broadcast(None)
             # The code as it was begun: files may be edited while it runs.
             code, started = code_digest(), time.time()
-            codes = {code}.union(*map(self._codes_of, stage.needs))
+            made_by(stage)  # which is remembered
             result, files = execute(directory)
+            # Only now: what it is made from may be made, or made again, on the way.
+            below = [self._code_of(need) for need in stage.needs]
+            codes = {code}.union(*(of for of, _ in below))
+            makers = made_by(stage, [makers for _, makers in below])
             checksums = {str(path.relative_to(directory)): sha256_file(path) for path in files}
             record = {
                 "digest": stage.digest,
@@ -208,6 +234,7 @@ class StageStore:
                 "code": code,
                 # Of what it was made from too, which may be gone when this is read.
                 "codes": sorted(codes),
+                "made_by": makers,
                 "needs": [need.digest for need in stage.needs],
                 "result": result,
                 "files": checksums,
@@ -216,6 +243,28 @@ class StageStore:
             }
             write_sealed_json(directory / "result.json", record)
         return self.world.broadcast(result)
+
+    def _remove_outdated(self, stage: Stage) -> None:
+        """Remove what other code made, checkpoints of a training too; its lock is held."""
+        directory = self.directory(stage)
+        try:
+            record = read_sealed_json(directory / "result.json")
+        except (FileNotFoundError, CorruptFile):
+            return
+        if not (self.rerun and _is_outdated(stage, record)):
+            return
+        # The record last: a kill leaves a stage that is still seen to be outdated.
+        for path in sorted(directory.iterdir(), key=lambda path: path.name == "result.json"):
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif path.name != "lock":
+                path.unlink(missing_ok=True)
+        self.outdated.discard(stage)
+
+
+def _is_outdated(stage: Stage, record: dict[str, Any]) -> bool:
+    """Return whether other code made a result; one of before it was recorded may be."""
+    return set(record["codes"]) != {code_digest()} and record.get("made_by") != made_by(stage)
 
 
 @contextmanager

@@ -1,8 +1,9 @@
 """Cells: a variant on a dataset with a seed, every setting resolved, and the stages they share."""
 
 import dataclasses
+import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import Any
 
@@ -11,8 +12,10 @@ from ablations.engine.stages import Stage
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from scorekit.models.score_network import ARCHITECTURES
+from scorekit.sampling.registry import sampler_evaluations
+from scorekit.sampling.trajectory import Start
 from scorekit.techniques.ladder import Ladder
-from scorekit.training.settings import TrainSettings
+from scorekit.training.settings import TrainSettings, identity
 
 #: Pairs of samples that are interpolated, and images between the two of a pair (App. B.2).
 N_PAIRS, N_BETWEEN = 6, 8
@@ -21,6 +24,15 @@ N_NEIGHBOURS = 8
 #: The most real images whose features are taken, and in memory, at a time: a random block of them
 #: stands for a larger split in a distance, and neighbours are searched for block by block.
 MAX_REFERENCE = 50_000
+
+#: Settings of sampling, and their values in the paper.
+_PLAIN_SAMPLING = {"schedule": "geometric", "start": "uniform", "snr": None, "churn": 0.0}
+#: The modules that make stages (ablations.engine.provenance).
+_TRAINING = ("scorekit.training.networks", "scorekit.training.trainer")
+_READING = ("scorekit.models.network_files",)
+_SAMPLING = ("ablations.pipeline.sampling",)
+_LOSS = ("ablations.pipeline.held_out",)
+_MEASURING = ("ablations.pipeline.measuring",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,24 +47,39 @@ class Cell:
     sampling_levels: int  # L when sampling; the training's, unless the row sets another
     n_steps_each: int
     step_size: float
-    step_rule: str  # what gave it: "Technique 4", "steady state", "consistent", "Table 4", "given"
+    step_rule: str  # what gave it: one of STEP_RULES, "snr", "Table 4", "given", or "none"
     reference: str
     n_selection: int
     n_final: int
     n_loss: int
     n_dump: int
-    row: str = ""  # what sets its sampling apart from its variant's own row: "consistent", "25×1"
+    schedule: str = "geometric"
+    start: Start = "uniform"
+    snr: float | None = None
+    churn: float = 0.0
+    ema: str | None = None  # the average that is sampled, where not that of ema_momentum
+    network_sha256: str = ""  # SHA-256 of the file whose network it samples, where it trains none
+    network_path: str = field(default="", compare=False)
+    row: str = ""  # what sets it apart from its variant's own row: "consistent", "25×1", "width=32"
+    title: str = ""  # what its row is called, where somebody named it
+    # The settings that its row sets apart from others, as given: no part of what it is.
+    own: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
 
     @property
     def label(self) -> str:
-        """The variant, and how it is sampled where that is not its own way: "NCSNv2, 25×1"."""
-        return self.variant.name + (f", {self.row}" if self.row else "")
+        """What tables call its row: the name it was given, or variant and row ("NCSNv2, 25×1")."""
+        return self.title or self.variant.name + (f", {self.row}" if self.row else "")
 
     @property
     def slug(self) -> str:
         """The label for files and flags, in ASCII: ncsnv2, ncsnv2-25x1, ncsnv2-eps1e-05."""
-        row = self.row.lower().replace("×", "x").replace("ε=", "eps").replace(", ", "-")
-        return self.variant.slug + (f"-{row}" if row else "")
+        if self.title:
+            row = file_name(self.title).lower()
+        else:
+            row = self.row.lower().replace("×", "x").replace("ε=", "eps").replace(", ", "-")
+            row = re.sub(r"[^a-z0-9_.+-]", "", row)
+        # See cell_file_name.
+        return self.variant.slug + (f"-{row}".replace("-ncsn", "-.ncsn") if row else "")
 
     @property
     def name(self) -> str:
@@ -62,9 +89,12 @@ class Cell:
     @property
     def score_evaluations(self) -> int:
         """Network evaluations per sample, with the denoising step."""
-        if self.sampler == "consistent":
-            return (self.sampling_levels - 1) * self.n_steps_each + 1
-        return self.sampling_levels * self.n_steps_each + 1
+        return sampler_evaluations(self.sampler, self.sampling_levels, self.n_steps_each)
+
+    @property
+    def weights(self) -> str:
+        """The weights that are sampled from: "raw", "ema", or the name of another average."""
+        return self.ema if self.ema is not None and self.variant.ema else self.variant.weights
 
     @property
     def ladder(self) -> Ladder:
@@ -76,6 +106,8 @@ class Cell:
             n_steps_each=self.n_steps_each,
             step_size=self.step_size,
             step_rule=self.step_rule,
+            schedule=self.schedule,
+            snr=self.snr,
         )
 
     def train_stage(self) -> Stage:
@@ -85,11 +117,14 @@ class Cell:
     @cached_property
     def _train_stage(self) -> Stage:
         # Kept with its digest, which every job and every later stage of the cell asks for.
-        settings = _values(self.train) | {"data": self.data.fingerprint}
+        if self.network_sha256:
+            settings = {"sha256": self.network_sha256, "iteration": self.train.iterations}
+            return Stage("checkpoint", settings, code=_READING)
+        settings = identity(self.train) | {"data": self.data.fingerprint}
         # The first revision is left out, so that a change of one network renames no other's.
         if (revision := ARCHITECTURES[self.train.architecture].revision) > 1:
             settings["architecture_revision"] = revision
-        return Stage("train", settings)
+        return Stage("train", settings, code=_TRAINING)
 
     def sample_stages(self, iteration: int, *, final: bool) -> list[Stage]:
         """Trajectories from a snapshot: the selection's samples and, for the full number, the rest.
@@ -104,11 +139,20 @@ class Cell:
     def interpolation_stage(self, iteration: int) -> Stage:
         """Pairs of samples and what lies between them (App. B.2); with both denoise settings."""
         settings = {"pairs": N_PAIRS, "between": N_BETWEEN, "mix_seed": (self.seed + 2**31) % 2**32}
-        return Stage("interpolate", self._sampling(iteration) | settings, (self.train_stage(),))
+        return Stage(
+            "interpolate", self._sampling(iteration) | settings, (self.train_stage(),), _SAMPLING
+        )
 
     def _sampling(self, iteration: int) -> dict[str, Any]:
-        return {
-            "weights": self.variant.weights,
+        # What came later is left out where it changes nothing, so that digests stay what they were.
+        later = {
+            # A stage's own "start" is its first index.
+            {"start": "initial"}.get(key, key): getattr(self, key)
+            for key, plain in _PLAIN_SAMPLING.items()
+            if getattr(self, key) != plain
+        }
+        return later | {
+            "weights": self.weights,
             "iteration": iteration,
             "sampler": self.sampler,
             "n_levels": self.sampling_levels,
@@ -123,13 +167,13 @@ class Cell:
         """The loss of a snapshot on training and test images, equally many of each."""
         n = min(self.n_loss, self.data.n_train, self.data.n_test)
         settings = {
-            "weights": self.variant.weights,
+            "weights": self.weights,
             "iteration": iteration,
             "n": n,
             # A small split is gone through several times, each time with other noise.
             "draws": -(-self.n_loss // n),
         }
-        return Stage("loss", settings, (self.train_stage(),))
+        return Stage("loss", settings, (self.train_stage(),), _LOSS)
 
     def distance_stage(self, iteration: int, *, denoise: bool, final: bool) -> Stage:
         """The Fréchet distance of samples from one snapshot."""
@@ -143,7 +187,7 @@ class Cell:
         """The nearest of all training images of a snapshot's samples, and of held-out images."""
         features = self._feature_stages(iteration, denoise=denoise, final=final)
         settings = {"neighbours": N_NEIGHBOURS, "flip": self.data.flip, "n_held_out": self.n_final}
-        return Stage("neighbours", settings, (*self.training_blocks(), *features))
+        return Stage("neighbours", settings, (*self.training_blocks(), *features), _MEASURING)
 
     def training_blocks(self) -> tuple[Stage, ...]:
         """Features of all training images, in blocks; the first are those of a distance."""
@@ -163,6 +207,13 @@ class Cell:
     def baseline_stage(self) -> Stage:
         """Distances of noise, of a Gaussian fitted to the pixels and of held-out real images."""
         return _baseline_stage(self.data, self.reference, self.n_final)
+
+    def setting(self, key: str) -> Any:
+        """Return what a setting came to; where a cell has no such field, what its row gives."""
+        for part in (self, self.train):
+            if hasattr(part, key):
+                return getattr(part, key)
+        return dict(self.own).get(key)
 
     def with_seed(self, seed: int) -> "Cell":
         """Return the same cell with another seed."""
@@ -189,19 +240,19 @@ def _values(record: Any) -> dict[str, Any]:
 @lru_cache(maxsize=256)
 def _sample_stage(cell: Cell, iteration: int, start: int, stop: int) -> Stage:
     settings = cell._sampling(iteration) | {"start": start, "stop": stop}
-    return Stage("sample", settings, (cell.train_stage(),))
+    return Stage("sample", settings, (cell.train_stage(),), _SAMPLING)
 
 
 @lru_cache(maxsize=256)
 def _feature_stage(data: DataFacts, sample: Stage, denoise: bool) -> Stage:
     space = {"extractor": data.extractor, "extractor_fingerprint": data.extractor_fingerprint}
-    return Stage("features", space | {"denoise": denoise}, (sample,))
+    return Stage("features", space | {"denoise": denoise}, (sample,), _MEASURING)
 
 
 @lru_cache(maxsize=256)
 def _measured_stage(cell: Cell, kind: str, iteration: int, denoise: bool, final: bool) -> Stage:
     features = cell._feature_stages(iteration, denoise=denoise, final=final)
-    return Stage(kind, {}, (cell.reference_stage(), *features))
+    return Stage(kind, {}, (cell.reference_stage(), *features), _MEASURING)
 
 
 # Stages of a dataset and feature space, few in any grid, however many cells share them.
@@ -213,13 +264,13 @@ def _reference_stage(data: DataFacts, split: str, block: int = 0) -> Stage:
         "extractor": data.extractor,
         "extractor_fingerprint": data.extractor_fingerprint,
     }
-    return Stage("reference", settings | ({"block": block} if block else {}))
+    return Stage("reference", settings | ({"block": block} if block else {}), code=_MEASURING)
 
 
 @lru_cache(maxsize=64)
 def _baseline_stage(data: DataFacts, split: str, n: int) -> Stage:
     settings = {"data": data.fingerprint, "n": n}
-    return Stage("baseline", settings, (_reference_stage(data, split),))
+    return Stage("baseline", settings, (_reference_stage(data, split),), _MEASURING)
 
 
 def cell_from_json(record: dict[str, Any]) -> Cell:
@@ -230,6 +281,7 @@ def cell_from_json(record: dict[str, Any]) -> Cell:
             "data": DataFacts(**record["data"]),
             "variant": Variant(**record["variant"]),
             "train": TrainSettings(**record["train"]),
+            "own": tuple((key, value) for key, value in record.get("own", ())),
         }
     )
 

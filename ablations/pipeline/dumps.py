@@ -89,7 +89,7 @@ def dump_samples(
         "dataset": cell.data.name,
         "variant": cell.label,
         "techniques": list(cell.variant.techniques),
-        "weights": cell.variant.weights,
+        "weights": cell.weights,
         "denoise": denoise,
         "seed": cell.seed,
         "iteration": iteration,

@@ -11,12 +11,15 @@ from ablations.engine.stages import FOLLOWED
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import open_dataset
 from ablations.pipeline.dumps import dump_samples
+from ablations.pipeline.flops import cell_parameters
 from ablations.pipeline.held_out import HeldOut
 from ablations.pipeline.measuring import Measuring
 from ablations.pipeline.sampling import Drawing, Report, Sampled
 from ablations.pipeline.selection import selected_iterations, selection_samples
 from scorekit.checkpoints.store import snapshot_path
+from scorekit.checkpoints.tensors import save_tensors
 from scorekit.files import atomic_write
+from scorekit.models.network_files import read_network_file
 from scorekit.runtime.interruption import Stopped, never
 from scorekit.runtime.machine import PeakMemory, conditions
 from scorekit.training.trainer import Trainer
@@ -30,7 +33,7 @@ class Worker:
     ) -> None:
         self.context, self.progress, self.store = context, progress, context.store
         self.stop = stop
-        self.drawing = Drawing(context, progress, self.train, stop)
+        self.drawing = Drawing(context, progress, self._weights_of, stop)
         self.measuring = Measuring(context, self.drawing)
         self.held_out = HeldOut(context, self.drawing)
 
@@ -82,6 +85,36 @@ class Worker:
             return result, [losses, *snapshots]
 
         self.store.run(cell.train_stage(), execute)
+
+    def read(self, cell: Cell) -> None:
+        """Make the snapshot of a cell that trains none, of the file that it names."""
+
+        def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
+            if not self.context.world.is_main:
+                return FOLLOWED
+            found, states = read_network_file(cell.network_path)
+            if found.sha256 != cell.network_sha256:
+                raise ValueError(f"{cell.network_path} changed since the grid was planned")
+            snapshot = snapshot_path(directory, cell.train.iterations)
+            save_tensors(snapshot, states)
+            result = {
+                "training_s": None,  # somewhere else
+                "compile_s": 0.0,
+                "snapshot_s": [None],
+                "n_parameters": cell_parameters(cell),
+                "conditions": conditions(
+                    self.context.device,
+                    threads=self.context.threads,
+                    compile=False,
+                    peak_memory=None,
+                ),
+            }
+            return result, [snapshot]
+
+        self.store.run(cell.train_stage(), execute)
+
+    def _weights_of(self, cell: Cell) -> None:
+        (self.read if cell.network_sha256 else self.train)(cell)
 
     def snapshot(self, job: Sampled, iteration: int, before: int = 0) -> None:
         """Measure a snapshot; ``before`` of the job's trajectories came earlier."""

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,8 +36,7 @@ class HeldOut:
         def execute(directory: Path) -> tuple[dict[str, Any], list[Path]]:
             path = snapshot_path(self.store.directory(cell.train_stage()), iteration)
             device, n, draws = self.context.device, stage.settings["n"], stage.settings["draws"]
-            weights: Literal["raw", "ema"] = "ema" if cell.variant.ema else "raw"
-            network = load_snapshot(path, cell.train, cell.data.channels, weights)
+            network = load_snapshot(path, cell.train, cell.data.channels, cell.weights)
             network = network.to(device).requires_grad_(False)
             begin, end = self.world.share(n)
             dataset = open_dataset(self.context, cell.data)

@@ -55,6 +55,7 @@ def _network(cell: Cell, device: str) -> ScoreNetwork:
         conditional=train.conditional,
         channels=cell.data.channels,
         width=train.width,
+        conditioning=train.conditioning,
     )
     return network.to(device)
 

@@ -87,13 +87,16 @@ class TrainJob(CellJob):
     @property
     def title(self) -> str:
         train = self.cell.train
+        if self.cell.network_sha256:
+            return f"read {Path(self.cell.network_path).name} for {self.cell.data.name}"
         network = "conditional" if train.conditional else "unconditional"
         details = f"L={train.n_levels} {train.objective}"
         return f"train {self.cell.data.name} {network} {details} seed {self.cell.seed}"
 
     @property
     def n_trained(self) -> int:
-        return self.cell.train.batch_size * self.cell.train.iterations
+        train = self.cell.train
+        return 0 if self.cell.network_sha256 else train.batch_size * train.iterations
 
     @property
     def disk_bytes(self) -> int:
@@ -106,7 +109,7 @@ class TrainJob(CellJob):
         return context.store.result(self.cell.train_stage()) is not None
 
     def run_by(self, worker: Worker) -> None:
-        worker.train(self.cell)
+        (worker.read if self.cell.network_sha256 else worker.train)(self.cell)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,9 @@ from scorekit.runtime.compilation import autocast, compile_seconds, precision_co
 from scorekit.runtime.interruption import Stopped, never
 from scorekit.runtime.machine import PeakMemory, conditions
 from scorekit.runtime.memory import ShrinkingBatch
-from scorekit.sampling.langevin import AnnealedLangevin, interpolation_angles
+from scorekit.sampling.langevin import interpolation_angles
+from scorekit.sampling.registry import evaluates_between, make_sampler
+from scorekit.sampling.trajectory import Sampler
 from scorekit.training.networks import build_network, load_weights
 
 Report = Callable[[float, str], None]
@@ -62,7 +64,7 @@ class Drawing:
         self.context, self.report, self.train, self.stop = context, report, train, stop
         self.store, self.world = context.store, context.world
         self._batch = ShrinkingBatch(context.sampling_batch, "sampling")
-        self._sampler: AnnealedLangevin | None = None
+        self._sampler: Sampler | None = None
         self._network: ScoreNetwork
         self._loaded: Path | None = None  # the snapshot that the network holds
 
@@ -264,7 +266,7 @@ class Drawing:
             "compile_s": compiling,
         }
 
-    def _sampler_of(self, cell: Cell, snapshot: Path) -> AnnealedLangevin:
+    def _sampler_of(self, cell: Cell, snapshot: Path) -> Sampler:
         """Return the cell's sampler with the weights of a snapshot.
 
         All snapshots of a job are loaded into one network, which is compiled once.
@@ -273,17 +275,23 @@ class Drawing:
             device = self.context.device
             network = build_network(cell.train, cell.data.channels).eval().requires_grad_(False)
             self._network = network.to(device).to(memory_format=torch.channels_last)
-            self._sampler = AnnealedLangevin.along(
-                self._network if self._network.conditional else self._network.features,
+            between = evaluates_between(cell.sampler, cell.n_steps_each, cell.churn)
+            score, options = self._network.sampled_along(cell.ladder.sigmas, between=between)
+            self._sampler = make_sampler(
+                cell.sampler,
+                score,
                 cell.ladder,
                 device=device,
                 seed=cell.seed,
-                times_sigma=not self._network.conditional,
-                consistent=cell.sampler == "consistent",
                 compile=self.context.compile,
+                start=cell.start,
+                # That of annealed Langevin dynamics is the ladder's.
+                snr=None if cell.sampler == "annealed" else cell.snr,
+                churn=cell.churn,
+                **options,
             )
             self._loaded = None
         if self._loaded != snapshot:
-            load_weights(self._network, snapshot, cell.variant.weights)
+            load_weights(self._network, snapshot, cell.weights)
             self._loaded = snapshot
         return self._sampler

@@ -42,7 +42,7 @@ def seconds_spent(cells: list[Cell], store: StageStore) -> tuple[float, float]:
         for iteration in cell.train.snapshot_iterations:
             stages.update(cell.sample_stages(iteration, final=True))
     results = [result for stage in stages if (result := store.result(stage)) is not None]
-    working = sum(r.get("training_s", 0) + r.get("sampling_s", 0) for r in results)
+    working = sum((r.get("training_s") or 0) + r.get("sampling_s", 0) for r in results)
     return working, sum(r["compile_s"] for r in results)
 
 

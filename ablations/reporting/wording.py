@@ -117,6 +117,9 @@ _STEP_RULES = {
     "can be (not the paper's; for T = 1, where Technique 4's ε leads to twice the right one)",
     "consistent": f"{CONSISTENT_FACTOR} (1 − 1/γ) σ_L², γ the ratio of noise scales one step apart "
     "(not the paper's; the factor is read off published curves of other networks)",
+    "snr": "2 (r |z| / |s|)² at each step and of each sample, of noise z and score s (not the "
+    "paper's; Song et al. 2021)",
+    "none": "the sampler has no ε",
     "given": "set by the user",
 }
 

@@ -1,6 +1,7 @@
 """Networks: scores, energies, flows, auto-encoders.
 
 - score_network, layers: NCSN and NCSNv2 in all sizes (Song & Ermon 2020, Tables 2 and 3)
+- conditioning: told the noise scale or blind, plain or preconditioned
 - released: the checkpoints that their authors released
 - energy: multilayer and convolutional energies, whose gradient is a score
 - dkef: deep kernel exponential families (Wenliang et al. 2019)

@@ -1,3 +1,8 @@
+from .conditioning import (
+    CONDITIONINGS as CONDITIONINGS,
+    Conditioning as Conditioning,
+    register_conditioning as register_conditioning,
+)
 from .dkef import DKEF as DKEF, ScoreMatchingQuadratic as ScoreMatchingQuadratic
 from .energy import ConvEnergy as ConvEnergy, EnergyModel as EnergyModel, MLPEnergy as MLPEnergy
 from .implicit_encoders import (

@@ -3,7 +3,8 @@
 InstanceNorm++ is from Song & Ermon (2019), App. A; the blocks from RefineNet (Lin et al. 2017) as
 modified in Song & Ermon (2020), App. B.1. Every ``forward`` takes images (B, C, H, W) and the noise
 indices (B,), which unconditional layers ignore; that of a normalisation applies ``activation`` to
-its result as well. ``n_classes`` is L for conditional layers or None.
+its result as well. ``n_classes`` is L for conditional layers or None. A noise index that is no
+whole number, of a floating dtype, lies between two scales.
 """
 
 import torch
@@ -29,7 +30,10 @@ class InstanceNormPlus(nn.Module):
 
 
 class CondInstanceNormPlus(nn.Module):
-    """InstanceNorm++ with a row of (gamma, alpha, beta) for each of ``n_classes`` noise scales."""
+    """InstanceNorm++ with a row of (gamma, alpha, beta) for each of ``n_classes`` noise scales.
+
+    Between two scales it is on the straight line between their rows.
+    """
 
     def __init__(self, channels: int, n_classes: int) -> None:
         super().__init__()
@@ -41,8 +45,18 @@ class CondInstanceNormPlus(nn.Module):
     def forward(
         self, x: Tensor, noise_index: Tensor | None, activation: Activation = "none"
     ) -> Tensor:
-        gamma, alpha, beta = self.embed(noise_index).chunk(3, dim=-1)
+        assert noise_index is not None
+        gamma, alpha, beta = self._rows(noise_index).chunk(3, dim=-1)
         return instance_norm_plus(x, gamma, alpha, beta, activation=activation)
+
+    def _rows(self, noise_index: Tensor) -> Tensor:
+        if not noise_index.is_floating_point():
+            return self.embed(noise_index)
+        last = self.embed.num_embeddings - 1
+        below = noise_index.floor()
+        row = below.long().clamp(0, last)
+        fraction = (noise_index - below).to(self.embed.weight.dtype)[:, None]
+        return torch.lerp(self.embed(row), self.embed((row + 1).clamp(max=last)), fraction)
 
 
 def normalisation(channels: int, n_classes: int | None) -> nn.Module:

@@ -5,6 +5,8 @@ the first NCSN saves; then epoch, step and, where the model was trained with EMA
 averaged parameters without prefix.
 """
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,26 @@ def load_released(
     file's name and the reason.
     """
     path = Path(path)
+    states = read_released(path)
+    if weights not in states:
+        raise ReleasedCheckpointError(f"{path} has no EMA weights: load it with weights='raw'")
+    network = _network_from_state(path, states[weights], sigma_begin, sigma_end, dtype)
+    names = [name for name, _ in network.named_parameters()]
+    averaged = states.get("averaged", {})
+    if weights == "ema" and (lacking := [name for name in names if name not in averaged]):
+        raise ReleasedCheckpointError(
+            f"{path} has no whole EMA: its average lacks {len(lacking)} of {len(names)} "
+            f"parameters, {lacking[0]} first; load it with weights='raw'"
+        )
+    return network
+
+
+def read_released(path: Path) -> dict[str, dict[str, Tensor]]:
+    """Return the states of a released checkpoint: "raw", and where it has an EMA "ema".
+
+    "ema" has the buffers of "raw", the ladder among them, which are not averaged; "averaged" holds
+    what the file's EMA does. Raises as :func:`load_released`.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (FileNotFoundError, IsADirectoryError, PermissionError):
@@ -48,22 +70,10 @@ def load_released(
             f"{path} is not a released checkpoint: a list [model, optimiser], or "
             f"[model, optimiser, epoch, step, EMA], was expected, got {type(content).__name__}"
         )
-    state = {name.removeprefix("module."): value for name, value in content[0].items()}
-    averaged: dict[str, Tensor] = {}
-    if weights == "ema":
-        if len(content) < 5 or not _is_state(content[4]):
-            raise ReleasedCheckpointError(f"{path} has no EMA weights: load it with weights='raw'")
-        # Buffers, the ladder among them, are not averaged.
-        averaged = content[4]
-    network = _network_from_state(path, state | averaged, sigma_begin, sigma_end, dtype)
-    if weights == "ema":
-        names = [name for name, _ in network.named_parameters()]
-        if lacking := [name for name in names if name not in averaged]:
-            raise ReleasedCheckpointError(
-                f"{path} has no whole EMA: its average lacks {len(lacking)} of {len(names)} "
-                f"parameters, {lacking[0]} first; load it with weights='raw'"
-            )
-    return network
+    raw = {name.removeprefix("module."): value for name, value in content[0].items()}
+    if len(content) < 5 or not _is_state(content[4]):
+        return {"raw": raw}
+    return {"raw": raw, "ema": raw | content[4], "averaged": content[4]}
 
 
 def _is_state(value: Any) -> bool:
@@ -72,11 +82,22 @@ def _is_state(value: Any) -> bool:
     )
 
 
-def _network_from_state(
-    path: Path, state: dict[str, Any], sigma_begin: float, sigma_end: float, dtype: torch.dtype
-) -> ScoreNetwork:
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """What a network's parameters tell of it; ``sigmas`` are those of the file, or None."""
+
+    architecture: str
+    width: int
+    channels: int
+    conditional: bool
+    n_levels: int
+    sigmas: Tensor | None
+
+
+def shape_of(path: Path, state: Mapping[str, Tensor]) -> Shape:
+    """Return what names and shapes tell; ReleasedCheckpointError for another network's."""
     try:
-        begin: Tensor = state["begin_conv.weight"]
+        begin = state["begin_conv.weight"]
         width, channels = begin.shape[:2]
         stages = {name.split(".")[0] for name in state if name.startswith("res")}
         architecture = next(
@@ -85,20 +106,44 @@ def _network_from_state(
             if {stage.name for stage in table.stages} == stages
         )
         conditional = "normalizer.embed.weight" in state
-        if conditional:
-            n_levels = len(state["normalizer.embed.weight"])
-            sigmas = geometric_sigmas(sigma_begin, sigma_end, n_levels)
-        else:
-            sigmas = state["sigmas"].to(torch.float32)
+        sigmas = None if conditional else state["sigmas"].to(torch.float32)
+        levels = state["normalizer.embed.weight"] if sigmas is None else sigmas
     except (KeyError, StopIteration, AttributeError, ValueError) as error:
         raise ReleasedCheckpointError(
             f"{path} does not hold one of the networks of Tables 2 and 3 ({error!r})"
         ) from error
+    return Shape(
+        architecture=architecture,
+        width=width,
+        channels=channels,
+        conditional=conditional,
+        n_levels=len(levels),
+        sigmas=sigmas,
+    )
+
+
+def _network_from_state(
+    path: Path,
+    state: Mapping[str, Tensor],
+    sigma_begin: float,
+    sigma_end: float,
+    dtype: torch.dtype,
+) -> ScoreNetwork:
+    shape = shape_of(path, state)
+    sigmas = shape.sigmas
+    if sigmas is None:
+        sigmas = geometric_sigmas(sigma_begin, sigma_end, shape.n_levels)
     try:
         network = ScoreNetwork(
-            architecture, sigmas, conditional=conditional, channels=channels, width=width
+            shape.architecture,
+            sigmas,
+            conditional=shape.conditional,
+            channels=shape.channels,
+            width=shape.width,
         )
         network.load_state_dict(state)
     except (RuntimeError, ValueError) as error:
-        raise ReleasedCheckpointError(f"{path} does not fit {architecture!r}: {error}") from error
+        raise ReleasedCheckpointError(
+            f"{path} does not fit {shape.architecture!r}: {error}"
+        ) from error
     return network.to(dtype).eval()

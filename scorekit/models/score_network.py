@@ -1,8 +1,9 @@
 """The score networks of Song & Ermon (2020), Tables 2 and 3, from one table of stages.
 
 Conditional networks (NCSN) look their noise scale up in CondInstanceNorm++; unconditional ones
-(NCSNv2, Technique 3) see the image alone and have their output divided by sigma. Parameter names
-are those of the authors' released checkpoints.
+(NCSNv2, Technique 3) see the image alone and have their output divided by sigma. What else there
+is: :mod:`scorekit.models.conditioning`. Parameter names are those of the authors' released
+checkpoints.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from scorekit.models.conditioning import (
+    CONDITIONINGS,
+    Conditioning,
+    check_conditioning,
+    default_conditioning,
+)
 from scorekit.models.layers import RefineBlock, ResBlock, normalisation
 
 
@@ -118,7 +125,9 @@ class ScoreNetwork(nn.Module):
     ``sigmas`` is the descending ladder (L,), kept as a float32 buffer. ``width`` is the number of
     filters at full resolution: 128 in the paper, at least 2 (InstanceNorm++ takes a variance over
     channels). With ``conditional`` the noise index selects rows of CondInstanceNorm++ (NCSN,
-    Table 2), else the output is divided by sigma (NCSNv2, Table 3).
+    Table 2), else the output is divided by sigma (NCSNv2, Table 3). ``conditioning`` names another
+    of :data:`scorekit.models.conditioning.CONDITIONINGS`, of networks that are conditional, or that
+    are not (ValueError otherwise).
     """
 
     def __init__(
@@ -129,9 +138,12 @@ class ScoreNetwork(nn.Module):
         conditional: bool = False,
         channels: int = 3,
         width: int = 128,
+        conditioning: str | None = None,
     ) -> None:
         super().__init__()
         check_architecture(architecture)
+        self.conditioning = conditioning or default_conditioning(conditional)
+        check_conditioning(self.conditioning, conditional)
         if channels < 1 or width < 2:
             raise ValueError(f"channels = {channels} must be >= 1 and width = {width} >= 2")
         if sigmas.ndim != 1 or len(sigmas) < 1 or not bool((sigmas > 0).all()):
@@ -177,8 +189,12 @@ class ScoreNetwork(nn.Module):
 
     def features(self, x: Tensor, noise_index: Tensor | None) -> Tensor:
         """Return the network's output before any division by sigma; shapes as in ``forward``."""
+        return self._body(2 * x - 1, noise_index)
+
+    def _body(self, y: Tensor, noise_index: Tensor | None) -> Tensor:
+        """Return the output for centred images y, in [-1, 1] but for their noise."""
         table = ARCHITECTURES[self.architecture]
-        h = self.begin_conv(2 * x - 1)
+        h = self.begin_conv(y)
         outputs = []
         for stage in table.stages:
             for block in self.get_submodule(stage.name).children():
@@ -193,19 +209,69 @@ class ScoreNetwork(nn.Module):
 
     def forward(self, x: Tensor, noise_index: Tensor) -> Tensor:
         """Return the score (B, channels, H, W) at noise scales ``noise_index`` (B,), 0 largest."""
-        if self.conditional:
-            return self.features(x, noise_index)
-        return self.score(x, self.sigmas[noise_index])
+        return self._score(x, self.sigmas[noise_index], noise_index, times_sigma=False)
 
     def score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Return s(x) / sigma for any sigma > 0, a number or a tensor (B,) (Technique 3).
+        """Return the score (B, channels, H, W) at any sigma > 0, a number or a tensor (B,).
 
-        Raises ValueError for a conditional network, which knows its own L noise scales only.
+        A conditional network, which knows its own L noise scales, is told the place of sigma among
+        their logarithms, :meth:`place`.
         """
-        if self.conditional:
-            raise ValueError("a conditional network has no score at continuous sigma: use forward")
-        sigma = torch.as_tensor(sigma, dtype=x.dtype, device=x.device)
-        return self.features(x, None) / sigma.reshape(-1, 1, 1, 1)
+        return self._score(x, self._as_sigma(x, sigma), None, times_sigma=False)
+
+    def scaled_score(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Return sigma * s(x, sigma), of which Technique 3's network is blind to sigma."""
+        return self._score(x, self._as_sigma(x, sigma), None, times_sigma=True)
+
+    def sampled_along(
+        self, sigmas: Tensor, *, between: bool = False
+    ) -> tuple[Callable[[Tensor, Tensor], Tensor], dict[str, bool]]:
+        """Return what a sampler is to be given to descend a ladder, and its options.
+
+        ``between`` says that the sampler evaluates scores at scales between those of ``sigmas``
+        (:func:`scorekit.sampling.evaluates_between`). A blind network takes any scale; a told one
+        its own by their indices, and others by their place among them.
+        """
+        if self.conditioning == "inverse_sigma":
+            return self.features, {"times_sigma": True}
+        own = torch.equal(sigmas.to(self.sigmas), self.sigmas)
+        if CONDITIONINGS[self.conditioning].told and own and not between:
+            return self, {}
+        return self.scaled_score, {"times_sigma": True, "takes_sigma": True}
+
+    def place(self, sigma: Tensor) -> Tensor:
+        """Return the noise index of sigma (B,), linear in ln sigma between two of the ladder.
+
+        That of the ladder's end for scales beyond it.
+        """
+        if len(self.sigmas) == 1:
+            return torch.zeros_like(sigma)
+        logs, log = self.sigmas.log().to(sigma.dtype), sigma.log()
+        below = torch.searchsorted(-logs, -log, right=True) - 1
+        below = below.clamp(0, len(self.sigmas) - 2)
+        upper, lower = logs[below], logs[below + 1]
+        return below + ((upper - log) / (upper - lower)).clamp(0, 1)
+
+    @staticmethod
+    def _as_sigma(x: Tensor, sigma: Tensor | float) -> Tensor:
+        return torch.as_tensor(sigma, dtype=x.dtype, device=x.device).reshape(-1)
+
+    def _score(
+        self, x: Tensor, sigma: Tensor, noise_index: Tensor | None, *, times_sigma: bool
+    ) -> Tensor:
+        """Return the score, or sigma times it, at ``sigma`` (B,) or (1,), at ``noise_index``."""
+        way: Conditioning = CONDITIONINGS[self.conditioning]
+        if way.told and noise_index is None:
+            noise_index = self.place(sigma).expand(x.shape[0])
+        sigma = sigma.reshape(-1, 1, 1, 1)
+        y = 2 * x - 1
+        output = self._body(
+            y if way.c_in is None else way.c_in(sigma) * y, noise_index if way.told else None
+        )
+        output = way.output(output, y, sigma)
+        if way.times_sigma == times_sigma:
+            return output
+        return sigma * output if times_sigma else output / sigma
 
     def n_parameters(self) -> int:
         """Return the number of trainable parameters."""

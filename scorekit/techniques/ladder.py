@@ -14,10 +14,13 @@ from scorekit.techniques.noise_scales import (
     ladder_ratio,
     n_noise_scales,
     noise_scale_ratio,
+    rho_sigmas,
 )
 from scorekit.techniques.step_size import (
+    SNR,
     affordable_steps,
     check_n_steps_each,
+    check_snr,
     consistent_step_size,
     langevin_step_size,
     steady_state_step_size,
@@ -30,14 +33,23 @@ STEP_RULES: dict[str, Callable[[float, float, int], float]] = {
     "consistent": consistent_step_size,
 }
 
+#: Ways to place noise scales between sigma_1 and sigma_L: Technique 2's, and Karras et al.'s.
+SCHEDULES: dict[str, Callable[[float, float, int], Tensor]] = {
+    "geometric": geometric_sigmas,
+    "rho": rho_sigmas,
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Ladder:
-    """Noise scales sigma_1 > ... > sigma_L, geometric, and T Langevin steps at each of them.
+    """Noise scales sigma_1 > ... > sigma_L, and T Langevin steps at each of them.
 
     ``step_size`` is epsilon, the step at sigma_L; at sigma_i it is epsilon sigma_i^2 / sigma_L^2.
-    ``step_rule`` says where it is from: one of ``STEP_RULES``, "Table 4" or "given". Raises
-    ValueError for what is no ladder; which epsilon will do depends on the sampler, which looks.
+    ``step_rule`` says where it is from: one of ``STEP_RULES``, "snr", "Table 4" or "given". With
+    "snr" no epsilon is set, ``step_size`` is 0 and ``snr`` is r of
+    :func:`scorekit.techniques.step_size.snr_step_size`. ``schedule`` is one of ``SCHEDULES``; of a
+    geometric ladder all neighbours have one ratio. Raises ValueError for what is no ladder; which
+    epsilon will do depends on the sampler, which looks.
     """
 
     sigma_begin: float
@@ -46,8 +58,14 @@ class Ladder:
     n_steps_each: int
     step_size: float
     step_rule: str = "given"
+    schedule: str = "geometric"
+    snr: float | None = None
 
     def __post_init__(self) -> None:
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule = {self.schedule!r}: one of {', '.join(SCHEDULES)}")
+        if self.snr is not None:
+            check_snr(self.snr)
         check_ladder(self.sigma_begin, self.sigma_end, self.n_levels)
         check_n_steps_each(self.n_steps_each)
 
@@ -88,19 +106,33 @@ class Ladder:
         return ladder.by_rule("Technique 4") if step_size is None else ladder
 
     def by_rule(self, rule: str) -> Self:
-        """Return this ladder with the epsilon that one of ``STEP_RULES`` gives on it."""
+        """Return this ladder with the epsilon that one of ``STEP_RULES`` gives on it.
+
+        "snr" leaves epsilon to the sampler, with the ladder's ``snr`` or, without one, 0.16. Raises
+        ValueError for another word.
+        """
+        if rule == "snr":
+            return replace(self, step_size=0.0, step_rule=rule, snr=self.snr or SNR)
+        if rule not in STEP_RULES:
+            raise ValueError(f"step_rule = {rule!r}: one of {', '.join([*STEP_RULES, 'snr'])}")
         step_size = STEP_RULES[rule](self.gamma, self.sigma_end, self.n_steps_each)
-        return replace(self, step_size=step_size, step_rule=rule)
+        return replace(self, step_size=step_size, step_rule=rule, snr=None)
 
     @property
     def sigmas(self) -> Tensor:
         """The noise scales, float32 (L,), index 0 the largest."""
-        return geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
+        return SCHEDULES[self.schedule](self.sigma_begin, self.sigma_end, self.n_levels)
 
     @property
     def gamma(self) -> float:
-        """The ratio of neighbouring noise scales, sigma_{i-1} / sigma_i."""
-        return ladder_ratio(self.sigmas)
+        """The ratio of neighbouring noise scales, sigma_{i-1} / sigma_i, the largest of them.
+
+        Step sizes are made for it; where neighbours lie closer together they do more than enough.
+        """
+        sigmas = self.sigmas
+        if self.schedule == "geometric":
+            return ladder_ratio(sigmas)
+        return float((sigmas[:-1].double() / sigmas[1:].double()).max())
 
     @property
     def n_steps(self) -> int:

@@ -104,6 +104,22 @@ def _geomspace(start: float, stop: float, n: int) -> np.ndarray:
     return np.geomspace(start, stop, n)
 
 
+def rho_sigmas(sigma_begin: float, sigma_end: float, n_levels: int, rho: float = 7.0) -> Tensor:
+    """Return Karras et al.'s descending ladder (2022, Eq. 5), float32 (L,), index 0 largest.
+
+    sigma_i = (a + i / (L - 1) (b - a))^rho with a = sigma_1^(1/rho), b = sigma_L^(1/rho): evenly
+    spaced for rho = 1, and the geometric ladder as rho goes to infinity; 7 lies between. Raises
+    ValueError for no ladder and unless rho is finite and at least 1.
+    """
+    check_ladder(sigma_begin, sigma_end, n_levels)
+    if not 1 <= rho < math.inf:
+        raise ValueError(f"rho = {rho} must be at least 1 and finite")
+    roots = np.linspace(sigma_begin ** (1 / rho), sigma_end ** (1 / rho), n_levels)
+    sigmas = roots**rho
+    sigmas[[0, -1]] = sigma_begin, sigma_end
+    return torch.from_numpy(sigmas).to(torch.float32)
+
+
 def ladder_ratio(sigmas: Sequence[float] | Tensor) -> float:
     """Return gamma = (sigma_1 / sigma_L)^(1 / (L - 1)) of a geometric ladder."""
     return float((float(sigmas[0]) / float(sigmas[-1])) ** (1 / (len(sigmas) - 1)))

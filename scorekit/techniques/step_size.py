@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+from torch import Tensor
 
 #: The most Langevin steps at a noise scale, a thousand times any published number.
 MAX_STEPS_EACH = 100_000
@@ -111,6 +112,27 @@ def consistent_step_size(gamma: float, sigma_end: float, n_steps_each: int) -> f
     _check_ladder(gamma, sigma_end, n_steps_each)
     shrinkage = -math.expm1(-math.log(gamma) / n_steps_each)
     return min(CONSISTENT_FACTOR * shrinkage, 1.0) * sigma_end**2
+
+
+#: r of :func:`snr_step_size`, the value of Song et al. 2021 for CIFAR-10.
+SNR = 0.16
+
+
+def snr_step_size(score: Tensor, noise: Tensor, snr: float = SNR) -> Tensor:
+    """Return epsilon = 2 (r |z| / |s|)^2 of each sample, (B,), of score and noise (B, ...).
+
+    The corrector of Song et al. 2021 (arXiv:2011.13456, Algorithm 5): r = ``snr`` is a step's
+    drift, epsilon |s|, over its noise, sqrt(2 epsilon) |z|. Norms are each sample's own, where
+    theirs are means over the batch, on which a sample would then depend. epsilon is that of the
+    step itself, and not Algorithm 1's at sigma_L.
+    """
+    return 2 * snr**2 * noise.flatten(1).square().sum(1) / score.flatten(1).square().sum(1)
+
+
+def check_snr(snr: float) -> None:
+    """Raise ValueError unless r of :func:`snr_step_size` is positive and finite."""
+    if not 0 < snr < math.inf:
+        raise ValueError(f"snr = {snr} must be greater than 0 and finite")
 
 
 def affordable_steps(score_evaluations: int, n_levels: int) -> int:

@@ -25,6 +25,7 @@ from .settings import (
     RunSettings as RunSettings,
     TrainSettings as TrainSettings,
     check_settings as check_settings,
+    identity as identity,
     trajectory_digest as trajectory_digest,
 )
 from .trainer import Trainer as Trainer

@@ -37,11 +37,13 @@ def evaluated_losses(
 ) -> np.ndarray:
     """Return the objective of each image, unflipped, over ``draws`` of noise: float64 (B,).
 
-    The noise is none of the training's, and the same for two images of one ``index``. The network's
+    Of the kind that compares between runs: :meth:`scorekit.training.loss.ScoreLoss.comparable`. The
+    noise is none of the training's, and the same for two images of one ``index``. The network's
     parameters are to need no gradient. Arguments as :data:`scorekit.training.loss.Loss` says.
     """
     device = images.device
-    key, loss = philox_key(settings.seed, str(device)), ScoreLoss(settings, device, augmented=False)
+    key = philox_key(settings.seed, str(device))
+    loss = ScoreLoss.comparable(settings, device)
     total = torch.zeros(len(images), dtype=torch.float64, device=device)
     with precision_context(settings.precision), autocast(settings.precision, str(device)):
         for draw in range(draws):

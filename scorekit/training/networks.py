@@ -1,7 +1,6 @@
 """Networks as the trainer builds them, and as its snapshots keep them."""
 
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import nn
@@ -24,6 +23,7 @@ def build_network(settings: TrainSettings, channels: int) -> ScoreNetwork:
             conditional=settings.conditional,
             channels=channels,
             width=settings.width,
+            conditioning=settings.conditioning,
         )
 
 
@@ -39,7 +39,10 @@ def check_trainable(network: nn.Module) -> None:
 
 
 def load_weights(network: nn.Module, path: str | Path, weights: str) -> None:
-    """Give a network a snapshot's "raw" or "ema" weights; CorruptFile where they are not its."""
+    """Give a network a snapshot's "raw" or "ema" weights, or those of one of its ema_profiles.
+
+    CorruptFile where they are not its.
+    """
     state = load_tensors(path, keys=(weights,))[weights]
     try:
         network.load_state_dict(state)
@@ -48,9 +51,9 @@ def load_weights(network: nn.Module, path: str | Path, weights: str) -> None:
 
 
 def load_snapshot(
-    path: str | Path, settings: TrainSettings, channels: int, weights: Literal["raw", "ema"]
+    path: str | Path, settings: TrainSettings, channels: int, weights: str
 ) -> ScoreNetwork:
-    """Return a snapshot's network in evaluation mode; raises CorruptFile for a damaged file."""
+    """Return a snapshot's network in evaluation mode, its weights as :func:`load_weights` says."""
     network = build_network(settings, channels)
     load_weights(network, path, weights)
     return network.eval().to(memory_format=torch.channels_last)

@@ -24,14 +24,21 @@ class Resumption:
     """Checkpoints and snapshots of one run: rank 0 writes them, every rank reads.
 
     ``digest`` is that of the run's settings and data, ``snapshots`` the iterations whose weights
-    are kept: a run goes back to the first of them that is lost.
+    are kept: a run goes back to the first of them that is lost. ``weights`` are the names of what a
+    snapshot holds.
     """
 
     def __init__(
-        self, directory: str | Path, snapshots: Iterable[int], digest: str, world: World
+        self,
+        directory: str | Path,
+        snapshots: Iterable[int],
+        digest: str,
+        world: World,
+        *,
+        weights: tuple[str, ...] = ("raw", "ema"),
     ) -> None:
         self.directory, self.digest, self.world = Path(directory), digest, world
-        self.snapshots = list(snapshots)
+        self.snapshots, self.weights = list(snapshots), weights
         self._checkpoints = CheckpointStore(directory)
 
     def last_iteration(self) -> int:
@@ -47,7 +54,7 @@ class Resumption:
     def save_snapshot(self, state: dict[str, Any]) -> None:
         """Write the weights of a state, raw and averaged, which stay."""
         if self.world.is_main:
-            weights = {key: state[key] for key in ("raw", "ema")}
+            weights = {key: state[key] for key in self.weights}
             save_tensors(snapshot_path(self.directory, state["iteration"]), weights)
 
     def load(self, device: str) -> dict[str, Any] | None:
@@ -79,6 +86,6 @@ class Resumption:
         """Return the first iteration whose snapshot is absent or damaged, which is set aside."""
         path = partial(snapshot_path, self.directory)
         for iteration in self.snapshots:
-            if find_tensors(path(iteration), keys=("raw", "ema")) is None:
+            if find_tensors(path(iteration), keys=self.weights) is None:
                 return iteration
         return None

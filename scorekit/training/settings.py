@@ -3,17 +3,20 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
+from scorekit.models.conditioning import check_conditioning, default_conditioning
 from scorekit.models.score_network import check_architecture
 from scorekit.objectives.directions import ProjectionKind, check_projection_kind
 from scorekit.objectives.score_matching import Objective, ways
 from scorekit.runtime.compilation import PRECISIONS, Precision
 from scorekit.techniques.ema import check_momentum
+from scorekit.techniques.ema_profiles import parse_ema
+from scorekit.techniques.noise_levels import check_loss_weights, check_noise_levels
 from scorekit.techniques.noise_scales import geometric_sigmas
 
 #: Far above any use, and below what would fill the memory or take for ever to count.
@@ -22,7 +25,11 @@ MAX_WIDTH, MAX_COUNT, MAX_SNAPSHOTS = 2**14, 10**9, 100_000
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """What a training run's result depends on beside its network, loss and data (ValueError)."""
+    """What a training run's result depends on beside its network, loss and data (ValueError).
+
+    ``ema_profiles`` are averages kept beside that of ``ema_momentum``, in the words of
+    :func:`scorekit.techniques.ema_profiles.parse_ema`; snapshots hold them under these words.
+    """
 
     iterations: int
     batch_size: int
@@ -34,9 +41,14 @@ class RunSettings:
     snapshot_interval: int = 5000
     test_interval: int = 100
     seed: int = 0
+    ema_profiles: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         check_momentum(self.ema_momentum)
+        object.__setattr__(self, "ema_profiles", tuple(self.ema_profiles))  # JSON has lists
+        for name in self.ema_profiles:
+            if parse_ema(name).name != name or self.ema_profiles.count(name) > 1:
+                raise ValueError(f"ema_profiles holds {name!r} twice, or with spaces around it")
         for name in ("iterations", "batch_size", "snapshot_interval", "test_interval"):
             if not 1 <= getattr(self, name) <= MAX_COUNT:
                 raise ValueError(
@@ -79,6 +91,9 @@ class TrainSettings(RunSettings):
         None  # of fd_ objectives; None: scorekit.derivatives.directional's rule
     )
     projection: ProjectionKind = "rademacher"  # of sliced objectives
+    noise_levels: str = "ladder"  # or one of scorekit.techniques.NOISE_LEVELS
+    loss_weights: str = "own"  # of noise_levels, or one of scorekit.techniques.LOSS_WEIGHTS
+    conditioning: str | None = None  # of scorekit.models.CONDITIONINGS; None: the paper's
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -90,6 +105,9 @@ class TrainSettings(RunSettings):
             raise ValueError(f"dequantisation = {self.dequantisation!r}: 'none' or 'uniform'")
         ways(self.objective, "score")
         check_projection_kind(self.projection)
+        check_noise_levels(self.noise_levels)
+        check_loss_weights(self.loss_weights)
+        check_conditioning(self.resolved_conditioning, self.conditional)
         is_fd = self.objective.startswith("fd_")
         if is_fd and self.precision != "fp32":
             raise ValueError(
@@ -106,6 +124,35 @@ class TrainSettings(RunSettings):
     def sigmas(self) -> Tensor:
         """The ladder of noise scales, float32 (L,)."""
         return geometric_sigmas(self.sigma_begin, self.sigma_end, self.n_levels)
+
+    @property
+    def resolved_conditioning(self) -> str:
+        """The conditioning, that of the paper where none is set."""
+        return self.conditioning or default_conditioning(self.conditional)
+
+
+# Fields that came later, with the value at which trainings are those of before.
+_LATER = {
+    "ema_profiles": (),
+    "noise_levels": "ladder",
+    "loss_weights": "own",
+    "conditioning": None,
+}
+
+
+def identity(settings: RunSettings) -> dict[str, Any]:
+    """Return the fields that tell a training from others: what its digests are made of.
+
+    Without those that came later where they change nothing: digests stay as they were.
+    """
+    values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    if isinstance(settings, TrainSettings):
+        default = default_conditioning(settings.conditional)
+        if settings.resolved_conditioning == default:
+            values["conditioning"] = None
+    return {
+        name: value for name, value in values.items() if name not in _LATER or value != _LATER[name]
+    }
 
 
 class OtherSettings(ValueError):

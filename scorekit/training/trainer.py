@@ -23,12 +23,13 @@ from scorekit.runtime.compilation import autocast, compile_seconds, compiled, pr
 from scorekit.runtime.distributed import World
 from scorekit.runtime.interruption import Diverged, Stopped, never
 from scorekit.techniques.ema import ema_update
+from scorekit.techniques.ema_profiles import parse_ema
 from scorekit.training.batches import Batches
 from scorekit.training.gradients import GradientSum, check_accumulation, micro_batches
 from scorekit.training.loss import WATCH_STEP, Loss, ScoreLoss
 from scorekit.training.networks import build_network, check_trainable
 from scorekit.training.resumption import Resumption
-from scorekit.training.settings import RunSettings, TrainSettings, trajectory_digest
+from scorekit.training.settings import RunSettings, TrainSettings, identity, trajectory_digest
 
 _log = logging.getLogger("scorekit")
 
@@ -36,9 +37,10 @@ _log = logging.getLogger("scorekit")
 class Trainer:
     """One training run in one directory; :meth:`run` starts it or goes on where it stopped.
 
-    ``directory`` receives rolling checkpoints, a snapshot (raw and EMA weights) at each of
-    ``settings.snapshot_iterations`` and, at the end, nothing else is needed. ``compile`` and
-    ``device`` change speed and rounding only.
+    ``directory`` receives rolling checkpoints, a snapshot at each of
+    ``settings.snapshot_iterations`` (raw and EMA weights, and those of each of
+    ``settings.ema_profiles``) and, at the end, nothing else is needed. ``compile`` and ``device``
+    change speed and rounding only.
 
     TrainSettings tell network and loss. A ``network`` of one's own, any module whose samples do
     not depend on each other, and a ``loss`` (:data:`scorekit.training.loss.Loss`) take their place;
@@ -75,8 +77,9 @@ class Trainer:
                 network = build_network(settings, dataset.channels)
             if loss is None:
                 loss = ScoreLoss(settings, device, augmented=True)
+                loss.check(network)
                 # Whatever the training's objective, so that runs compare.
-                watched = ScoreLoss(settings, device, augmented=False, objective="dsm")
+                watched = ScoreLoss.comparable(settings, device, objective="dsm")
                 test_loss = watched if test_loss is None else test_loss
         if network is None or loss is None:
             raise ValueError("network and loss are needed, where no TrainSettings tell them")
@@ -87,6 +90,8 @@ class Trainer:
         self.directory.mkdir(parents=True, exist_ok=True)
         self.network = network.to(device).to(memory_format=torch.channels_last)
         self.ema_network = deepcopy(self.network).eval().requires_grad_(False)
+        self.averages = {name: deepcopy(self.ema_network) for name in settings.ema_profiles}
+        self._profiles = {name: parse_ema(name) for name in settings.ema_profiles}
         self._parameters = list(self.network.parameters())
         self.optimizer = torch.optim.Adam(
             self._parameters,
@@ -110,8 +115,14 @@ class Trainer:
         compile = compile and getattr(loss, "compiles", True)
         self._loss = compiled(self._batch_loss, enable=compile, device=device, cuda_graphs=True)
         self._batch = Batches(dataset.train, settings.batch_size, settings.seed)
-        digest = trajectory_digest(vars(settings) | {"data": dataset.fingerprint})
-        self._files = Resumption(directory, settings.snapshot_iterations, digest, self.world)
+        digest = trajectory_digest(identity(settings) | {"data": dataset.fingerprint})
+        self._files = Resumption(
+            directory,
+            settings.snapshot_iterations,
+            digest,
+            self.world,
+            weights=("raw", "ema", *settings.ema_profiles),
+        )
 
     def run(
         self,
@@ -199,6 +210,9 @@ class Trainer:
         loss = loss.detach().clone() if self._gradients is None else self._gradients.finish()
         self.optimizer.step()
         ema_update(self.ema_network.parameters(), self._parameters, self.settings.ema_momentum)
+        for name, averaged in self.averages.items():
+            momentum = self._profiles[name].momentum(iteration + 1)
+            ema_update(averaged.parameters(), self._parameters, momentum)
         return loss
 
     def _batch_loss(self, images: Tensor, index: Tensor, step: Tensor, key: Tensor) -> Tensor:
@@ -238,11 +252,11 @@ class Trainer:
         self._files.save(self._state(), is_best=is_best)
 
     def _check_weights(self) -> None:
-        averaged = self.ema_network.state_dict()
-        for name, value in (*self.network.state_dict().items(), *averaged.items()):
-            if not bool(value.isfinite().all()):
-                what = f"the weights {name} are not finite"
-                raise Diverged(self.iteration, what, self._files.last_iteration())
+        for network in (self.network, self.ema_network, *self.averages.values()):
+            for name, value in network.state_dict().items():
+                if not bool(value.isfinite().all()):
+                    what = f"the weights {name} are not finite"
+                    raise Diverged(self.iteration, what, self._files.last_iteration())
 
     def _state(self) -> dict[str, Any]:
         return {
@@ -255,6 +269,7 @@ class Trainer:
             "best_test_loss": self.best_test_loss,
             "raw": self.network.state_dict(),
             "ema": self.ema_network.state_dict(),
+            **{name: averaged.state_dict() for name, averaged in self.averages.items()},
             "optimizer": self.optimizer.state_dict(),
             "losses": torch.tensor(self.losses, dtype=torch.float64),
             "test_losses": torch.tensor(self.test_losses, dtype=torch.float64).reshape(-1, 2),
@@ -272,7 +287,8 @@ class Trainer:
         _log.info("training continues at iteration %d", self.iteration)
 
     def _restore(self, state: dict[str, Any]) -> None:
-        for network, weights in ((self.network, "raw"), (self.ema_network, "ema")):
+        kept = {"raw": self.network, "ema": self.ema_network, **self.averages}
+        for weights, network in kept.items():
             try:
                 network.load_state_dict(state[weights])
             except RuntimeError as error:  # names or shapes

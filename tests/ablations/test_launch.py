@@ -9,14 +9,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
 from resolved import whole_jobs
-from tiny_grid import ROOT, TOML, environment, launch, launch_command, results
+from tiny_grid import TOML, launch, launch_command, results
 
 from ablations.command_line import make_plan, parse_arguments
+from ablations.engine import provenance
 from ablations.executors.slurm.settings import JOB_KINDS
 from ablations.launch import main
 from ablations.pipeline.manifest import GRID_FILE, load_manifest
@@ -145,21 +147,25 @@ def a_part_of(out: Path, whole: Path) -> None:
     assert found.items() <= results(whole).items()
 
 
+def begin(folder, *flags):
+    """Start a launcher whose jobs are processes, in a forked child and without a report."""
+    return forked.start(
+        forked.launcher,
+        launch_command(folder, "--device", "cpu", *flags)[3:],
+        log=folder / "log",
+        fault=forked.NoReport(),
+    )
+
+
 @pytest.mark.slow
 def test_workers_that_outlive_a_killed_launcher_do_no_harm(finished, tmp_path):
     flags = ("--executor", "local", "--workers", "3", "--only", "ncsn_124,ncsn_1245")
-    process = subprocess.Popen(
-        launch_command(tmp_path, *flags),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = begin(tmp_path, *flags)
     deadline = time.monotonic() + 300
     while not list((tmp_path / "out").glob("logs/*_log.out")) and time.monotonic() < deadline:
         time.sleep(0.05)
     process.kill()
-    process.wait()
+    process.join()
     run = launch(tmp_path, *flags)
     assert run.returncode == 0, run.stderr
     # Processes side by side give the same bytes as one.
@@ -169,16 +175,9 @@ def test_workers_that_outlive_a_killed_launcher_do_no_harm(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_worker_is_reported_and_continued(tmp_path):
-    settings = ("--set", "iterations=60", "--set", "snapshot_interval=20")
+    settings = ("--set", "iterations=60", "--set", "snapshot_interval=30")
     flags = ("--executor", "local", "--workers", "1", "--only", "ncsnv2", *settings)
-    process = subprocess.Popen(
-        launch_command(tmp_path, *flags),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = begin(tmp_path, *flags)
     checkpoints = tmp_path / "out" / "stages" / "train"
     deadline = time.monotonic() + 300
     while not list(checkpoints.rglob("checkpoint-*.pt")) and time.monotonic() < deadline:
@@ -189,11 +188,9 @@ def test_a_killed_worker_is_reported_and_continued(tmp_path):
     assert victims
     for pid in victims:
         os.kill(int(pid), signal.SIGKILL)
-    output, _ = process.communicate(timeout=600)
-    assert process.returncode == 1
-    assert "process died" in output
-    run = launch(tmp_path, *flags)
-    assert run.returncode == 0, run.stderr
+    assert forked.wait(process) == 1
+    assert "process died" in (tmp_path / "log").read_text()
+    assert forked.wait(begin(tmp_path, *flags)) == 0, (tmp_path / "log").read_text()
 
 
 def test_a_damaged_snapshot_is_named_and_made_again(finished, tmp_path, caplog, no_report):
@@ -223,21 +220,71 @@ def test_divergence_stops_one_cell_and_the_table_says_so(tmp_path, capsys, sketc
     assert "started: train" in capsys.readouterr().out
 
 
-def test_seeds_may_be_added_and_settings_may_not_be_mixed(finished, tmp_path, capsys, sketched):
+def test_seeds_may_be_added(finished, tmp_path, sketched):
     shutil.copytree(finished / "out", tmp_path / "out")
     assert again(tmp_path, "--only", "ncsnv2", "--executor", "inline", "--seeds", "2") == 0
     table = pd.read_csv(tmp_path / "out" / "report" / "tables" / "ablation.csv")
     assert set(table[table["variant"] == "NCSNv2"]["n_seeds"]) == {2}
-    assert again(tmp_path, "--set", "width=3") == 2
-    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_rows_of_other_settings_come_beside_those_that_are_there(
+    finished, tmp_path, capsys, sketched
+):
+    """Trained and sampled with them, under a name and a column that say so."""
+    shutil.copytree(finished / "out", tmp_path / "out")
+    out = tmp_path / "out"
+    before = {path: path.read_bytes() for path in (out / "stages").rglob("*.json")}
+    flags = ("--set", "learning_rate=0.0002", "--only", "*ncsnv2*", "--executor", "inline")
+    assert again(tmp_path, *flags) == 0
+    assert "named after them (learning_rate)" in capsys.readouterr().out
+    assert {path: path.read_bytes() for path in before} == before
+    table = pd.read_csv(out / "report" / "tables" / "ablation.csv")
+    added = table[table["variant"] == "NCSNv2, learning_rate=0.0002"]
+    assert set(added["status"]) == {"done"} and set(added["learning_rate"]) == {0.0002}
+    own = table[table["variant"] == "NCSNv2"]
+    assert set(own["learning_rate"]) == {0.001}
+    assert set(own["distance_mean"]).isdisjoint(added["distance_mean"])
+    page = (out / "report" / "index.html").read_text()
+    assert "Learning rate" in page
+    (cell,) = (c for c in load_manifest(out).units if c.slug == "ncsnv2-learning_rate0.0002")
+    assert (cell.train.learning_rate, cell.own) == (0.0002, (("learning_rate", 0.0002),))
+    # The folder goes on with what it holds, and as it was begun.
+    assert main(["--out", str(out), "--device", "cpu", "--only", "*v2*", "--dry-run"]) == 0
+    assert " 0 of them to do" in capsys.readouterr().out
+
+
+def test_values_of_a_setting_are_rows(finished, capsys):
+    out = ("--out", str(finished / "out"), "--device", "cpu", "--dry-run")
+    assert main([*out, "--vary", "ema_momentum=0.9,0.99", "--vary", "flip=false"]) == 0
+    cells = re.findall(r"^cell digits/(\S+)/seed0", capsys.readouterr().out, re.M)
+    # Each row that takes it: raw weights have no momentum.
+    assert cells == [
+        "ncsn_124-flipfalse",
+        *(f"{v}-ema_momentum{m}-flipfalse" for v in ("ncsn_1245", "ncsnv2") for m in (0.9, 0.99)),
+    ]
+    for bad, message in (
+        ("width", "is not of the form key=value,value"),
+        ("wide=1", "--vary wide: unknown; known: budget, preset"),
+        ("width=a", "width = 'a' is not a whole number"),
+        ("image_size=8,16", "--vary image_size: all rows of a data set have the same images"),
+    ):
+        assert main([*out, "--vary", bad]) == 2
+        assert message in capsys.readouterr().err
+    assert main([*out, "--vary", "width=2", "--vary", "width=3"]) == 2
+    assert "--vary width: given twice" in capsys.readouterr().err
 
 
 def test_a_folder_goes_on_with_its_own_budget_unless_another_is_given(tmp_path):
     begun = make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "paper"]))
     GRID_FILE.save(begun.manifest, tmp_path)
     assert make_plan(parse_arguments(["--out", str(tmp_path)])).manifest.budget == "paper"
-    with pytest.raises(ValueError, match="holds budget 'paper', not 'quick'"):
-        make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick"]))
+    plan = make_plan(parse_arguments(["--out", str(tmp_path), "--budget", "quick"]))
+    assert plan.manifest.budget == "paper"
+    assert [cell.label for cell in plan.units[-2:]] == [
+        *("NCSNv2, budget=quick", "NCSNv2, consistent, budget=quick")
+    ]
+    assert [cell.train.width for cell in plan.units] == [16] * 5
+    assert plan.units[0].own == (("budget", "quick"),)
 
 
 @pytest.mark.parametrize("flags", [(), ("--executor", "slurm", "--slurm", "gpus=1")])
@@ -280,8 +327,10 @@ def test_a_begun_folder_continues_without_its_grid_s_file(finished, capsys):
     said = capsys.readouterr().out
     assert "grid tiny: 3 cells" in said
     assert "nothing to do" in said
-    assert main([*out, "--set", "width=3"]) == 2
-    assert "choose another --out" in capsys.readouterr().err
+    assert main([*out, "--set", "width=3", "--dry-run"]) == 0
+    assert "cell digits/ncsnv2-width3/seed0" in capsys.readouterr().out
+    assert main([*out, "--set", "image_size=16", "--dry-run"]) == 2
+    assert "all rows of a folder have the same images" in capsys.readouterr().err
 
 
 def test_a_second_launcher_is_told_who_holds_the_folder(finished, capsys):
@@ -408,3 +457,36 @@ def test_an_incompatible_folder_is_refused(tmp_path, capsys):
     (out / "grid.json").write_text('{"format": 99, "results_version": 1}')
     assert main(["--out", str(out), "--device", "cpu"]) == 2
     assert "incompatible version" in capsys.readouterr().err
+
+
+def test_an_edited_network_is_noticed_and_its_results_made_again_when_asked_for(
+    finished, tmp_path, capsys, monkeypatch, sketched
+):
+    shutil.copytree(finished / "out", tmp_path / "out")
+    out = tmp_path / "out"
+    flags = ("--executor", "inline", "--only", "ncsn_124")
+    assert again(tmp_path, *flags) == 0
+    assert "older than the code" not in capsys.readouterr().out
+    own = provenance._meaning
+
+    def edited(name):
+        return own(name) + "edited" * (name == "scorekit.models.layers")
+
+    monkeypatch.setattr(provenance, "_meaning", edited)
+    monkeypatch.setattr("ablations.engine.stages.code_digest", lambda: "edited")
+    provenance.modules_digest.cache_clear()
+    assert again(tmp_path, *flags) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"warning: results are older than the code .*, 1 train\): they are kept", said)
+    assert "nothing to do" in said
+    assert "Results are older than the code" in (out / "report" / "index.html").read_text()
+    # Real images have no network in them.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("result.json")}
+    assert again(tmp_path, *flags, "--rerun", "changed") == 0
+    said = capsys.readouterr().out
+    assert "they are made again" in said and "started: train digits conditional" in said
+    anew = {p.parent.parent.name for p, time in before.items() if p.stat().st_mtime_ns != time}
+    assert anew == {"train", "sample", "loss", "features", "distance", "quality"}
+    assert again(tmp_path, *flags, "--rerun", "changed") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    provenance.modules_digest.cache_clear()

@@ -196,10 +196,12 @@ def test_the_page_says_its_conditions(whole: Path) -> None:
 
 def test_the_page_warns_of_results_of_other_code_and_names_every_version(tmp_path: Path) -> None:
     results = fake_results.empty()
-    assert "another version" not in _Page(build_report(results, tmp_path / "one")).text
+    assert "--rerun changed" not in _Page(build_report(results, tmp_path / "one")).text
     run = results.run | {"codes": ["0123456789ab", "aaaaaaaaaaaa", "bbbbbbbbbbbb"]}
+    run |= {"outdated": "results are older than the code that makes them (2 sample)"}
     text = _Page(build_report(replace(results, run=run), tmp_path / "two")).text
-    assert "Results are of another version of the code (aaaaaaaaaaaa, bbbbbbbbbbbb)" in text
+    assert "Results are older than the code that makes them (2 sample), which may give" in text
+    assert "--rerun changed" in text
     assert "3 versions of the code: 0123456789ab, aaaaaaaaaaaa, bbbbbbbbbbbb" in text
 
 

@@ -13,13 +13,12 @@ MUTANTS = [
     *_of(
         "ablations/pipeline/sampling.py",
         # Raw rows from averaged weights, and averaged rows from raw ones.
-        ("snapshot, cell.variant.weights)", 'snapshot, "ema")'),
-        ("snapshot, cell.variant.weights)", 'snapshot, "raw")'),
+        ("snapshot, cell.weights)", 'snapshot, "ema")'),
+        ("snapshot, cell.weights)", 'snapshot, "raw")'),
         # Snapshots of a job are never changed for the next.
         ("if self._loaded != snapshot:", "if self._loaded is None:"),
         ("seed=cell.seed,", "seed=0,"),
-        ("times_sigma=not self._network.conditional", "times_sigma=False"),
-        ('consistent=cell.sampler == "consistent"', "consistent=False"),
+        ("cell.sampler,\n                score,", '"annealed",\n                score,'),
         ("autocast(precision, device),", 'autocast("fp32", device),'),
         # Denoised and not denoised exchanged.
         (
@@ -82,16 +81,11 @@ MUTANTS = [
         ("n_steps_each=self.n_steps_each,", "n_steps_each=self.n_steps_each - 1 or 1,"),
         ("step_size=self.step_size,", "step_size=1.1 * self.step_size,"),
         (
-            "(self.sampling_levels - 1) * self.n_steps_each + 1",
-            "self.sampling_levels * self.n_steps_each + 1",
-        ),
-        (
+            "return sampler_evaluations(self.sampler, self.sampling_levels, self.n_steps_each)",
             "return self.sampling_levels * self.n_steps_each + 1",
-            "return self.sampling_levels * self.n_steps_each",
         ),
         (
-            '"weights": self.variant.weights,\n            "iteration": iteration,\n'
-            '            "sampler"',
+            '"weights": self.weights,\n            "iteration": iteration,\n            "sampler"',
             '"weights": "raw",\n            "iteration": iteration,\n            "sampler"',
         ),
         ("bounds = [(0, self.n_selection)]", "bounds = [(0, self.n_final)]"),
@@ -103,7 +97,7 @@ MUTANTS = [
     *_of(
         "ablations/studies/ncsnv2/collect.py",
         (
-            '"weights": _WEIGHTS[cell.variant.weights],\n            "denoise"',
+            '"weights": _weights(cell),\n            "denoise"',
             '"weights": "EMA",\n            "denoise"',
         ),
         ('part("precision_recall", value="precision")', 'part("precision_recall", value="recall")'),
@@ -131,7 +125,7 @@ MUTANTS = [
             "step_size=sampling.step_size,\n        step_rule",
             "step_size=1.1 * sampling.step_size,\n        step_rule",
         ),
-        ("conditional=not variant.conditioning", "conditional=variant.conditioning"),
+        ("conditional = not variant.conditioning", "conditional = variant.conditioning"),
     ),
     *_of(
         "ablations/pipeline/dumps.py",
@@ -140,7 +134,7 @@ MUTANTS = [
     *_of(
         "ablations/pipeline/held_out.py",
         ('("test", dataset.test)', '("test", dataset.train)'),
-        ('"ema" if cell.variant.ema else "raw"', '"raw" if cell.variant.ema else "ema"'),
+        ("cell.data.channels, cell.weights)", 'cell.data.channels, "raw")'),
         ("permutation(len(images))[:n]", "permutation(len(images))[-n:]"),
     ),
     *_of(
@@ -153,18 +147,24 @@ MUTANTS = [
         "scorekit/sampling/langevin.py",
         ("(step // self._steps_per_sigma)", "((step + 1) // self._steps_per_sigma)"),
         (
-            "self._rate = step_size / float(sigmas[-1]) ** 2",
-            "self._rate = step_size / float(sigmas[-1])",
+            "self._rate = epsilon / float(sigmas[-1]) ** 2",
+            "self._rate = epsilon / float(sigmas[-1])",
         ),
         (
             "if self._consistent else x.clone(), x + shift",
             "if self._consistent else x.clone(), x + self._rate * shift",
         ),
         (
-            "return (self._n_levels - self._consistent) * self._n_steps_each",
-            "return self._n_levels * self._n_steps_each",
+            "n_steps=(n_levels - consistent) * n_steps_each",
+            "n_steps=n_levels * n_steps_each",
         ),
-        ("Stream.INITIAL)", "Stream.LANGEVIN)"),
+    ),
+    *_of(
+        "scorekit/sampling/trajectory.py",
+        (
+            "return philox_uniform(self._key, sample_index, zero, image_shape, Stream.INITIAL)",
+            "return philox_uniform(self._key, sample_index, zero, image_shape, Stream.LANGEVIN)",
+        ),
     ),
     *_of(
         "scorekit/metrics/frechet.py",
@@ -187,5 +187,56 @@ MUTANTS = [
             "(vectors * np.sqrt(values.clip(min=0))) @ vectors.T",
             "(vectors * np.sqrt(values.clip(min=0))) @ vectors",
         ),
+    ),
+    # Rows that set something apart.
+    *_of(
+        "ablations/pipeline/sampling.py",
+        ("start=cell.start,", 'start="uniform",'),
+        ("churn=cell.churn,\n                **options", "churn=0.0,\n                **options"),
+        ('snr=None if cell.sampler == "annealed" else cell.snr', "snr=None"),
+        ("cell.ladder.sigmas, between=between)", "cell.train.sigmas, between=between)"),
+        tests=("tests/ablations/pipeline/test_sampling.py",),
+    ),
+    *_of(
+        "ablations/pipeline/cell.py",
+        ("schedule=self.schedule,", 'schedule="geometric",'),
+        ("snr=self.snr,", "snr=None,"),
+        tests=("tests/ablations/pipeline/test_sampling.py",),
+    ),
+    *_of(
+        "ablations/pipeline/cell.py",
+        ("return self.ema if self.ema is not None", "return self.ema if self.ema is None"),
+        ('{"start": "initial"}.get(key, key)', "key"),
+        tests=("tests/whole/test_digests.py",),
+    ),
+    *_of(
+        "ablations/studies/ncsnv2/rows.py",
+        ("{**overrides, **given}", "{**given, **overrides}"),
+        ('BUDGETS[own["budget"]] if "budget" in own else budget', "budget"),
+        ("{k: v for k, v in apart.items() if k not in own}", "apart"),
+        ("own = {key: value for key, value in own.items() if key not in found}", "own = {}"),
+        tests=("tests/ablations/studies/ncsnv2/test_grids.py",),
+    ),
+    *_of(
+        "ablations/studies/ncsnv2/grids.py",
+        ("ema_profiles=found[alike(cell)]", "ema_profiles=cell.train.ema_profiles"),
+        ("base_overrides[key] != values[0]", "base_overrides[key] == values[0]"),
+        tests=("tests/ablations/studies/ncsnv2/test_grids.py",),
+    ),
+    *_of(
+        "ablations/studies/ncsnv2/sections/comparisons.py",
+        ("one.keys() & other.keys()", "one.keys() | other.keys()"),
+        ("apart.low <= 0", "apart.high <= 0"),
+        ("if how == measure and len(how) == 1", "if how"),
+        ("- len(there & set(subset))", "+ 1 - len(there & set(subset))"),
+        ("difference.low <= 0 <= difference.high", "difference.low <= 0"),
+        tests=("tests/ablations/studies/ncsnv2/sections/test_comparisons.py",),
+    ),
+    *_of(
+        "ablations/engine/stages.py",
+        ('and record.get("made_by") != made_by(stage)', ""),
+        ("if not (self.rerun and _is_outdated(stage, record)):", "if True:"),
+        ("below = [self._code_of(need) for need in stage.needs]", "below = []"),
+        tests=("tests/ablations/engine/test_stages.py",),
     ),
 ]

@@ -78,7 +78,7 @@ _STEP = """        self.optimizer.step()
 """
 _EMA_FIRST = "\n".join([*reversed(_STEP.splitlines()), ""])
 
-_WEIGHTS = '            "weights": self.variant.weights,\n'
+_WEIGHTS = '            "weights": self.weights,\n'
 _ITERATION = '            "iteration": iteration,\n'
 _SAMPLER, _N = '            "sampler"', '            "n"'
 
@@ -113,7 +113,7 @@ _LOOP = [
     *_of(
         "scorekit/training/trainer.py",
         _NOT_DSM,
-        ('augmented=False, objective="dsm")', 'augmented=False, objective="fd_ssm")'),
+        ('device, objective="dsm")', 'device, objective="fd_ssm")'),
         ("augmented=True)", 'augmented=True, objective="dsm")'),
     ),
     *_of(
@@ -121,7 +121,7 @@ _LOOP = [
         _PLAIN,
         ("if self.augmented and settings.flip:", "if settings.flip:"),
         # Streams of noise.
-        ("len(self.sigmas), Stream.NOISE_LEVEL", "len(self.sigmas), Stream.FLIP"),
+        ("len(sigmas), Stream.NOISE_LEVEL", "len(sigmas), Stream.FLIP"),
         ("step, 2, Stream.FLIP)", "step, 2, Stream.NOISE_LEVEL)"),
     ),
     *_of(
@@ -230,14 +230,14 @@ _NAMES = [
         ('            "step_size": self.step_size,\n', ""),
         ('            "seed": self.seed,\n', ""),
         ('| {"start": start, "stop": stop}', ""),
-        ('Stage("sample", settings, (cell.train_stage(),))', 'Stage("sample", settings)'),
-        ('_values(self.train) | {"data": self.data.fingerprint}', "_values(self.train)"),
+        ('Stage("sample", settings, (cell.train_stage(),), ', 'Stage("sample", settings, (), '),
+        ('identity(self.train) | {"data": self.data.fingerprint}', "identity(self.train)"),
         ('space | {"denoise": denoise}', "space"),
         ('"extractor_fingerprint": data.extractor_fingerprint}\n', "}\n"),
         ('settings = {"data": data.fingerprint, "n": n}', 'settings = {"data": data.fingerprint}'),
         ('"flip": self.data.flip, ', ""),
         ("_reference_stage(self.data, self.reference)\n", '_reference_stage(self.data, "train")\n'),
-        ("Stage(kind, {}, (cell.reference_stage(), *features))", "Stage(kind, {}, features)"),
+        ("Stage(kind, {}, (cell.reference_stage(), *features), ", "Stage(kind, {}, features, "),
         # What changes no result would have it made again.
         ('"sampler": self.sampler,', '"sampler": self.sampler, "n_dump": self.n_dump,'),
         (

@@ -72,7 +72,7 @@ MUTANTS = [
         ("return ordered[rank - 1], ordered[n - rank]", "return ordered[0], ordered[n - rank]"),
     ),
     *_of(
-        "ablations/studies/finite_difference/paired.py",
+        "ablations/reporting/paired.py",
         ("[b - a for a, b in zip(first", "[a - b for a, b in zip(first"),
         ("math.log(b / a) for a, b in zip(first", "math.log(a / b) for a, b in zip(first"),
         ("0.5 + CONFIDENCE / 2, n - 1", "0.5 + CONFIDENCE / 2, n"),

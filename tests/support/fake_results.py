@@ -15,6 +15,7 @@ from ablations.engine.manifest import Manifest
 from ablations.studies.finite_difference.results import TrialResult, TrialResults
 from ablations.studies.finite_difference.trials import Trial
 from ablations.studies.ncsnv2.results import (
+    APART_COLUMNS,
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
@@ -56,6 +57,7 @@ def fake_run(**changes: Any) -> dict[str, Any]:
         "software": {"python": "3.12.4", "torch": "2.11.0", "numpy": "2.4.6"},
         "code": "0123456789ab",
         "codes": ["0123456789ab"],
+        "outdated": "",
         "hardware": "AMD EPYC, 2 cores",
         "n_cells": 4,
         "n_done": 4,
@@ -96,7 +98,7 @@ def complete(
                 cell = key | {"seed": seed}
                 rows["cells"].append(
                     cell
-                    | {"base": variant, "sampler": "annealed"}
+                    | {"base": variant, "row": "", "sampler": "annealed"}
                     | {"slug": slug, "techniques": techniques, "weights": weights, "status": "done"}
                     | {"training": next(t for t, of in TRAININGS.items() if variant in of)}
                 )
@@ -137,6 +139,7 @@ def complete(
         losses=make_frame(LOSS_COLUMNS, rows["losses"]),
         held_out_losses=make_frame(HELD_OUT_COLUMNS, rows["held_out"]),
         hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, rows["settings"]),
+        apart=make_frame(APART_COLUMNS),
         settings=make_frame(
             SETTING_COLUMNS,
             [

@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_training import FEW_BLOCKS
 
 from scorekit.files import write_file
+from scorekit.models.score_network import ARCHITECTURES
 
 #: The one server of forks that a process has, which others that fork must share.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -91,6 +93,15 @@ def launcher(arguments: list[str]) -> int:
     from ablations.launch import main
 
     return main(arguments)
+
+
+def with_few_blocks(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Call a function where networks have few blocks, for what looks at files and not at weights.
+
+    What is made so is compared with what is made so only.
+    """
+    ARCHITECTURES["32-64"] = FEW_BLOCKS
+    return function(*arguments)
 
 
 def sketcher(arguments: list[str]) -> int:
@@ -240,13 +251,20 @@ class NoReport:
 
 @dataclass(frozen=True)
 class OnSlurm:
-    """The launcher has a cluster's environment, asks it every second, and draws no report."""
+    """The launcher has a cluster's environment, asks it every second, and may draw no report.
+
+    Files are on this machine: a result is there when its job has ended.
+    """
 
     environment: dict[str, str]
+    report: bool
 
     def install(self) -> None:
         os.environ.update(self.environment)
         _replace("ablations.executors.slurm.grid._SLOWEST_POLL_S", 1.0)
+        _replace("ablations.executors.slurm.grid._RESULT_WITHIN_S", 1.0)
+        if self.report:
+            return
         # Jobs are pickled, and import nothing of the tests.
         from ablations.studies.ncsnv2.study import STUDY
 

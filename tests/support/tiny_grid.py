@@ -25,7 +25,7 @@ def launch_command(folder: Path, *flags: str) -> list[str]:
     ]
 
 
-def launch(folder: Path, *flags: str, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+def launch(folder: Path, *flags: str, timeout: float = 600) -> subprocess.CompletedProcess[str]:
     """Launch the grid in its own process and wait for it."""
     return subprocess.run(
         launch_command(folder, *flags),

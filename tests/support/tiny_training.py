@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from scorekit.models.score_network import Architecture, ResStage
 from scorekit.training.settings import TrainSettings
 from scorekit.training.trainer import Trainer
 
@@ -21,6 +22,9 @@ SETTINGS = TrainSettings(
     snapshot_interval=6,
     test_interval=4,
 )
+
+#: Blocks of each kind and no block twice: compiling is most of what a test of compiled code takes.
+FEW_BLOCKS = Architecture(stages=(ResStage(name="res1", width=1),), refine=(("refine1", 1),))
 
 
 class Interrupted(Exception):
@@ -63,6 +67,7 @@ def everything(trainer: Trainer) -> dict:
         "test_losses": trainer.test_losses,
         "raw": trainer.network.state_dict(),
         "ema": trainer.ema_network.state_dict(),
+        **{name: average.state_dict() for name, average in trainer.averages.items()},
         "optimizer": trainer.optimizer.state_dict(),
     }
 

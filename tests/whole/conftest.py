@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny_training import FEW_BLOCKS
 
 from ablations import reproduce
 from scorekit.files import read_sealed_json, write_sealed_json
+from scorekit.models.score_network import ARCHITECTURES
 
 # Two variants that differ in every group, and two other ways to sample one of them.
 _GRID = """
@@ -50,8 +52,16 @@ def _photographs(folder):
             Image.fromarray(pixels.astype(np.uint8)).save(folder / split / f"{i}.png")
 
 
-@pytest.fixture(scope="session")
-def whole(tmp_path_factory):
+@pytest.fixture(scope="module")
+def few_blocks():
+    """Networks of few blocks: what is computed with their weights is not what a block computes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "32-64", FEW_BLOCKS)
+        yield
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, few_blocks):
     """Two folders of finished grids: all rows in float32, and one of them in bfloat16.
 
     Digits of one channel are trained with dequantisation, where there is no Technique 3, and

@@ -8,12 +8,13 @@ import signal
 import subprocess
 import time
 
+import forked
 import numpy as np
 import pandas as pd
 import pytest
 from ranks import exit_codes, run_ranks, start_ranks
 from resolved import whole_jobs
-from tiny_grid import ROOT, environment, launch, launch_command
+from tiny_grid import launch_command
 
 from ablations.engine import run
 from ablations.engine.context import Context
@@ -242,26 +243,27 @@ def test_bad_numbers_are_one_line_before_any_work(flags, message, tmp_path, caps
 
 @pytest.mark.slow
 def test_a_grid_on_two_ranks_has_what_one_has(finished, tmp_path):
-    done = launch(tmp_path, "--gpus", "2", "--set", "accumulation=2", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    assert "local executor" in done.stdout
-    out = tmp_path / "out"
+    flags = ("--gpus", "2", "--set", "accumulation=2", "--only", "ncsnv2", "--device", "cpu")
+    arguments, log, out = launch_command(tmp_path, *flags)[3:], tmp_path / "log", tmp_path / "out"
+    assert forked.wait(forked.start(forked.sketcher, arguments, log=log)) == 0, log.read_text()
+    assert "local executor" in log.read_text()
 
     def files(root):
         return {
-            str(path.relative_to(root))
+            path.relative_to(root)
             for path in (root / "stages").rglob("*")
             if path.suffix in (".npy", ".npz") or path.name.startswith("snapshot-")
         }
 
-    final = {name for name in files(out) if "sample" not in name and "features" not in name}
-    assert final == {
-        name for name in files(finished / "out") if "sample" not in name and "features" not in name
-    }
+    final = {name for name in files(out) if not {"sample", "features"} & {*name.parts}}
+    stages = {name.parent for name in final}
+    assert any("train" in stage.parts for stage in stages)
+    assert final == {name for name in files(finished / "out") if name.parent in stages}
     tables = [
-        pd.read_csv(folder / "report" / "tables" / "ablation.csv")
+        pd.read_csv(folder / "report" / "tables" / "ablation.csv").query("variant == 'NCSNv2'")
         for folder in (out, finished / "out")
     ]
+    assert len(tables[0])
     for column in ("variant", "weights", "denoise", "status", "n", "budget"):
         assert list(tables[0][column]) == list(tables[1][column])
     # After six steps, rounding has grown little: images differ by a level here and there.
@@ -278,19 +280,11 @@ def test_a_grid_on_two_ranks_has_what_one_has(finished, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_rank_ends_its_job_in_seconds_and_the_same_command_continues(tmp_path):
-    settings = ("--set", "iterations=120", "--set", "snapshot_interval=40")
+    settings = ("--set", "iterations=60", "--set", "snapshot_interval=30")
     flags = ("--gpus", "2", "--workers", "1", "--only", "ncsnv2", "--device", "cpu", *settings)
-    (tmp_path / "cut").mkdir()
-    process = subprocess.Popen(
-        launch_command(tmp_path / "cut", *flags),
-        cwd=ROOT,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    out = tmp_path / "cut" / "out"
-    deadline = time.monotonic() + 120
+    arguments, log, out = launch_command(tmp_path, *flags)[3:], tmp_path / "log", tmp_path / "out"
+    process = forked.start(forked.launcher, arguments, log=log, fault=forked.NoReport())
+    deadline = time.monotonic() + 300
     while not list(out.rglob("checkpoint-*.pt")) and time.monotonic() < deadline:
         time.sleep(0.02)
     listed = subprocess.run(
@@ -305,13 +299,13 @@ def test_a_killed_rank_ends_its_job_in_seconds_and_the_same_command_continues(tm
     while process_runs(ranks["0"]) and time.monotonic() - killed < 60:
         time.sleep(0.05)
     assert not process_runs(ranks["0"])  # of an hours' timeout
-    output, _ = process.communicate(timeout=240)
-    assert process.returncode == 1
+    assert forked.wait(process) == 1
     # Told by the watch or by a collective, whichever comes first.
-    assert "a rank died" in output
-    continued = launch(tmp_path / "cut", *flags)
-    assert continued.returncode == 0, continued.stderr
-    assert "failed before" not in continued.stdout
+    assert "a rank died" in log.read_text()
+    log.unlink()
+    process = forked.start(forked.launcher, arguments, log=log, fault=forked.NoReport())
+    assert forked.wait(process) == 0, log.read_text()
+    assert "failed before" not in log.read_text()
     # That ranks go on bit for bit is tests/scorekit/runtime/test_distributed.py's.
     assert measured(out)
 

@@ -22,7 +22,7 @@ from ablations.studies.finite_difference.budgets import Effort
 from ablations.studies.finite_difference.study import PARTS
 from ablations.studies.finite_difference.trials import build_trials
 from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import ROW_SETTINGS, Execution, Profile, Settings
+from ablations.studies.ncsnv2.settings import TRIED_SETTINGS, Execution, Profile, Settings
 from scorekit.runtime.distributed import World
 from scorekit.training.settings import TrainSettings
 
@@ -71,6 +71,10 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "objective": ("ssm_vr", TRAINED),
         "fd_epsilon": (0.1, TRAINED),
         "projection": ("sphere", TRAINED),
+        "ema_profiles": (("power:0.1",), TRAINED),
+        "noise_levels": ("log_uniform", TRAINED),
+        "loss_weights": ("min_snr", TRAINED),
+        "conditioning": ("none", TRAINED),
         "precision": ("tf32", TRAINED),
         "snapshot_interval": (700, TRAINED),
         "test_interval": (7, TRAINED),
@@ -109,6 +113,13 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "n_loss": (70, {"loss"}),
         "n_dump": (7, NOTHING),  # dumps have manifests of their own
         "row": ("7x7", NOTHING),
+        "title": ("mine", NOTHING),
+        "schedule": ("rho", DRAWN),
+        "start": ("gaussian", DRAWN),
+        "snr": (0.2, DRAWN),
+        "churn": (1.0, DRAWN),
+        "ema": ("0.5", DRAWN | {"loss"}),
+        "own": ((("width", 7),), NOTHING),  # which the other settings follow
     },
     Settings: {
         "preset": ("cifar10", TRAINED),
@@ -118,7 +129,15 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "coverage": (0.6, TRAINED),
         "n_steps_each": (3, DRAWN),
         "step_size": (7e-6, DRAWN),
+        "step_size_rule": ("steady_state", DRAWN),
         "sampler": ("consistent", DRAWN),
+        "snr": (0.2, NOTHING),  # but for samplers and a rule that take it
+        "churn": (1.0, NOTHING),  # but for Heun's
+        "schedule": ("rho", DRAWN),
+        "start": ("gaussian", DRAWN),
+        "ema": ("0.5", TRAINED),
+        "noise_levels": ("log_uniform", TRAINED),
+        "conditioning": ("edm", TRAINED),
         "sampling_levels": (50, DRAWN),
         "architecture": ("96-128", TRAINED),
         "width": (64, TRAINED),
@@ -210,8 +229,8 @@ def test_how_a_cell_is_run_is_no_part_of_it():
         assert getattr(run_otherwise, field.name) != field.default
     assert resolve(run_otherwise, NCSNV2, DATA, seed=0) == CELL
     without = {name for name, (_, effect) in EFFECTS[Settings].items() if effect == NOTHING}
-    assert without == {"n_dump", "image_size"}
-    for name in ROW_SETTINGS:
+    assert without == {"n_dump", "image_size", "snr", "churn"}
+    for name in TRIED_SETTINGS:
         assert EFFECTS[Settings][name][1] >= DRAWN
 
 
@@ -238,6 +257,7 @@ EXECUTION = {
     "data_root": Path("elsewhere"),
     "device": "cuda",
     "threads": 7,
+    "rerun": True,
     "compile": False,
     "sampling_batch": 7,
     "inception_weights": Path("w.pth"),  # whose content is the extractor's fingerprint

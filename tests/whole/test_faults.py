@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import forked
 import pytest
 from forked import (
     FailAtWrites,
@@ -22,8 +23,8 @@ from forked import (
     launcher,
     reporter,
     sketcher,
-    start,
     wait,
+    with_few_blocks,
 )
 from tiny_grid import TOML, results
 
@@ -39,6 +40,11 @@ def arguments(out: Path, *flags: str) -> list[str]:
         *("--grid", str(TOML), "--only", "ncsnv2", "--out", str(out), "--device", "cpu"),
         *("--executor", "inline", "--threads", "1", *flags),
     ]
+
+
+def start(function, *of_it, log, fault=None):
+    """Start a child in which networks have few blocks."""
+    return forked.start(with_few_blocks, function, *of_it, log=log, fault=fault)
 
 
 @pytest.fixture(scope="module")

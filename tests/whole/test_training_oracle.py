@@ -41,6 +41,7 @@ BASE = TrainSettings(
 )
 SHORT = replace(BASE, iterations=5, snapshot_interval=3, test_interval=2)
 SLICED = replace(SHORT, objective="ssm", iterations=3)
+TOLD = replace(SHORT, conditional=True)
 DIFFERENCES = replace(SLICED, objective="fd_ssm_vr")
 FAST = replace(BASE, learning_rate=4e-3)
 #: Base, its change, and the largest difference that is rounding.
@@ -72,12 +73,25 @@ CASES = [
     (DIFFERENCES, {"objective": "fd_ssm"}, 1e-4),
     (DIFFERENCES, {"projection": "gaussian"}, 1e-4),
     (DIFFERENCES, {"fd_epsilon": 0.5}, 1e-4),
+    (SHORT, {"ema_profiles": ("power:0.10", "ramp:0.3")}, 2e-6),
+    (replace(SHORT, ema_profiles=("ramp:0.9",)), {"ema_profiles": ("ramp:0.3",)}, 2e-6),
+    (SHORT, {"noise_levels": "log_uniform"}, 2e-6),
+    (SHORT, {"noise_levels": "log_normal"}, 5e-6),
+    (TOLD, {"noise_levels": "log_uniform"}, 1e-4),
+    (SLICED, {"noise_levels": "log_normal"}, 1e-5),
+    (DIFFERENCES, {"noise_levels": "log_uniform"}, 1e-4),
+    (SHORT, {"loss_weights": "min_snr"}, 2e-6),
+    (replace(SHORT, noise_levels="log_normal"), {"loss_weights": "equal"}, 2e-6),
+    (TOLD, {"conditioning": "edm"}, 1e-4),
+    (SHORT, {"conditioning": "none"}, 2e-6),
+    (replace(TOLD, conditioning="edm"), {"noise_levels": "log_normal"}, 1e-4),
 ]
 
 
 def name_of(base: TrainSettings, change: dict, _) -> str:
     name, value = next(iter(change.items()))
-    return f"{base.objective}-{name}-{value}"
+    told = "told-" if base.conditional else ""
+    return f"{told}{base.conditioning or base.objective}-{name}-{value}"
 
 
 def images(side: int = 8) -> tuple[np.ndarray, np.ndarray]:
@@ -97,10 +111,11 @@ def trained(settings: TrainSettings, directory, side: int = 8, **how) -> Run:
     train, test = images(side)
     dataset = Dataset(name="made", train=train, test=test, flip=True, fingerprint="")
     Trainer(settings, dataset, directory, compile=False, **how).run()
-    run = Run(raw={}, ema={}, losses=[], test_losses=[])
+    run = Run(raw={}, ema={}, others={}, losses=[], test_losses=[])
     for path in directory.glob("snapshot-*.pt"):
         content, iteration = torch.load(path), int(path.stem.split("-")[1])
-        run.raw[iteration], run.ema[iteration] = content["raw"], content["ema"]
+        run.raw[iteration], run.ema[iteration] = content.pop("raw"), content.pop("ema")
+        run.others |= {(name, iteration): weights for name, weights in content.items()}
     last = torch.load(directory / f"checkpoint-{settings.iterations:07d}.pt")
     run.losses = last["losses"].tolist()
     run.test_losses = [(int(i), loss) for i, loss in last["test_losses"].tolist()]
@@ -117,7 +132,7 @@ def difference(a: Run, b: Run) -> float:
     scale = max(1, abs(a.losses[0]))
     found = [abs(x - y) / scale for x, y in zip(a.losses, b.losses, strict=True)]
     found += [abs(x[1] - y[1]) / scale for x, y in zip(a.test_losses, b.test_losses, strict=True)]
-    for mine, theirs in ((a.raw, b.raw), (a.ema, b.ema)):
+    for mine, theirs in ((a.raw, b.raw), (a.ema, b.ema), (a.others, b.others)):
         if mine.keys() != theirs.keys():
             return math.inf
         for iteration, weights in mine.items():

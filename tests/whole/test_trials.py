@@ -4,9 +4,7 @@ import json
 
 import oracle
 import pytest
-import torch
 import trials_oracle
-from tiny_trials import command, wine
 from trials_oracle import NAMES, Trials
 
 from ablations.studies.finite_difference.results import collect_trials
@@ -18,17 +16,8 @@ PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon")
 
 
 @pytest.fixture(scope="module")
-def out(tmp_path_factory):
-    from ablations import launch
-
-    folder = tmp_path_factory.mktemp("trials")
-    flags = command(folder / "out", "--data-root", str(wine(folder / "data")))
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(launch, "refresh_report", lambda out, build: out)
-        assert launch.main(flags) == 0
-    torch.set_num_threads(threads)
-    return folder / "out"
+def out(finished_trials):
+    return finished_trials / "out"
 
 
 @pytest.fixture(scope="module")

@@ -70,22 +70,46 @@ def sums(a):
     return a.flatten(1).sum(dim=1)
 
 
-def total_loss(network, s, sigmas, images, step, *, objective, flip):
+def noise_scales(s, sigmas, draws, levels, weights):
+    """The scale of each image and how the network is told it, and the weight of its loss."""
+    if levels == "ladder":
+        level = draws.integers(LEVEL, len(sigmas))
+        sigma, weight, tell = sigmas[level], 1.0, lambda network, x: network(x, level)
+        if weights == "min_snr":  # min(SNR, 5) in place of SNR, the squared inverse of the noise
+            snr = 1 / (2 * sigma) ** 2
+            weight = snr.clamp(max=5) / snr
+        return sigma, tell, weight
+    single = Draws(draws.seed, draws.step, (draws.shape[0], 1))
+    if levels == "log_uniform":
+        u = single.uniform(LEVEL)[:, 0]
+        sigma, weight = s.sigma_end ** (1 - u) * s.sigma_begin**u, 1.0
+    else:  # ln sigma ~ N(-1.2, 1.2^2) of images twice as bright, whose deviation is 0.5
+        twice = torch.exp(1.2 * single.normal(LEVEL)[:, 0] - 1.2)
+        # Theirs, of ||D - x||^2 = sigma^2 ||sigma s + z||^2.
+        weight = twice**2 * (twice**2 + 0.25) / (0.5 * twice) ** 2
+        sigma = twice / 2
+    weight = 1.0 if weights == "equal" else weight
+    return sigma, lambda network, x: network.score(x, sigma), weight
+
+
+def total_loss(
+    network, s, sigmas, images, step, *, objective, flip, levels="ladder", weights="own"
+):
     """The sum over the batch of sigma^2 times the objective at x + sigma n."""
     draws, x = Draws(s.seed, step, images.shape), torch.tensor(images, dtype=torch.float32)
     x = (x + draws.uniform(DEQUANTISATION)) / 256 if s.dequantisation == "uniform" else x / 255
     if flip:
         x = torch.where(draws.integers(FLIP, 2).reshape(-1, 1, 1, 1) == 1, x.flip(-1), x)
-    level, n = draws.integers(LEVEL, len(sigmas)), draws.normal(NOISE)
-    sigma = sigmas[level].reshape(-1, 1, 1, 1)
-    weight, dim = sigma.flatten() ** 2, x[0].numel()
+    scales, tell, own_weight = noise_scales(s, sigmas, draws, levels, weights)
+    n, sigma = draws.normal(NOISE), scales.reshape(-1, 1, 1, 1)
+    weight, dim = own_weight * scales**2, x[0].numel()
     x = (x + sigma * n).requires_grad_(objective in ("exact_sm", "ssm", "ssm_vr"))
 
     def score(at):
         at = at.contiguous(memory_format=torch.channels_last)
         reduced = torch.autocast("cpu", torch.bfloat16, enabled=s.precision == "bf16")
         with reduced, plain_operations():
-            return network(at, level).float()
+            return tell(network, at).float()
 
     if objective == "dsm":
         return (weight * sums((score(x) + n / sigma) ** 2) / 2).sum()
@@ -115,20 +139,24 @@ def train(s, train_images, test_images):
     ratio = (s.sigma_end / s.sigma_begin) ** (np.arange(s.n_levels) / (s.n_levels - 1))
     sigmas = torch.tensor(s.sigma_begin * ratio, dtype=torch.float32)
     how = {"conditional": s.conditional, "channels": train_images.shape[1], "width": s.width}
+    how["conditioning"] = s.conditioning
     with torch.random.fork_rng():
         torch.manual_seed(s.seed)
         network = ScoreNetwork(s.architecture, sigmas, **how)
     # As the trainer's: with another layout in memory bfloat16 products are rounded differently.
     averaged = deepcopy(network.to(memory_format=torch.channels_last))
+    others = {name: deepcopy(averaged) for name in s.ema_profiles}
     weights = list(network.parameters())
     state = [(w, *(torch.zeros_like(w) for _ in range(3))) for w in weights]
     epochs, n = -(-s.iterations * s.batch_size // len(train_images)), len(train_images)
     streams = [np.random.Generator(np.random.Philox(key=[s.seed, e])) for e in range(epochs)]
     order = np.concatenate([stream.permutation(n) for stream in streams])
-    run = SimpleNamespace(raw={}, ema={}, losses=[], test_losses=[])
+    run = SimpleNamespace(raw={}, ema={}, others={}, losses=[], test_losses=[])
     for t in range(1, s.iterations + 1):
         images = train_images[order[(t - 1) * s.batch_size : t * s.batch_size]]
-        total = total_loss(network, s, sigmas, images, t - 1, objective=s.objective, flip=s.flip)
+        own = {"objective": s.objective, "flip": s.flip}
+        own |= {"levels": s.noise_levels, "weights": s.loss_weights}
+        total = total_loss(network, s, sigmas, images, t - 1, **own)
         gradients = torch.autograd.grad(total / s.batch_size, weights)
         run.losses.append(total.item() / s.batch_size)
         with torch.no_grad():
@@ -140,10 +168,20 @@ def train(s, train_images, test_images):
                 w -= s.learning_rate * (m / (1 - 0.9**t)) / scale
             for a, w in zip(averaged.parameters(), weights, strict=True):
                 a.copy_(s.ema_momentum * a + (1 - s.ema_momentum) * w)
+            for name, other in others.items():
+                kind, number = name.split(":")
+                if kind == "power":  # sqrt(g / ((g + 1)^2 (g + 2))) = 0.1 for this g
+                    assert number == "0.10"
+                    beta = (1 - 1 / t) ** 7.9372039
+                else:
+                    beta = min(float(number), (1 + t) / (10 + t))
+                for a, w in zip(other.parameters(), weights, strict=True):
+                    a.copy_(beta * a + (1 - beta) * w)
             if t % s.test_interval == 0:
                 shown, dsm = test_images[: s.batch_size], {"objective": "dsm", "flip": False}
                 total = total_loss(averaged, s, sigmas, shown, TEST_STEP, **dsm)
                 run.test_losses.append((t, total.item() / len(shown)))
         if t % s.snapshot_interval == 0 or t == s.iterations:
             run.raw[t], run.ema[t] = (deepcopy(x.state_dict()) for x in (network, averaged))
+            run.others |= {(n, t): deepcopy(x.state_dict()) for n, x in others.items()}
     return run

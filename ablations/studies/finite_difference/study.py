@@ -97,6 +97,7 @@ def resolve(request: Request) -> Resolved:
         threads=threads,
         compile=False,  # which only some of the objectives have
         sampling_batch=min(effort.distance_samples, 250),
+        rerun=args.rerun == "changed",
     )
     return Resolved(manifest=manifest, units=trials, context=context)
 
@@ -183,7 +184,15 @@ STUDY = Study(
     budgets=BUDGETS,
     file=FILE,
     # Seconds of a trial are those of one device.
-    foreign=("datasets", "reference", "inception_weights", "extractor", "gpus"),
+    foreign=(
+        "datasets",
+        "vary",
+        "checkpoint",
+        "reference",
+        "inception_weights",
+        "extractor",
+        "gpus",
+    ),
     grid_name=_grid_name,
     resolve=resolve,
     select=select_trials,

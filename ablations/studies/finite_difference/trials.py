@@ -32,6 +32,8 @@ GRADIENT_EPSILONS = (*DEEP_EPSILONS, 3.0)
 
 #: The experiments, of which each grid of the study has one or all.
 PARTS = ("toy", "loss", "distance", "flow", "implicit", "epsilon", "cost")
+#: The modules of the experiments, called as the kinds of trials are.
+_EXPERIMENTS = "ablations.studies.finite_difference.experiments"
 #: Kinds of trials whose seconds are compared.
 _TIMED = ("loss", "distance", "flow", "implicit", "cost")
 
@@ -74,7 +76,8 @@ class Trial:
     @cached_property
     def stage(self) -> Stage:
         """The stage of the trial."""
-        return Stage("trial", {"trial": self.kind, **self.settings})
+        code = tuple(f"{_EXPERIMENTS}.{name}" for name in (self.kind, "learning", "digits"))
+        return Stage("trial", {"trial": self.kind, **self.settings}, code=code)
 
 
 FILE = ManifestFile(

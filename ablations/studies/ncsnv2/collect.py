@@ -15,6 +15,7 @@ from ablations.engine.code_snapshot import code_digest
 from ablations.engine.context import Context
 from ablations.engine.frames import make_frame
 from ablations.engine.manifest import Manifest
+from ablations.engine.provenance import describe_outdated
 from ablations.engine.stages import Stage, StageStore
 from ablations.engine.state import job_state
 from ablations.pipeline.cell import Cell, image_sizes
@@ -24,6 +25,7 @@ from ablations.pipeline.selection import sample_file, selected_iterations
 from ablations.reporting.wording import without_folders
 from ablations.studies.ncsnv2.quoted import published_hyperparameters
 from ablations.studies.ncsnv2.results import (
+    APART_COLUMNS,
     CELL_COLUMNS,
     DISTANCE_COLUMNS,
     EXTRAPOLATION_COLUMNS,
@@ -38,6 +40,7 @@ from ablations.studies.ncsnv2.results import (
     Results,
     SampleSet,
 )
+from ablations.studies.ncsnv2.rows import settings_apart, short_value
 from ablations.studies.ncsnv2.settings import budget_label
 from ablations.studies.ncsnv2.training_labels import training_labels
 from scorekit.files import load_arrays
@@ -47,7 +50,6 @@ from scorekit.runtime.machine import cpu_name
 #: The most training losses that are kept of a grid, give or take one for each training.
 MAX_LOSSES = 1_500_000
 _RECENT = 256  # results in memory at a time
-_WEIGHTS = {"raw": "raw", "ema": "EMA"}
 
 
 def collect(out: Path | str) -> Results:
@@ -61,6 +63,11 @@ def collect(out: Path | str) -> Results:
         raise ValueError(f"{out} holds no grid (no grid.json); give the --out of a launch")
     context = _ReadingContext.reading(out, out / manifest.data_root)
     return _Collector(context, manifest.units).results(manifest)
+
+
+def _weights(cell: Cell) -> str:
+    """Return the weights as tables call them: "raw", "EMA", "EMA power:0.1"."""
+    return {"raw": "raw", "ema": "EMA"}.get(cell.weights, f"EMA {cell.weights}")
 
 
 class _ReadingStore(StageStore):
@@ -140,7 +147,11 @@ class _Collector:
         }
         return Results(
             # Once all of the results have been read.
-            run=run | {"codes": sorted(self.store.codes)},
+            run=run
+            | {
+                "codes": sorted(self.store.codes),
+                "outdated": describe_outdated(self.store.outdated) if self.store.outdated else "",
+            },
             cells=make_frame(CELL_COLUMNS, cells),
             distances=make_frame(DISTANCE_COLUMNS, rows["distances"]),
             qualities=make_frame(QUALITY_COLUMNS, rows["qualities"]),
@@ -148,6 +159,7 @@ class _Collector:
             **frames,
             losses=self.losses(),
             hyperparameters=make_frame(HYPERPARAMETER_COLUMNS, self.hyperparameter_rows()),
+            apart=make_frame(APART_COLUMNS, self.apart_rows(manifest.budget)),
             settings=make_frame(SETTING_COLUMNS, self.setting_rows()),
             timings=make_frame(TIMING_COLUMNS, rows["timings"]),
             samples=samples,
@@ -166,7 +178,7 @@ class _Collector:
             "dataset": cell.data.name,
             "variant": cell.label,
             "seed": cell.seed,
-            "weights": _WEIGHTS[cell.variant.weights],
+            "weights": _weights(cell),
             "denoise": denoise,
             "iteration": iteration,
         }
@@ -181,12 +193,13 @@ class _Collector:
             "dataset": cell.data.name,
             "variant": cell.label,
             "base": cell.variant.name,
+            "row": cell.row,
             "sampler": cell.sampler,
             "slug": cell.slug,
             "techniques": ",".join(map(str, cell.variant.techniques)),
             "training": self.labels[cell.train_stage().digest],
             "seed": cell.seed,
-            "weights": _WEIGHTS[cell.variant.weights],
+            "weights": _weights(cell),
             "status": status,
             "message": without_folders(message, (self.context.out, self.context.data_root)),
         }
@@ -286,7 +299,7 @@ class _Collector:
     def loss_curve(self, cells: list[Cell], every: int) -> dict[str, Any] | None:
         """Return the losses of the batches of a training, where it is done."""
         stage = cells[0].train_stage()
-        if self.states[TrainJob(cell=cells[0]).name][0] != "done":
+        if cells[0].network_sha256 or self.states[TrainJob(cell=cells[0]).name][0] != "done":
             return None
         path = self.store.directory(stage) / "losses.npz"
         loss = load_arrays(path, ["train"])["train"][::every]
@@ -297,8 +310,8 @@ class _Collector:
         """Yield the loss on training and test images of every snapshot, by the weights taken."""
         for cells in self.users.values():
             training = self.training(cells)
-            for cell in {c.variant.weights: c for c in cells}.values():
-                weights = {"weights": _WEIGHTS[cell.variant.weights]}
+            for cell in {c.weights: c for c in cells}.values():
+                weights = {"weights": _weights(cell)}
                 for iteration in cell.train.snapshot_iterations:
                     result = self.store.result(cell.loss_stage(iteration))
                     if result is not None:
@@ -318,7 +331,7 @@ class _Collector:
                 "sigma_1": train.sigma_begin,
                 "L": cell.sampling_levels,
                 "T": cell.n_steps_each,
-                "epsilon": cell.step_size,
+                "epsilon": cell.step_size or None,
                 "step_rule": cell.step_rule,
                 "batch_size": train.batch_size,
                 "iterations": train.iterations,
@@ -330,13 +343,25 @@ class _Collector:
             }
         yield from published_hyperparameters()
 
+    def apart_rows(self, budget: str) -> Iterator[dict[str, Any]]:
+        """Yield what every row has of the settings in which rows differ, as one of its cells."""
+        keys = settings_apart(self.cells)
+        for cell in {(c.data.name, c.label): c for c in self.cells}.values():
+            for key in keys:
+                value = dict(cell.own).get(key, budget) if key == "budget" else cell.setting(key)
+                if key == "checkpoint" and value is not None:
+                    value = Path(value).name
+                row = {"dataset": cell.data.name, "variant": cell.label, "setting": key}
+                yield row | {"value": short_value(value), "given": key in dict(cell.own)}
+
     def setting_rows(self) -> Iterator[dict[str, Any]]:
         """Yield every resolved setting of every row, as one of its cells has it."""
         for cell in {(c.data.name, c.label): c for c in self.cells}.values():
             record = cell.to_json()
             data = {f"data: {key}": value for key, value in record["data"].items()}
-            rest = {k: v for k, v in record.items() if k not in ("data", "variant", "train", "row")}
-            found = {"weights": cell.variant.weights} | record["train"] | rest | data
+            named = ("data", "variant", "train", "row", "title", "own")
+            rest = {key: value for key, value in record.items() if key not in named}
+            found = {"weights": cell.weights} | record["train"] | rest | data
             for name, value in found.items():
                 if name != "seed":  # the one thing that the cells of a row differ in
                     row = {"dataset": cell.data.name, "variant": cell.label, "setting": name}

@@ -40,7 +40,7 @@ def describe_plan(
             f"T={cell.n_steps_each} epsilon={cell.step_size:.3g} "
             f"{'conditional' if train.conditional else 's(x)/sigma'} lr={train.learning_rate:g} "
             f"{train.objective} "
-            f"weights={cell.variant.weights}"
+            f"weights={cell.weights}"
         )
     lines += ["", "stages (digest: cells that share it)"]
     for stage, users in _shared(cells, Cell.train_stage).items():

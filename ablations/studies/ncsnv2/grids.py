@@ -1,54 +1,21 @@
 """Grids: which variants run on which datasets with how many seeds."""
 
 import dataclasses
-import logging
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.engine.manifest import joined_names
-from ablations.engine.settings import Budget, apply_overrides, coerce
+from ablations.engine.manifest import joined_names, split_names
+from ablations.engine.settings import Budget, coerce
 from ablations.pipeline.cell import Cell
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
-from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import BUDGETS, ROW_SETTINGS, Profile, Settings
-from ablations.studies.ncsnv2.without_effect import without_effect
-
-_log = logging.getLogger("scorekit")
-
-
-@dataclass(frozen=True)
-class Row:
-    """A variant of a grid, and what of ROW_SETTINGS it sets apart from the grid's others."""
-
-    variant: Variant
-    overrides: tuple[tuple[str, Any], ...] = ()
-
-    def resolve(self, settings: Settings, data: DataFacts) -> Cell:
-        """Return the row's cell with seed 0.
-
-        Raises ValueError for a value out of range, or one of the row's own without effect.
-        """
-        overrides = dict(self.overrides)
-        cell = resolve(apply_overrides(settings, overrides), self.variant, data, seed=0)
-        for key, reason in without_effect(cell, overrides).items():
-            raise ValueError(
-                f"the row {cell.label} with {key} = {overrides[key]}: it has no effect there, "
-                f"{reason}"
-            )
-        parts = [str(overrides[key]) for key in ("objective", "sampler") if key in overrides]
-        if {"sampling_levels", "n_steps_each"} & set(overrides):
-            parts.append(f"{cell.sampling_levels}×{cell.n_steps_each}")
-        if "step_size" in overrides:
-            parts.append(f"ε={cell.step_size:.3g}")
-        return dataclasses.replace(cell, row=", ".join(parts))
-
-
-def _row(variant: Variant, **overrides: Any) -> Row:
-    return Row(variant, tuple(sorted(overrides.items())))
+from ablations.studies.ncsnv2.resolution import variant_of, weights_in
+from ablations.studies.ncsnv2.rows import Row, make_row, read_row, read_values, varied
+from ablations.studies.ncsnv2.settings import BUDGETS, SHARED_SETTINGS, Profile
+from scorekit.training.settings import TrainSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,15 +33,46 @@ class Grid:
     )  # as ablations.executors.slurm.settings takes it
 
 
-CONSISTENT = _row(NCSNV2, sampler="consistent")
+#: The grid that has only rows of networks given by --checkpoint.
+RELEASED = "released"
+CONSISTENT = make_row(NCSNV2, sampler="consistent")
 #: L (None: as trained; below 1: a share of that) x T. The shares are those of 25, 100 and 232 noise
 #: scales on CIFAR-10, which others have measured with the authors' checkpoint.
 STEPS = (
     *(
-        _row(NCSNV2, sampling_levels=levels, n_steps_each=n_steps)
+        make_row(NCSNV2, sampling_levels=levels, n_steps_each=n_steps)
         for levels, n_steps in ((25 / 232, 1), (100 / 232, 1), (None, 1), (None, 3), (None, 5))
     ),
-    *(_row(NCSNV2, sampler="consistent", n_steps_each=n_steps) for n_steps in (1, 3, 5)),
+    *(make_row(NCSNV2, sampler="consistent", n_steps_each=n_steps) for n_steps in (1, 3, 5)),
+)
+
+#: What came after Techniques 1, 2 and 4: samplers, starts, schedules and step sizes of one
+#: network, then other noise scales to train on. Sources: arXiv:2009.05475, 2011.13456, 2206.00364.
+SUCCESSORS = (
+    Row(NCSNV2),
+    *(
+        make_row(NCSNV2, sampler=sampler)
+        for sampler in (
+            *("consistent", "reverse_diffusion", "predictor_corrector", "ancestral", "heun"),
+        )
+    ),
+    make_row(NCSNV2, sampler="heun", schedule="rho"),
+    make_row(NCSNV2, step_size_rule="steady_state"),
+    make_row(NCSNV2, step_size_rule="snr"),
+    make_row(NCSNV2, start="gaussian"),
+    *(make_row(NCSNV2, noise_levels=levels) for levels in ("log_uniform", "log_normal")),
+)
+#: Technique 3 as one corner of {told the noise scale, blind} x {plain, preconditioned}.
+NOISE_CONDITIONING = (
+    Row(NCSNV2),
+    *(make_row(NCSNV2, conditioning=how) for how in ("none", "normalisation", "edm")),
+)
+#: Technique 5 as a curve: averages of one training, from its raw weights on.
+AVERAGES = (
+    Row(dataclasses.replace(NCSNV2, ema=False)),
+    *(make_row(NCSNV2, ema=name) for name in ("0.9", "0.97", "0.99")),
+    Row(NCSNV2),
+    *(make_row(NCSNV2, ema=f"power:{width}") for width in (0.02, 0.05, 0.1, 0.2)),
 )
 
 GRIDS = {
@@ -84,19 +82,39 @@ GRIDS = {
         Grid(name="paper", rows=(*map(Row, PAPER_VARIANTS), CONSISTENT)),
         Grid(name="factorial", rows=tuple(map(Row, ALL_VARIANTS))),
         Grid(name="steps", rows=STEPS),
+        Grid(name=RELEASED, rows=()),
+        Grid(name="successors", rows=SUCCESSORS),
+        Grid(name="noise-conditioning", rows=NOISE_CONDITIONING),
+        Grid(name="ema", rows=AVERAGES),
         # Pang et al. 2020, Fig. A(c): NCSNs by sliced score matching, with and without finite
         # differences, here with averaged weights and beside the usual denoising objective.
         Grid(
             name="objectives",
             rows=(
                 Row(Variant(ema=True)),
-                *(_row(Variant(ema=True), objective=o) for o in ("ssm_vr", "fd_ssm_vr")),
+                *(make_row(Variant(ema=True), objective=o) for o in ("ssm_vr", "fd_ssm_vr")),
             ),
         ),
     )
 }
 
-_TOML_KEYS = {"name", "variants", "rows", "datasets", "seeds", "budget", "set", "slurm"}
+
+def with_checkpoints(grid: Grid, paths: Sequence[str]) -> Grid:
+    """Return a grid with a row for each kind of weights in each file.
+
+    Raises ValueError for ``released``, which has no others, without a file.
+    """
+    if RELEASED in split_names(grid.name) and not paths:
+        raise ValueError(f"--grid {RELEASED}: --checkpoint PATH must give a network")
+    rows = [
+        make_row(variant_of(path, weights), checkpoint=path, label=f"{Path(path).stem}, {weights}")
+        for path in paths
+        for weights in weights_in(path)
+    ]
+    return dataclasses.replace(grid, rows=(*grid.rows, *rows))
+
+
+_TOML_KEYS = {"name", "variants", "rows", "vary", "datasets", "seeds", "budget", "set", "slurm"}
 
 
 def load_grid(names: str) -> Grid:
@@ -104,9 +122,10 @@ def load_grid(names: str) -> Grid:
 
     Of several, separated by commas, the rows of all under the settings of the first.
 
-    The file's keys: ``variants`` (names) and ``[[rows]]`` (tables with ``variant`` and any of
-    ROW_SETTINGS), one of them at least; ``name``, ``datasets``, ``seeds``, ``budget``, a table
-    ``[set]`` of settings, and a table ``[slurm]``.
+    The file's keys: ``variants`` (names) and ``[[rows]]`` (tables with ``variant``, any of
+    ROW_SETTINGS and a ``label``), one of them at least; ``[vary]``, lists of values that every row
+    is made with; ``name``, ``datasets``, ``seeds``, ``budget``, a table ``[set]`` of settings, and
+    a table ``[slurm]``.
     """
     listed = [names] if Path(names).is_file() else [n.strip() for n in names.split(",")]
     first, *others = (_load_one(name) for name in dict.fromkeys(listed))
@@ -141,7 +160,11 @@ def _load_one(name: str) -> Grid:
         return value
 
     rows = [Row(parse_variant(text)) for text in texts("variants")]
-    rows += [_toml_row(name, table) for table in _tables(name, content.get("rows", []))]
+    try:
+        rows += [read_row(table) for table in _tables(content.get("rows", []))]
+        rows = list(varied(rows, _vary(content.get("vary", {}))))
+    except ValueError as error:
+        raise ValueError(f"grid file {name}: {error}") from error
     if not rows:
         raise ValueError(
             f"grid file {name}: variants = [...] or [[rows]] must name at least one variant"
@@ -166,52 +189,31 @@ def _load_one(name: str) -> Grid:
     )
 
 
-def _tables(name: str, value: Any) -> list[dict[str, Any]]:
+def _tables(value: Any) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise ValueError(f"grid file {name}: rows must be tables, each begun by [[rows]]")
+        raise ValueError("rows must be tables, each begun by [[rows]]")
     return value
 
 
-def _toml_row(name: str, table: dict[str, Any]) -> Row:
-    known = ("variant", *ROW_SETTINGS)
-    if unknown := sorted(set(table) - set(known)):
-        raise ValueError(
-            f"grid file {name}: [[rows]] key {unknown[0]!r} is unknown; known: {', '.join(known)}"
-        )
-    if not isinstance(table.get("variant"), str):
-        raise ValueError(f"grid file {name}: [[rows]] needs variant, the name of one")
-    settings = {
-        key: coerce(key, value, Settings) for key, value in table.items() if key != "variant"
-    }
-    return _row(parse_variant(table["variant"]), **settings)
+def _vary(table: Any) -> dict[str, tuple[Any, ...]]:
+    if not isinstance(table, dict) or not all(isinstance(v, list) and v for v in table.values()):
+        raise ValueError("vary must be a table of lists, like width = [16, 32]")
+    return {key: read_values("[vary]", key, values) for key, values in table.items()}
 
 
 def budget_cells(
     grid: Grid, budget: Budget, overrides: Mapping[str, Any], facts: list[DataFacts], seeds: int
 ) -> list[Cell]:
-    """Return every cell of a grid under a budget, whose settings follow each data set's images.
+    """Return every cell of a grid under a budget: dataset by dataset, row by row, seed by seed.
 
-    Raises as :func:`build_cells`.
-    """
-    return [
-        cell
-        for data in facts
-        for cell in build_cells(
-            grid, budget.settings_for(data.image_size, overrides), [data], seeds
-        )
-    ]
-
-
-def build_cells(grid: Grid, settings: Settings, facts: list[DataFacts], seeds: int) -> list[Cell]:
-    """Return every cell of a grid: dataset by dataset, row by row, seed by seed.
-
-    Rows that come to the same cell, as shares of a short ladder may, are one. Raises ValueError for
-    a setting out of range, and for different cells of one name.
+    Settings follow each data set's images. Rows that come to the same cell, as shares of a short
+    ladder may, are one. Raises ValueError for a setting out of range, and for different cells of
+    one name.
     """
     cells: dict[str, Cell] = {}
     for data in facts:
         for row in grid.rows:
-            cell = row.resolve(settings, data)
+            cell = row.resolve(budget, overrides, data)
             for seed in range(seeds):
                 seeded = cell.with_seed(seed)
                 if cells.setdefault(seeded.name, seeded) != seeded:
@@ -219,4 +221,57 @@ def build_cells(grid: Grid, settings: Settings, facts: list[DataFacts], seeds: i
                         f"grid {grid.name}: two rows are called {cell.label} on {data.name}; "
                         "leave one out"
                     )
-    return list(cells.values())
+    return _with_common_averages(list(cells.values()))
+
+
+def _with_common_averages(cells: list[Cell]) -> list[Cell]:
+    """Return cells in which a training keeps all averages that its rows sample: it is then one."""
+    averages: dict[tuple[str, TrainSettings], dict[str, None]] = {}
+
+    def alike(cell: Cell) -> tuple[str, TrainSettings]:
+        return cell.data.fingerprint, dataclasses.replace(cell.train, ema_profiles=())
+
+    for cell in cells:
+        averages.setdefault(alike(cell), {}).update(dict.fromkeys(cell.train.ema_profiles))
+    found = {key: tuple(sorted(names)) for key, names in averages.items()}
+    return [
+        dataclasses.replace(
+            cell, train=dataclasses.replace(cell.train, ema_profiles=found[alike(cell)])
+        )
+        for cell in cells
+    ]
+
+
+def rows_beside(
+    grid: Grid,
+    budget: Budget,
+    overrides: Mapping[str, Any],
+    facts: Iterable[DataFacts],
+    *,
+    base: Budget,
+    base_overrides: Mapping[str, Any],
+) -> Grid:
+    """Return a grid's rows under a budget as rows under another, in whose folder they come.
+
+    Each has what differs as settings of its own. Raises ValueError for what no row can have.
+    """
+    apart: dict[str, Any] = {} if budget.name == base.name else {"budget": budget.name}
+    sizes = {data.image_size for data in facts}
+    for key in {**base_overrides, **overrides}:
+        if key in overrides:
+            values = [overrides[key]]
+        else:
+            values = [getattr(budget.settings_for(size, {}), key) for size in sizes]
+        if len(set(values)) > 1:
+            raise ValueError(
+                f"the folder holds rows with {key} = {base_overrides[key]}, and the budget "
+                f"{budget.name} has another for images of each size: give --set {key}=VALUE"
+            )
+        if key not in base_overrides or base_overrides[key] != values[0]:
+            if key in SHARED_SETTINGS:
+                raise ValueError(
+                    f"--set {key}={values[0]}: all rows of a folder have the same images "
+                    f"({key} = {base_overrides.get(key)}); choose another --out"
+                )
+            apart[key] = values[0]
+    return dataclasses.replace(grid, rows=tuple(row.beside(apart) for row in grid.rows))

@@ -174,6 +174,7 @@ def _stage(ladder: Ladder, facts: DataFacts, n_components: int, seed: int) -> St
             "step_size": ladder.step_size,
             "seed": seed,
         },
+        code=("ablations.studies.ncsnv2.mixture",),
     )
 
 

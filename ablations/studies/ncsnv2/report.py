@@ -11,6 +11,7 @@ from ablations.reporting.pictures import Picture, own_style
 from ablations.reporting.wording import is_papers, joined
 from ablations.studies.ncsnv2.results import Results
 from ablations.studies.ncsnv2.sections.ablation import ablation_table
+from ablations.studies.ncsnv2.sections.comparisons import effects_table, finding, seeds_table
 from ablations.studies.ncsnv2.sections.curves import distance_curves, ema_curves, loss_curves
 from ablations.studies.ncsnv2.sections.quality import distance_against_n, quality_table
 from ablations.studies.ncsnv2.sections.samples import grid_keys, sample_grid, sample_overview
@@ -32,6 +33,14 @@ NOT_THE_PAPERS = (
 )
 
 
+_LEAD = (
+    "The techniques of Song & Ermon (2020) are put on NCSN one group after another: averaged "
+    "weights (5), noise levels and sampler settings (1, 2, 4), and noise conditioning (3). NCSNv2 "
+    "has them all. Each variant is trained and sampled, and its samples are compared with real "
+    "images."
+)
+
+
 def sections(results: Results) -> list[Section]:
     """What the page holds, in its order: a new table or figure is a line here."""
     both = (True, False)
@@ -43,7 +52,12 @@ def sections(results: Results) -> list[Section]:
         Section(
             id="ablation",
             title="Ablation",
-            blocks=[ablation_table(results), quoted_scores_table(results)],
+            blocks=[
+                ablation_table(results),
+                effects_table(results),
+                quoted_scores_table(results),
+            ],
+            only_files=[seeds_table(results)],
         ),
         Section(
             id="samples",
@@ -126,10 +140,7 @@ def _words(results: Results) -> Words:
         title=f"NCSN to NCSNv2: {', '.join(datasets)}, budget {run['budget']}",
         eyebrow="Ablation report",
         heading="From NCSN to NCSNv2, technique by technique",
-        lead="The techniques of Song & Ermon (2020) are put on NCSN one group after another: "
-        "averaged weights (5), noise levels and sampler settings (1, 2, 4), and noise conditioning "
-        "(3). NCSNv2 has them all. Each variant is trained and sampled, and its samples are "
-        "compared with real images.",
+        lead=f"{finding(results.ablation)} {_LEAD}".strip(),
         budget=str(run["budget"]),
         budget_note=budget_note(run),
         running="" if run["complete"] else f"Still running: {done}.",
@@ -165,14 +176,11 @@ def _codes(run: Mapping[str, Any]) -> str:
 
 
 def _other_code(run: Mapping[str, Any]) -> str:
-    """A warning where results are not of the code that makes the page, else nothing."""
-    others = sorted(set(run["codes"]) - {run["code"]})
-    if not others:
+    """A warning where results are older than their own code, else nothing."""
+    if not run["outdated"]:
         return ""
-    return (
-        f"Results are of another version of the code ({joined(others)}) than the present one "
-        f"({run['code']}), which may give others; another --out runs them anew."
-    )
+    text = str(run["outdated"])
+    return f"{text[0].upper()}{text[1:]}, which may give others: --rerun changed makes them again."
 
 
 def budget_note(run: Mapping[str, Any]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from ablations.engine.frames import cast, make_frame
+from ablations.studies.ncsnv2.settings import TRIED_SETTINGS
 
 #: What is measured beside the distance; the last two say what n does to the distance itself.
 METRICS = ("IS", "KID", "precision", "recall", "f_score", "interval", "infinite n")
@@ -21,6 +21,7 @@ CELL_COLUMNS: dict[str, str] = {
     "dataset": "string",
     "variant": "string",
     "base": "string",  # the variant, whatever sets a row of it apart
+    "row": "string",  # what sets it apart
     "sampler": "string",
     "slug": "string",
     "techniques": "string",
@@ -128,6 +129,14 @@ HYPERPARAMETER_COLUMNS: dict[str, str] = {
     "ema_momentum": "float64",
     "note": "string",
 }
+#: The settings in which rows of a grid differ, and what each row has of them.
+APART_COLUMNS: dict[str, str] = {
+    "dataset": "string",
+    "variant": "string",
+    "setting": "string",
+    "value": "string",
+    "given": "bool",  # whether the row itself sets it
+}
 SETTING_COLUMNS: dict[str, str] = {
     "dataset": "string",
     "variant": "string",
@@ -157,12 +166,12 @@ RUN_KEYS = (
     "software",
     "code",
     "codes",
+    "outdated",
     "hardware",
     "n_cells",
     "n_done",
 )
 
-_TRIED = re.compile(r", .*(×|ε)")
 _FRAMES = {
     "cells": CELL_COLUMNS,
     "distances": DISTANCE_COLUMNS,
@@ -172,6 +181,7 @@ _FRAMES = {
     "losses": LOSS_COLUMNS,
     "held_out_losses": HELD_OUT_COLUMNS,
     "hyperparameters": HYPERPARAMETER_COLUMNS,
+    "apart": APART_COLUMNS,
     "settings": SETTING_COLUMNS,
     "timings": TIMING_COLUMNS,
 }
@@ -237,8 +247,8 @@ class Results:
     """Everything the report shows, as collected from the files of a finished or running grid.
 
     `run` has the keys RUN_KEYS: `code` is the code's version that collects, `codes` those that made
-    the results. `losses` are of the batches trained on, `held_out_losses` of snapshots on training
-    and on test images.
+    the results, `outdated` says which of them are older than their own code. `losses` are of the
+    batches trained on, `held_out_losses` of snapshots on training and on test images.
     Each frame has the columns of its constant above, is cast to their types, and may have no rows.
     `samples`, `real` (training images) and `held_out` (test images) name .npy files of uint8
     images, shape (N, C, H, W); `interpolations` and `neighbours` are there where they were made.
@@ -255,6 +265,7 @@ class Results:
     losses: pd.DataFrame
     held_out_losses: pd.DataFrame
     hyperparameters: pd.DataFrame
+    apart: pd.DataFrame
     settings: pd.DataFrame
     timings: pd.DataFrame
     samples: list[SampleSet] = field(default_factory=list)
@@ -275,7 +286,11 @@ class Results:
                 )
             object.__setattr__(self, name, cast(name, getattr(self, name), columns))
         for (name, column), allowed in _ALLOWED.items():
-            wrong = set(getattr(self, name)[column].dropna().unique()) - allowed
+            words = set(getattr(self, name)[column].dropna().unique())
+            if column == "weights":
+                # An average has its own words behind: "EMA power:0.1".
+                words = {word.partition(" ")[0] for word in words}
+            wrong = words - allowed
             if wrong:
                 raise ValueError(
                     f"{name}.{column}: {sorted(wrong)[0]!r} is not one of "
@@ -288,7 +303,9 @@ class Results:
 
         All of it where nothing else is there.
         """
-        own = {label for label in self.cells["variant"] if not _TRIED.search(label)}
+        given = self.apart[self.apart["given"]]
+        tried = set(given[given["setting"].isin(TRIED_SETTINGS)]["variant"])
+        own = set(self.cells["variant"]) - tried
         if not own:
             return self
         frames = {

@@ -5,12 +5,24 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from ablations.engine.settings import Budget, setting
+from scorekit.models.conditioning import CONDITIONINGS
 from scorekit.objectives.score_matching import Objective
 from scorekit.runtime.compilation import Precision
+from scorekit.sampling.registry import sampler_kind
+from scorekit.techniques.ema_profiles import parse_ema
 from scorekit.training.settings import MAX_COUNT
 
-#: What one row of a grid may set apart from others: how samples are drawn, and the objective.
-ROW_SETTINGS = ("sampler", "sampling_levels", "n_steps_each", "step_size", "objective")
+#: What tries out steps of one sampler: such rows have tables of their own.
+TRIED_SETTINGS = ("sampling_levels", "n_steps_each", "step_size")
+#: The words for rules of epsilon, and what these are called in tables.
+STEP_RULE_NAMES = {
+    "technique4": "Technique 4",
+    "steady_state": "steady state",
+    "consistent": "consistent",
+    "snr": "snr",
+}
+#: What all rows of a data set have together: its images.
+SHARED_SETTINGS = ("image_size",)
 
 #: What the ladder of a row with group (1,2,4) is derived from, or given by.
 LADDER_SETTINGS = (
@@ -49,11 +61,29 @@ class Settings:
         None, "L times T of a sample, from which T follows; those of Table 4", "evaluations"
     )
     step_size: float | None = setting(None, "ε of the sampler; Technique 4")
-    sampler: Literal["annealed", "consistent"] = setting(
-        "annealed", "annealed Langevin dynamics, or consistent annealed sampling"
+    step_size_rule: Literal["technique4", "steady_state", "consistent", "snr"] | None = setting(
+        None, "what ε follows from; the one made for the sampler and T"
+    )
+    sampler: str = setting(
+        "annealed",
+        "annealed (Langevin dynamics), consistent, reverse_diffusion, predictor_corrector, "
+        "ancestral or heun",
+    )
+    snr: float | None = setting(
+        None, "r of predictor_corrector and of step_size_rule snr; Song et al. 2021: 0.16"
+    )
+    churn: float = setting(0.0, "noise that heun puts in at each step; Karras et al. 2022")
+    schedule: Literal["geometric", "rho"] = setting(
+        "geometric", "where the noise scales that samples descend lie; Technique 2: geometric"
+    )
+    start: Literal["uniform", "gaussian"] = setting(
+        "uniform", "where samples start; gaussian: of deviation σ₁ around grey"
     )
     sampling_levels: float | None = setting(
         None, "noise scales that samples descend, below 1 a share of L; needs Technique 3"
+    )
+    checkpoint: str | None = setting(
+        None, "a file whose network is sampled in place of a training: released, or a snapshot"
     )
     architecture: str | None = setting(
         None, "the network for images of such sides: 32-64, 96-128 or 256"
@@ -65,6 +95,18 @@ class Settings:
     adam_eps: float | None = setting(None, "ε of Adam")
     amsgrad: bool = setting(False, "AMSGrad in place of Adam")
     ema_momentum: float = setting(0.999, "momentum of the averaged weights; Technique 5")
+    ema: str | None = setting(
+        None,
+        "another average of the same training that is sampled: a momentum, ramp:0.999, or "
+        "power:0.1 by its relative width",
+    )
+    noise_levels: str = setting(
+        "ladder", "noise scales that are trained on: those of the ladder, log_uniform, log_normal"
+    )
+    conditioning: str | None = setting(
+        None,
+        "how a network knows σ: normalisation (NCSN), inverse_sigma (Technique 3), edm or none",
+    )
     flip: bool | None = setting(None, "random flips of training images, left and right")
     dequantisation: Literal["none", "uniform"] | None = setting(
         None, "noise between the grey levels of training images; none with Technique 3"
@@ -94,6 +136,18 @@ class Settings:
     image_size: int | None = setting(None, "side that images are resized to", "pixels")
 
     def __post_init__(self) -> None:
+        sampler_kind(self.sampler)
+        if self.conditioning is not None and self.conditioning not in CONDITIONINGS:
+            raise ValueError(
+                f"conditioning = {self.conditioning!r}: one of {', '.join(CONDITIONINGS)}"
+            )
+        if self.ema is not None:
+            object.__setattr__(self, "ema", parse_ema(self.ema).name)
+        if self.step_size is not None and self.step_size_rule is not None:
+            raise ValueError(
+                f"step_size_rule = {self.step_size_rule!r} has no effect beside step_size = "
+                f"{self.step_size:g}, which it would give; leave one of them out"
+            )
         _check_counts(self, n_selection=2, n_final=2, n_loss=2, n_dump=0, score_evaluations=1)
         if self.n_final is not None and self.n_final < self.n_selection:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +22,15 @@ from ablations.pipeline.manifest import GRID_FILE
 from ablations.pipeline.patterns import select_cells, split_datasets
 from ablations.pipeline.selection import seconds_spent
 from ablations.studies.ncsnv2.estimate import describe_budgets, describe_plan, describe_warnings
-from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, load_grid
+from ablations.studies.ncsnv2.grids import (
+    GRIDS,
+    Grid,
+    budget_cells,
+    load_grid,
+    rows_beside,
+    with_checkpoints,
+)
+from ablations.studies.ncsnv2.rows import parse_vary, rows_of, settings_apart, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
 from ablations.studies.ncsnv2.without_effect import describe_without_effect
 from scorekit.metrics.spaces import extractor_digest
@@ -47,6 +56,7 @@ def resolve(request: Request) -> Resolved:
     # The others cost days, and nobody has asked for them.
     budget = BUDGETS[wanted if wanted != "auto" else "quick"]
     given = parse_overrides(args.set, Profile)
+    values = parse_vary(args.vary or [])
     overrides = (source.overrides if source else grid.overrides) | given
     if args.reference is not None:
         overrides["reference"] = args.reference
@@ -75,15 +85,26 @@ def resolve(request: Request) -> Resolved:
                 for spec in dict.fromkeys(specs)
             ]
     _check_names([data.name for data in facts])
+    # What changes no result may differ from one command to the next.
+    shaping = {k: v for k, v in overrides.items() if hasattr(Settings, k)}
+    as_it_was = begun is not None and (begun.budget, begun.overrides) == (budget.name, shaping)
+    if begun is not None:
+        grid = Grid(name=begun.grid, rows=rows_of(begun.units))
+    if begun is None or args.checkpoint:
+        grid = with_checkpoints(grid, args.checkpoint or [])
+    grid = dataclasses.replace(grid, rows=varied(grid.rows, values))
+    base, base_overrides = budget, shaping
+    if existing is not None:
+        base, base_overrides = BUDGETS[existing.budget], existing.overrides
+        grid = rows_beside(grid, budget, shaping, facts, base=base, base_overrides=base_overrides)
     manifest = Manifest(
-        grid=begun.grid if begun is not None else grid.name,
-        budget=budget.name,
-        # What changes no result may differ from one command to the next.
-        overrides={k: v for k, v in overrides.items() if hasattr(Settings, k)},
+        grid=grid.name,
+        budget=base.name,
+        overrides=base_overrides,
         data_root=os.path.relpath(data_root, out),
         units=begun.units
-        if begun is not None
-        else budget_cells(grid, budget, overrides, facts, seeds),
+        if begun is not None and as_it_was and not (values or args.checkpoint)
+        else budget_cells(grid, base, base_overrides, facts, seeds),
     )
     added = manifest.units
     known = {cell.name for cell in added}
@@ -91,6 +112,9 @@ def resolve(request: Request) -> Resolved:
         manifest = GRID_FILE.merged(existing, manifest, out)
     required = () if source is not None and begun is None else given
     notes = describe_without_effect(added, overrides, required)
+    if existing is not None and (base.name, base_overrides) != (budget.name, shaping):
+        keys = ", ".join(settings_apart(added))
+        notes.append(f"rows with settings other than those of --out are named after them ({keys})")
     if wanted == "auto":
         notes.append(describe_budgets(grid, overrides, facts, seeds, chosen=budget))
     cells = [cell for cell in manifest.units if cell.name in known]
@@ -107,6 +131,7 @@ def resolve(request: Request) -> Resolved:
         sampling_batch=settings.sampling_batch,
         accumulation=settings.accumulation,
         inception_weights=None if weights is None else weights.resolve(),
+        rerun=args.rerun == "changed",
     )
     return Resolved(manifest=manifest, units=cells, context=context, notes=tuple(notes))
 
@@ -211,6 +236,10 @@ STUDY = Study(
         "paper": "NCSN, +(5), +(1, 2, 4), NCSNv2: Table 1's rows, and the consistent sampler",
         "factorial": "every combination of the technique groups (5; 1, 2, 4; 3)",
         "steps": "NCSNv2 sampled with fewer noise scales and steps",
+        "successors": "NCSNv2 by later samplers, starts, step sizes and noise scales",
+        "noise-conditioning": "NCSNv2 told the noise scale or blind, plain or preconditioned",
+        "ema": "NCSNv2 with averages of one training from none to wide",
+        "released": "networks from files (--checkpoint), sampled and measured, none trained",
         "objectives": "NCSN with averaged weights by DSM, SSM-VR and FD-SSM-VR",
     },
     units="cells",

@@ -4,6 +4,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ablations.pipeline.cell import Cell
+from ablations.studies.ncsnv2.settings import STEP_RULE_NAMES
+from scorekit.sampling.registry import sampler_kind
+
+#: Settings of a training that a cell that has none does not take.
+CHECKPOINTS_OWN = (
+    *("width", "iterations", "batch_size", "learning_rate", "adam_eps", "amsgrad"),
+    *("ema_momentum", "flip", "dequantisation", "snapshot_interval", "test_interval"),
+)
 
 
 def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
@@ -13,6 +21,9 @@ def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
     """
     found = {}
     for key, value in overrides.items():
+        if key in CHECKPOINTS_OWN and cell.network_sha256 and value is not None:
+            found[key] = "where a checkpoint is sampled and nothing trained"
+            continue
         share = key == "sampling_levels" and value is not None and value < 1
         if value is None or share or (key, value) == ("n_levels", 0):
             continue  # what the cell has is derived from it
@@ -24,7 +35,14 @@ def without_effect(cell: Cell, overrides: Mapping[str, Any]) -> dict[str, str]:
                 found[key] = f"where {given[0]} gives T"
             continue
         owner = next((part for part in (cell, cell.train) if hasattr(part, key)), None)
-        if key == "coverage" and not cell.variant.noise_scales:
+        if key in ("ema_momentum", "ema") and not cell.variant.ema:
+            found[key] = "where raw weights are sampled"
+        elif key == "step_size" and not sampler_kind(cell.sampler).step_size:
+            found[key] = f"where sampler = {cell.sampler}"
+        elif key == "step_size_rule":
+            if cell.step_rule != STEP_RULE_NAMES[value]:
+                found[key] = f"where the rule is {cell.step_rule}"
+        elif key == "coverage" and not cell.variant.noise_scales:
             found[key] = "without group (1,2,4) the noise scales are NCSN's own"
         elif owner is not None and getattr(owner, key) != value:
             found[key] = f"where {key} = {_text(getattr(owner, key))}"

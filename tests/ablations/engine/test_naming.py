@@ -8,8 +8,9 @@ from ablations.hype.dumps import _NAME
 from ablations.pipeline.dumps import dump_name
 from ablations.pipeline.jobs import grid_jobs
 from ablations.pipeline.variants import NCSNV2
-from ablations.studies.ncsnv2.grids import GRIDS, Row
-from ablations.studies.ncsnv2.settings import Settings
+from ablations.studies.ncsnv2.grids import GRIDS
+from ablations.studies.ncsnv2.rows import Row
+from ablations.studies.ncsnv2.settings import BUDGETS
 
 ORDINARY = ["digits", "cifar10-jpeg", "church_outdoor", "imagefolder:photos", "imagefolder:My-2.0"]
 ODD = [
@@ -49,14 +50,16 @@ def test_no_text_is_called_what_another_is(text):
 def test_jobs_and_dumps_of_all_data_and_rows_have_their_own_safe_names():
     rows = [*(row for grid in GRIDS.values() for row in grid.rows)]
     rows.append(Row(NCSNV2, (("step_size", 1e-5),)))
+    rows.append(Row(NCSNV2, (("learning_rate", 2e-3), ("flip", False))))
+    rows += [Row(NCSNV2, label=label) for label in (*ORDINARY, *ODD, "ncsn", "a-ncsn") if label]
     # Few iterations: each snapshot is a job.
-    settings = Settings(iterations=2, snapshot_interval=1)
+    paper, few = BUDGETS["paper"], {"iterations": 2, "snapshot_interval": 1}
     datasets = [*ORDINARY, *ODD, "imagefolder:photos-ncsnv2", "imagefolder:photos-ncsnv2-seed0"]
     cells = {
         found.name: found
         for name in datasets
         for row in dict.fromkeys(rows)
-        for found in [row.resolve(settings, facts(name=name, fingerprint=name + "f" * 8))]
+        for found in [row.resolve(paper, few, facts(name=name, fingerprint=name + "f" * 8))]
     }
     jobs = grid_jobs(list(cells.values()))
     names = [job.name for job in jobs]

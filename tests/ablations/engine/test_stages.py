@@ -232,3 +232,94 @@ def test_reading_all_finds_the_damaged_stages_and_sets_them_aside(tmp_path, capl
     found = [store().result(stage) for stage in stages]
     assert found == [{"value": 7}, None, None, {"value": 7}]
     assert store().read_all() == (2, 0)
+
+
+def edited(monkeypatch, **digests):
+    """Let the code be another, in which modules have these digests."""
+    monkeypatch.setattr("ablations.engine.stages.code_digest", lambda: str(digests))
+    monkeypatch.setattr(
+        "ablations.engine.provenance.modules_digest", lambda names: digests.get(names[0], "")
+    )
+
+
+def counted(runs):
+    def make(directory):
+        runs.append(directory.parent.name)
+        (directory / "file").write_text("made")
+        return {"run": len(runs)}, [directory / "file"]
+
+    return make
+
+
+def test_results_of_other_code_are_kept_and_named_and_made_again_when_asked_for(
+    tmp_path, monkeypatch
+):
+    train = Stage("train", {}, code=("network",))
+    sample = Stage("sample", {}, (train,), ("sampler",))
+    distance = Stage("distance", {}, (sample,), ("metric",))
+    runs = []
+
+    def run_all(**options):
+        store = StageStore(tmp_path, **options)
+        for stage in (train, sample, distance):
+            store.run(stage, counted(runs))
+        return store
+
+    edited(monkeypatch, network="1", sampler="1", metric="1")
+    assert run_all().outdated == set()
+    # Another caption: another code, and the same modules.
+    edited(monkeypatch, network="1", sampler="1", metric="1", page="2")
+    assert run_all(rerun=True).outdated == set()
+    assert runs == ["train", "sample", "distance"]
+    edited(monkeypatch, network="1", sampler="2", metric="1")
+    assert run_all().outdated == {sample, distance}
+    assert len(runs) == 3
+    store = StageStore(tmp_path, rerun=True)
+    assert store.result(train) == {"run": 1} and store.result(sample) is None
+    leftover = store.directory(sample) / "chunk-0-4.pt"
+    leftover.write_text("of the other code")
+    assert run_all(rerun=True).outdated == set()
+    assert runs[3:] == ["sample", "distance"] and not leftover.exists()
+    assert StageStore(tmp_path).result(distance) == {"run": 5}
+
+
+def test_what_is_made_of_an_older_result_is_older_too(tmp_path, monkeypatch):
+    """Samples of weights that other code trained are not new because they were drawn later."""
+    train = Stage("train", {}, code=("network",))
+    sample = Stage("sample", {}, (train,), ("sampler",))
+    edited(monkeypatch, network="1", sampler="1")
+    StageStore(tmp_path).run(train, execute)
+    edited(monkeypatch, network="2", sampler="1")
+    store = StageStore(tmp_path)
+    store.run(train, execute)
+    store.run(sample, execute)
+    assert store.result(sample) is not None
+    assert store.outdated == {train, sample}
+
+
+def test_a_result_of_before_the_modules_were_recorded_counts_as_older(tmp_path, monkeypatch):
+    edited(monkeypatch, network="1")
+    stage = Stage("train", {}, code=("network",))
+    StageStore(tmp_path).run(stage, execute)
+    path = StageStore(tmp_path).directory(stage) / "result.json"
+    record = read_sealed_json(path)
+    write_sealed_json(path, {k: v for k, v in record.items() if k not in ("made_by", "seal")})
+    store = StageStore(tmp_path)
+    assert store.result(stage) is not None and store.outdated == set()
+    edited(monkeypatch, network="1", page="2")
+    assert store.result(stage) is not None and store.outdated == {stage}
+
+
+def test_what_is_made_again_on_the_way_is_what_a_result_is_made_from(tmp_path, monkeypatch):
+    train = Stage("train", {}, code=("network",))
+    sample = Stage("sample", {}, (train,), ("sampler",))
+    for network in "12":
+        edited(monkeypatch, network=network, sampler="1")
+        store = StageStore(tmp_path, rerun=True)
+
+        def draw(directory, store=store):
+            store.run(train, execute)
+            return {}, []
+
+        store.run(sample, draw)
+        assert store.result(sample) is not None and store.outdated == set()

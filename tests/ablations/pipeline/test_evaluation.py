@@ -10,14 +10,14 @@ from torch._dynamo.testing import CompileCounter
 from ablations.engine import run
 from ablations.engine.context import Context
 from ablations.engine.failures import read_failure
-from ablations.pipeline import cell, measuring, sampling
+from ablations.pipeline import cell, measuring
 from ablations.pipeline.jobs import NeighboursJob, shown_jobs
 from ablations.pipeline.manifest import load_manifest
 from ablations.pipeline.selection import selected_iterations
 from ablations.studies.ncsnv2.collect import collect
 from scorekit.runtime.interruption import Stopped
 from scorekit.runtime.memory import BatchTooLarge
-from scorekit.sampling import langevin
+from scorekit.sampling import trajectory
 
 
 def context(out, data_root, **changes):
@@ -85,7 +85,7 @@ def test_a_whole_job_compiles_each_step_once(copy, monkeypatch):
     def compiled(function, *, enable, device):
         return torch.compile(function, backend=counted, fullgraph=True, dynamic=False)
 
-    monkeypatch.setattr(langevin, "compiled", compiled)
+    monkeypatch.setattr(trajectory, "compiled", compiled)
     run.run_job(job, context(out, out / "data"))
     # The Langevin step and the denoising step, over two snapshots and two blocks of samples.
     assert counted.frame_count == 2
@@ -98,7 +98,7 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
     for kind in ("distance", "features", "sample"):
         shutil.rmtree(out / "stages" / kind)
     drawn = []
-    original = sampling.AnnealedLangevin.sample
+    original = trajectory.Sampler.sample
 
     def counting(self, index, *arguments, **keywords):
         if len(drawn) == 1:
@@ -107,7 +107,7 @@ def test_an_interrupted_stage_keeps_the_batches_that_were_drawn(copy, monkeypatc
         drawn.append(index.tolist())
         return original(self, index, *arguments, **keywords)
 
-    monkeypatch.setattr(sampling.AnnealedLangevin, "sample", counting)
+    monkeypatch.setattr(trajectory.Sampler, "sample", counting)
     where = context(out, out / "data", sampling_batch=2)
     with pytest.raises(KeyboardInterrupt):
         run.run_job(job, where)
@@ -163,7 +163,7 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same_samples(copy, mo
     before = sample_bytes(out)
     for kind in ("distance", "features", "sample", "quality"):
         shutil.rmtree(out / "stages" / kind)
-    original = sampling.AnnealedLangevin.sample
+    original = trajectory.Sampler.sample
     sizes = []
 
     def small(self, index, *arguments, **keywords):
@@ -172,7 +172,7 @@ def test_a_batch_that_is_too_large_is_halved_and_gives_the_same_samples(copy, mo
             raise torch.OutOfMemoryError("out of memory")
         return original(self, index, *arguments, **keywords)
 
-    monkeypatch.setattr(sampling.AnnealedLangevin, "sample", small)
+    monkeypatch.setattr(trajectory.Sampler, "sample", small)
     run.run_job(job, context(out, out / "data"))
     assert sizes.count(4) == 1
     assert set(sizes) == {2, 4}
@@ -192,7 +192,7 @@ def test_a_device_too_small_for_one_image_is_a_clear_failure(copy, monkeypatch):
     def full(self, *arguments, **keywords):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(sampling.AnnealedLangevin, "sample", full)
+    monkeypatch.setattr(trajectory.Sampler, "sample", full)
     with pytest.raises(BatchTooLarge, match="not even a batch of 1"):
         run.run_job(job, context(out, out / "data"))
     assert "not even a batch of 1" in read_failure(out, job.name)["message"]

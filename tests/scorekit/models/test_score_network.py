@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
+from scorekit.models.conditioning import CONDITIONINGS, Conditioning, register_conditioning
 from scorekit.models.layers import CondInstanceNormPlus, InstanceNormPlus, RefineBlock
 from scorekit.models.score_network import (
     ARCHITECTURES,
@@ -27,6 +28,7 @@ def small(
     width: int = 4,
     n_levels: int = 10,
     seed: int = 0,
+    conditioning: str | None = None,
 ) -> ScoreNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -36,6 +38,7 @@ def small(
             conditional=conditional,
             channels=channels,
             width=width,
+            conditioning=conditioning,
         ).eval()
 
 
@@ -209,9 +212,99 @@ def test_any_sigma_is_accepted_between_and_beyond_the_ladder():
     torch.testing.assert_close(network.score(x, sigma), expected)
 
 
-def test_a_conditional_network_has_no_continuous_score():
-    with pytest.raises(ValueError, match="use forward"):
-        small(conditional=True).score(images(1, 3, 8), 1.0)
+@pytest.mark.parametrize("conditioning", ["normalisation", "edm"])
+def test_a_told_network_takes_scales_between_and_beyond_its_own(conditioning):
+    network = small(conditional=True, conditioning=conditioning, n_levels=5).double()
+    x, index = images(5, 3, 8).double(), torch.arange(5)
+    # Its own scales are told by index or by value.
+    torch.testing.assert_close(network.score(x, network.sigmas[index]), network(x, index))
+    assert network.place(network.sigmas[index]).tolist() == pytest.approx([0, 1, 2, 3, 4])
+    assert network.place(torch.tensor([1e9, 1e-9])).tolist() == [0, 4]
+    halfway = (network.sigmas[1] * network.sigmas[2]).sqrt()
+    assert float(network.place(halfway.reshape(1))) == pytest.approx(1.5, abs=1e-5)
+    # Halfway in the logarithm is halfway between two rows of every normalisation.
+    own = {name: p.detach().clone() for name, p in network.named_parameters()}
+    found = network.score(x, halfway.expand(5))
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if name.endswith("embed.weight"):
+                parameter[2] = (own[name][1] + own[name][2]) / 2
+    network.sigmas[2] = halfway
+    expected = network(x, torch.full((5,), 2))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def straight_line(network, x, sigma, index):
+    """sigma s(x, sigma), as each source writes it, from the network's layers alone."""
+    if network.conditioning == "normalisation":
+        return sigma * network.features(x, index)
+    if network.conditioning == "inverse_sigma":
+        return network.features(x, None)
+    if network.conditioning == "none":
+        return sigma * network.features(x, None)
+    # Karras et al. 2022, Table 1 and Eq. 7, for y = 2 x - 1, whose noise is 2 sigma.
+    y, noise, sd = 2 * x - 1, 2 * sigma, 0.5
+    c_skip, c_out = sd**2 / (noise**2 + sd**2), noise * sd / (noise**2 + sd**2) ** 0.5
+    c_in = 1 / (noise**2 + sd**2) ** 0.5
+    denoised = c_skip * y + c_out * network.features((c_in * y + 1) / 2, index)
+    return (denoised - y) / noise
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+def test_scores_are_those_of_their_conditioning(conditioning):
+    told = CONDITIONINGS[conditioning].told
+    network = small(conditional=told, conditioning=conditioning).double()
+    x, index = images(4, 3, 8).double(), torch.tensor([0, 1, 1, 2])
+    sigma = network.sigmas[index].double().reshape(-1, 1, 1, 1)
+    expected = straight_line(network, x, sigma, index)
+    torch.testing.assert_close(network(x, index) * sigma, expected)
+    torch.testing.assert_close(network.score(x, sigma.flatten()) * sigma, expected)
+    torch.testing.assert_close(network.scaled_score(x, sigma.flatten()), expected)
+    one_by_one = [network.score(x[i : i + 1], float(sigma[i])) for i in range(4)]
+    torch.testing.assert_close(torch.cat(one_by_one) * sigma, expected)
+
+
+@pytest.mark.parametrize("conditioning", CONDITIONINGS)
+@pytest.mark.parametrize("between", [False, True])
+@pytest.mark.parametrize("other_ladder", [False, True])
+def test_samplers_are_given_a_score_and_how_to_ask_it(conditioning, between, other_ladder):
+    told = CONDITIONINGS[conditioning].told
+    network = small(conditional=told, conditioning=conditioning)
+    sigmas = torch.linspace(2, 0.5, 4) if other_ladder else network.sigmas
+    score, how = network.sampled_along(sigmas, between=between)
+    x, sigma = images(2, 3, 8), sigmas[1].expand(2)
+    with torch.no_grad():
+        found = score(x, sigma if how.get("takes_sigma") else torch.tensor([1, 1]))
+        expected = network.score(x, sigma)
+    if how.get("times_sigma"):
+        found = found / sigmas[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    if conditioning == "inverse_sigma" or (told and not between and not other_ladder):
+        assert "takes_sigma" not in how
+    else:
+        assert how == {"times_sigma": True, "takes_sigma": True}
+
+
+def test_a_conditioning_that_does_not_fit_the_network_is_refused():
+    with pytest.raises(ValueError, match=r"conditioning = 'edm' is told .* conditional = True"):
+        small(conditioning="edm")
+    with pytest.raises(ValueError, match=r"conditioning = 'none' is blind .* conditional = False"):
+        small(conditional=True, conditioning="none")
+    with pytest.raises(ValueError, match=r"conditioning = 'film': one of normalisation, .*edm"):
+        small(conditioning="film")
+
+
+def test_a_conditioning_of_ones_own_is_taken_by_its_name():
+    own = Conditioning(told=False, times_sigma=False, output=lambda f, y, sigma: f - y / sigma)
+    register_conditioning("skip", own)
+    try:
+        network, x = small(conditioning="skip"), images(2, 3, 8)
+        expected = network.features(x, None) - (2 * x - 1) / 0.5
+        torch.testing.assert_close(network.score(x, 0.5), expected)
+        with pytest.raises(ValueError, match="conditioning = 'skip' is registered already"):
+            register_conditioning("skip", own)
+    finally:
+        del CONDITIONINGS["skip"]
 
 
 def test_a_conditional_network_depends_on_its_noise_index():

@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 from ranks import exit_codes, run_ranks, start_ranks
-from tiny_training import SETTINGS
+from tiny_training import FEW_BLOCKS, SETTINGS
 
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.checkpoints.tensors import load_tensors
 from scorekit.data.registry import prepare
 from scorekit.data.store import Dataset
+from scorekit.models.score_network import ARCHITECTURES
 from scorekit.runtime.distributed import RankDied, World, current_world
 from scorekit.runtime.interruption import Diverged, Stopped
 from scorekit.training.gradients import GradientSum, micro_batches
@@ -37,24 +38,27 @@ def load(folder: Path) -> Dataset:
 
 
 def train(world, settings, data, directory, accumulation=1, stop_rank=None, stop_at=None):
-    trainer = Trainer(
-        settings,
-        load(data),
-        directory,
-        compile=False,
-        world=world,
-        accumulation=accumulation,
-    )
-    asked = iter(range(10**6))
+    with pytest.MonkeyPatch.context() as patch:
+        # Sums over ranks and micro-batches are the same for however many blocks.
+        patch.setitem(ARCHITECTURES, settings.architecture, FEW_BLOCKS)
+        trainer = Trainer(
+            settings,
+            load(data),
+            directory,
+            compile=False,
+            world=world,
+            accumulation=accumulation,
+        )
+        asked = iter(range(10**6))
 
-    def stop() -> bool:
-        return world.rank == stop_rank and next(asked) == stop_at
+        def stop() -> bool:
+            return world.rank == stop_rank and next(asked) == stop_at
 
-    if stop_at is None:
-        trainer.run(stop=stop)
-    else:
-        with pytest.raises(Stopped, match=f"at iteration {stop_at} "):
+        if stop_at is None:
             trainer.run(stop=stop)
+        else:
+            with pytest.raises(Stopped, match=f"at iteration {stop_at} "):
+                trainer.run(stop=stop)
     state = {
         "losses": trainer.losses,
         "test_losses": trainer.test_losses,

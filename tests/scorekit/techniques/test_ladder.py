@@ -97,3 +97,29 @@ def test_a_ladder_needs_something_that_t_follows_from():
         Ladder.by_techniques(5, 64)
     with pytest.raises(ValueError, match="coverage = 2"):
         Ladder.by_techniques(5, 64, coverage=2, n_steps_each=1)
+
+
+def test_a_ladder_by_another_schedule_descends_between_the_same_ends():
+    karras = replace(BY_HAND, schedule="rho")
+    sigmas = karras.sigmas.double()
+    # Karras et al. 2022, Eq. 5: the seventh roots are evenly spaced.
+    roots = sigmas ** (1 / 7)
+    torch.testing.assert_close(
+        roots.diff(), torch.full((7,), float(roots[-1] - roots[0]) / 7).double(), rtol=1e-4, atol=0
+    )
+    assert (float(sigmas[0]), float(sigmas[-1])) == (5, pytest.approx(0.01))
+    assert karras.gamma == pytest.approx(float((sigmas[:-1] / sigmas[1:]).max()))
+    assert karras.gamma > BY_HAND.gamma
+    with pytest.raises(ValueError, match="schedule = 'linear': one of geometric, rho"):
+        replace(BY_HAND, schedule="linear")
+
+
+def test_the_rule_of_a_ratio_leaves_epsilon_to_the_sampler():
+    made = BY_HAND.by_rule("snr")
+    assert (made.step_size, made.step_rule, made.snr) == (0, "snr", 0.16)
+    assert replace(BY_HAND, snr=0.1).by_rule("snr").snr == 0.1
+    assert made.by_rule("Technique 4").snr is None
+    with pytest.raises(ValueError, match="snr = 0 must be greater than 0"):
+        replace(BY_HAND, snr=0)
+    with pytest.raises(ValueError, match=r"step_rule = 'best': one of Technique 4, .*snr"):
+        BY_HAND.by_rule("best")

@@ -43,6 +43,17 @@ def test_images_of_one_index_share_their_noise_and_no_batch_changes_it():
     assert part == pytest.approx(whole[4:], rel=1e-5)
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{"noise_levels": "log_normal"}, {"noise_levels": "log_uniform"}, {"loss_weights": "min_snr"}],
+)
+def test_losses_compare_between_trainings_of_other_noise_and_weights(change):
+    network, settings, images = network_and_images()
+    other = dataclasses.replace(settings, **change)
+    losses = [evaluated_losses(network, s, images, torch.arange(6), 1) for s in (settings, other)]
+    assert (losses[0] == losses[1]).all()
+
+
 def test_images_are_not_flipped():
     network, settings, images = network_and_images(flip=True)
     plain = dataclasses.replace(settings, flip=False)

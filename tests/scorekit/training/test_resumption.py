@@ -13,15 +13,33 @@ import numpy as np
 import pytest
 import torch
 from places import ROOT
-from tiny_training import SETTINGS, Interrupted, assert_same, everything, flip_a_bit, run_until
+from tiny_training import (
+    FEW_BLOCKS,
+    SETTINGS,
+    Interrupted,
+    assert_same,
+    everything,
+    flip_a_bit,
+    run_until,
+)
 
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.checkpoints.tensors import load_tensors, save_tensors
 from scorekit.files import CorruptFile
+from scorekit.models.score_network import ARCHITECTURES
 from scorekit.runtime.interruption import Stopped
 from scorekit.training.networks import load_snapshot
 from scorekit.training.settings import OtherSettings
 from scorekit.training.trainer import Trainer
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_blocks():
+    """What is kept and read again is so for however many blocks."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, SETTINGS.architecture, FEW_BLOCKS)
+        yield
+
 
 # Resuming
 
@@ -44,6 +62,8 @@ def test_an_interrupted_run_ends_bit_for_bit_as_the_undisturbed_one(
         {"amsgrad": True, "adam_eps": 1e-3},
         {"dequantisation": "uniform", "flip": False},
         {"precision": "bf16"},
+        {"ema_profiles": ("power:0.10", "ramp:0.9")},
+        {"noise_levels": "log_normal", "conditioning": "none"},
     ],
     ids=lambda change: "-".join(change),
 )
@@ -127,9 +147,12 @@ def test_a_killed_process_resumes_bit_for_bit(digits, undisturbed, tmp_path):
         import sys
         from pathlib import Path
         import torch
+        from tiny_training import FEW_BLOCKS
         from scorekit.data.registry import prepare
+        from scorekit.models.score_network import ARCHITECTURES
         from scorekit.training.settings import TrainSettings
         from scorekit.training.trainer import Trainer
+        ARCHITECTURES[{SETTINGS.architecture!r}] = FEW_BLOCKS
         torch.set_num_threads({torch.get_num_threads()})
         settings = TrainSettings(**{vars(SETTINGS)!r})
         dataset = prepare("digits", {str(digits.directory.parent)!r})
@@ -137,7 +160,8 @@ def test_a_killed_process_resumes_bit_for_bit(digits, undisturbed, tmp_path):
             print(iteration, flush=True)
         Trainer(settings, dataset, Path({str(directory)!r}), compile=False).run(progress)
     """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests" / "support")])
+    environment = {**os.environ, "PYTHONPATH": paths}
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(program)],
         env=environment,

@@ -6,19 +6,19 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tiny_training import SETTINGS, assert_same, everything
+from tiny_training import FEW_BLOCKS, SETTINGS, assert_same, everything
 
 from kernels.philox import Stream, philox_integers, philox_key, philox_normal
 from kernels.precision import float32_precision
 from scorekit.checkpoints.store import snapshot_path
 from scorekit.checkpoints.tensors import load_tensors
+from scorekit.models.score_network import ARCHITECTURES
 from scorekit.objectives.directions import projections
 from scorekit.objectives.score_matching import annealed_score_matching_loss
 from scorekit.runtime.compilation import compile_unavailable_reason
 from scorekit.runtime.interruption import Diverged
 from scorekit.techniques.ema import ema_update
 from scorekit.training import loss as loss_module
-from scorekit.training import trainer as trainer_module
 from scorekit.training.batches import augment
 from scorekit.training.trainer import Trainer
 
@@ -141,16 +141,13 @@ def test_an_absurd_learning_rate_diverges_with_an_error(digits, tmp_path):
     assert list(tmp_path.glob("checkpoint-*.pt")) == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
-def test_a_compiled_run_is_one_graph_and_agrees_with_the_eager_one(digits, tmp_path):
-    # Batches of 8 run across the end of a tiny epoch, which therefore has no short one.
-    few = replace(digits, train=digits.train[:20])
-    eager = Trainer(SETTINGS, few, tmp_path / "eager", compile=False)
+def compare_compiled(settings, data, folder, rel: float) -> None:
+    """A compiled run is one graph and gives the eager run's losses to a relative error."""
+    eager = Trainer(settings, data, folder / "eager", compile=False)
     eager.run()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    trainer = Trainer(SETTINGS, few, tmp_path / "compiled")
+    trainer = Trainer(settings, data, folder / "compiled")
     trainer.run()
     counters = torch._dynamo.utils.counters
     assert counters["stats"]["unique_graphs"] == 1
@@ -158,7 +155,23 @@ def test_a_compiled_run_is_one_graph_and_agrees_with_the_eager_one(digits, tmp_p
     assert trainer.compile_s > 0
     assert trainer.elapsed_s > 0
     assert eager.compile_s == 0
-    assert trainer.losses == pytest.approx(eager.losses, rel=1e-3)
+    assert trainer.losses == pytest.approx(eager.losses, rel=rel)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
+@pytest.mark.parametrize("blocks", ["few", "all, traced"])
+def test_a_compiled_run_is_one_graph_and_agrees_with_the_eager_one(
+    digits, tmp_path, monkeypatch, request, blocks
+):
+    settings = SETTINGS
+    if blocks == "few":
+        monkeypatch.setitem(ARCHITECTURES, "few", FEW_BLOCKS)
+        settings = replace(settings, architecture="few")
+    else:
+        request.getfixturevalue("traced")
+    # Batches of 8 run across the end of a tiny epoch, which therefore has no short one.
+    compare_compiled(settings, replace(digits, train=digits.train[:20]), tmp_path, rel=1e-3)
 
 
 def test_divergence_survives_a_process_boundary():
@@ -243,9 +256,12 @@ SLICED = ("ssm", "ssm_vr", "fd_ssm", "fd_ssm_vr")
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize("objective", ["exact_sm", *SLICED])
 def test_a_step_takes_the_annealed_loss_of_its_objective(
-    objective, conditional, digits, tmp_path
+    objective, conditional, digits, tmp_path, monkeypatch
 ) -> None:
     settings = replace(SETTINGS, objective=objective, conditional=conditional, batch_size=3)
+    if objective == "exact_sm":  # as many directions as pixels
+        monkeypatch.setitem(ARCHITECTURES, "few", FEW_BLOCKS)
+        settings = replace(settings, architecture="few")
     few = replace(digits, train=digits.train[:3])
     trainer = Trainer(settings, few, tmp_path, compile=False)
     network, sigmas = trainer.network, settings.sigmas
@@ -296,20 +312,8 @@ def test_objectives_that_cannot_be_are_named(changes, message) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(compile_unavailable_reason() is not None, reason="torch.compile does not work")
-def test_compiled_finite_differences_train_as_eager_ones(digits, tmp_path, monkeypatch) -> None:
+def test_compiled_finite_differences_train_as_eager_ones(digits, tmp_path, traced) -> None:
     settings = replace(SETTINGS, objective="fd_ssm_vr", iterations=6)
-    eager = Trainer(settings, digits, tmp_path / "eager", compile=False)
-    eager.run()
-    torch._dynamo.reset()
-
-    def traced(function, *, enable, **_):
-        assert enable
-        return torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=False)
-
-    # As one graph with its backward, without the minutes that machine code of it takes.
-    monkeypatch.setattr(trainer_module, "compiled", traced)
-    compiled = Trainer(settings, digits, tmp_path / "compiled")
-    compiled.run()
     # Adam's first steps take the sign of gradients that are nothing but rounding. A trace term
     # without its gradient shows far above that: 5 % at the second step, 16 % at the fourth.
-    assert compiled.losses == pytest.approx(eager.losses, rel=2e-2)
+    compare_compiled(settings, digits, tmp_path, rel=2e-2)

@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.reporting.paired import Paired
 from ablations.reporting.pictures import FAINT, INK, Picture, dress_frame
 from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import memory, number, text_or_empty
-from ablations.studies.finite_difference.paired import Paired
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import (
     EXACT,

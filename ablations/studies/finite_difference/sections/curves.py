@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from ablations.reporting.paired import mean_and_spread
 from ablations.reporting.pictures import FAINT
-from ablations.studies.finite_difference.paired import mean_and_spread
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.wording import (
     OBJECTIVE_NAMES,

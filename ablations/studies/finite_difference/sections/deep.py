@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ablations.reporting.paired import mean_and_spread
 from ablations.reporting.pictures import INK, Picture, dress_frame, shared_legend
 from ablations.reporting.table import Table
-from ablations.studies.finite_difference.paired import mean_and_spread
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import EXACT, FINITE, panels_of
 from ablations.studies.finite_difference.sections.rows import (

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ablations.reporting.paired import comparison, mean_and_spread
 from ablations.reporting.pictures import INK, Picture, dress_frame, shared_legend
 from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import number
-from ablations.studies.finite_difference.paired import comparison, mean_and_spread
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import (
     EXACT,

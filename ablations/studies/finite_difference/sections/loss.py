@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ablations.reporting.paired import comparison
 from ablations.reporting.pictures import INK, Picture, dress_frame, shared_legend
 from ablations.reporting.table import Table
-from ablations.studies.finite_difference.paired import comparison
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import (
     EXACT,

@@ -7,9 +7,9 @@ from typing import Any
 
 import pandas as pd
 
+from ablations.reporting.paired import comparison, mean_and_spread
 from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import duration, number
-from ablations.studies.finite_difference.paired import comparison, mean_and_spread
 from ablations.studies.finite_difference.results import TrialResult, TrialResults
 from ablations.studies.finite_difference.sections.wording import (
     OBJECTIVE_NAMES,

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from ablations.reporting.paired import comparison
 from ablations.reporting.pictures import FAINT, INK, Picture, dress_frame
 from ablations.reporting.table import Table
-from ablations.studies.finite_difference.paired import comparison
 from ablations.studies.finite_difference.results import TrialResults
 from ablations.studies.finite_difference.sections.curves import panels_of
 from ablations.studies.finite_difference.sections.rows import (

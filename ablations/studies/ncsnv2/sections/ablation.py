@@ -10,13 +10,26 @@ import pandas as pd
 from ablations.reporting.table import Column, Table
 from ablations.reporting.wording import distance_text, joined, number, text_or_empty, yes_no
 from ablations.studies.ncsnv2.results import Results
-from ablations.studies.ncsnv2.sections.style import conditions, dataset_order, variant_order
+from ablations.studies.ncsnv2.sections.comparisons import (
+    METHOD,
+    against_base,
+    comparisons,
+    difference_text,
+)
+from ablations.studies.ncsnv2.sections.style import (
+    apart_columns,
+    conditions,
+    dataset_order,
+    variant_order,
+)
 
 _MEASURE = ["label", "feature_space", "n", "n_reference", "reference"]
 _ABLATION_COLUMNS = [
     *("kind", "dataset", "variant", "techniques", "weights", "denoise"),
     *("label", "feature_space", "distance_mean", "distance_std", "n_seeds", "n_seeds_planned"),
     *("n", "n_reference", "reference", "iteration", "status", "budget"),
+    *("interval_low", "interval_high", "base", "difference", "difference_low", "difference_high"),
+    *("n_pairs", "standing"),
 ]
 
 
@@ -35,7 +48,7 @@ def ablation_table(results: Results) -> Table:
         ]
         keys = set(zip(cells["variant"], cells["weights"], strict=True))
         keys |= set(zip(final["variant"], final["weights"], strict=True))
-        for variant in variant_order(variant for variant, _ in keys):
+        for variant in variant_order(results, (variant for variant, _ in keys)):
             for weights in sorted(w for v, w in keys if v == variant):
                 for denoise in (False, True):
                     records += _variant_records(
@@ -47,13 +60,16 @@ def ablation_table(results: Results) -> Table:
         records += _reference_records(results.references[results.references["dataset"] == dataset])
     every = dict.fromkeys(_ABLATION_COLUMNS) | {"budget": str(results.run["budget"])}
     records = [every | record for record in records]
-    raw = pd.DataFrame(records, columns=_ABLATION_COLUMNS)
+    seeds = _compare(results, records)
+    raw, apart = apart_columns(results, pd.DataFrame(records, columns=_ABLATION_COLUMNS))
     columns = (
         Column("Dataset", raw["dataset"]),
         Column("Variant", raw["variant"]),
+        *apart,
         Column("Weights", [text_or_empty(value) or "—" for value in raw["weights"]]),
         Column("Denoised", map(yes_no, raw["denoise"])),
         Column("Distance ↓", [_distance_cell(record) for record in records], by="distance_mean"),
+        *_spread_columns(records, several=bool(seeds)),
         Column("n", map(number, raw["n"]), number=True),
         Column(
             "Reference",
@@ -74,9 +90,9 @@ def ablation_table(results: Results) -> Table:
     caption = (
         "Fréchet distance, lower is better, named with its feature space; n generated images "
         "against the reference images. Checkpoint: the training iteration with the smallest "
-        f"distance during training{_selection_n(results)}, per seed. With several seeds: mean ± "
-        "sample standard deviation. Reference rows are no model: they say what noise, a Gaussian "
-        f"and real images score. {conditions(results)}"
+        f"distance during training{_selection_n(results)}, per seed. {_spread_words(seeds)}"
+        "Reference rows are no model: they say what noise, a Gaussian and real images score. "
+        f"{conditions(results)}"
     )
     return Table(
         name="ablation",
@@ -85,6 +101,68 @@ def ablation_table(results: Results) -> Table:
         raw=raw,
         columns=columns,
         kinds=tuple(raw["kind"]),
+    )
+
+
+def _compare(results: Results, records: list[dict[str, Any]]) -> list[str]:
+    """Put into records what is known of chance; the base rows of data sets with several seeds.
+
+    With several seeds the paired difference from the base row, with one the interval at n.
+    """
+    bases = {}
+    intervals = results.qualities[results.qualities["metric"] == "interval"]
+    for record in records:
+        if record["kind"] == "reference":
+            continue
+        dataset, variant, denoise = record["dataset"], record["variant"], record["denoise"]
+        found = comparisons(results, dataset, denoise=denoise)
+        if found is None or variant not in found.by_row:
+            continue
+        if found.n_seeds < 2:
+            here = intervals[intervals["dataset"] == dataset]
+            here = here[(here["variant"] == variant) & (here["denoise"] == denoise)]
+            for row in here.dropna(subset=["low"]).head(1).to_dict("records"):
+                record |= {"interval_low": row["low"], "interval_high": row["high"]}
+            continue
+        bases[dataset] = found.base
+        record |= {"base": found.base, "standing": found.standing(variant)}
+        if (apart := against_base(found, variant)) is not None:
+            record |= {"difference": apart.mean, "n_pairs": apart.n}
+            record |= {"difference_low": apart.low, "difference_high": apart.high}
+    return [f"{base} on {dataset}" for dataset, base in bases.items()]
+
+
+def _spread_columns(records: list[dict[str, Any]], *, several: bool) -> list[Column]:
+    columns = []
+    if any(record.get("interval_low") is not None for record in records):
+        texts = [
+            f"[{distance_text(r['interval_low'])}, {distance_text(r['interval_high'])}]"
+            if r.get("interval_low") is not None
+            else "—"
+            for r in records
+        ]
+        columns.append(Column("95 % at n", texts, number=True, by="interval_low"))
+    if several:
+        texts = [
+            difference_text(r.get("difference"), r.get("difference_low"), r.get("difference_high"))
+            for r in records
+        ]
+        columns.append(Column("Against the first row", texts, number=True, by="difference"))
+        columns.append(Column("Among the best", [r.get("standing") or "" for r in records]))
+    return columns
+
+
+def _spread_words(bases: list[str]) -> str:
+    if not bases:
+        return (
+            "95 % at n: a bootstrap interval for other images of the same model. Seeds were not "
+            "varied: how much of a difference is chance of training is not known. "
+        )
+    return (
+        "With several seeds: mean ± sample standard deviation. Against the first row "
+        f"({joined(bases)}): {METHOD}. “As good” is what the same interval of its difference from "
+        "the best row does not tell apart from it; each interval is by itself, and among many one "
+        "in twenty misses. "
     )
 
 

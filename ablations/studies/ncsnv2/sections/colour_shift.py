@@ -104,7 +104,7 @@ def _shift(sample: SampleSet, real: np.ndarray | str) -> dict[str, Any]:
 
 
 def _variants(results: Results, dataset: str) -> list[str]:
-    return variant_order(s.variant for s in results.samples if s.dataset == dataset)
+    return variant_order(results, (s.variant for s in results.samples if s.dataset == dataset))
 
 
 def shift_curves(results: Results, *, denoise: bool) -> Artefact:
@@ -114,7 +114,7 @@ def shift_curves(results: Results, *, denoise: bool) -> Artefact:
     figure, panels = new_panels(results, datasets, "colour shift")
     for dataset, axes in zip(datasets, panels, strict=False):
         here = frame[(frame["dataset"] == dataset) & frame["norm"].notna()]
-        for variant in variant_order(here["variant"]):
+        for variant in variant_order(results, here["variant"]):
             rows = here[here["variant"] == variant]
             seeds = rows.groupby("iteration")["norm"].agg(["mean", "min", "max"]).sort_index()
             x, colour = seeds.index.to_numpy(float), variant_colour(variant)

@@ -44,10 +44,19 @@ def ema_pairs(results: Results, frame: pd.DataFrame) -> list[tuple[str, str, str
     return [
         (dataset, raw, averaged)
         for dataset in dataset_order(results)
-        for there in [set(frame[frame["dataset"] == dataset]["variant"])]
-        for averaged in variant_order(there)
-        if (raw := without_ema(averaged)) is not None and raw in there
+        for there in [_rows_there(results, dataset, frame)]
+        for averaged in variant_order(results, there.values())
+        for base, row in [key for key, label in there.items() if label == averaged]
+        if (raw := there.get((without_ema(base) or "", row))) is not None
     ]
+
+
+def _rows_there(results: Results, dataset: str, frame: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The names of the rows with values, by variant and what sets the row apart."""
+    named = set(frame[frame["dataset"] == dataset]["variant"])
+    cells = results.cells[results.cells["dataset"] == dataset]
+    facts = cells[["base", "row", "variant"]].itertuples(index=False, name=None)
+    return {(base, row): label for base, row, label in facts if label in named}
 
 
 def smoothed(losses: pd.Series) -> pd.Series:
@@ -89,7 +98,7 @@ def distance_curves(results: Results, *, denoise: bool) -> Picture:
     figure, panels = new_panels(results, datasets, "distance")
     for dataset, axes in zip(datasets, panels, strict=False):
         data = selection[selection["dataset"] == dataset]
-        for variant in variant_order(data["variant"]):
+        for variant in variant_order(results, data["variant"]):
             for weights, curve in data[data["variant"] == variant].groupby("weights"):
                 several = data[data["variant"] == variant]["weights"].nunique() > 1
                 label = f"{variant} ({weights})" if several else variant

@@ -108,7 +108,7 @@ def whose(raw: pd.DataFrame) -> str:
 
 def groups_of(frame: pd.DataFrame, results: Results) -> list[tuple[Any, ...]]:
     there = {(d, v, w, bool(n)) for d, v, w, n in frame[KEYS].itertuples(index=False, name=None)}
-    order = variant_order(variant for _, variant, _, _ in there)
+    order = variant_order(results, (variant for _, variant, _, _ in there))
     datasets = dataset_order(results)
     return sorted(there, key=lambda k: (datasets.index(k[0]), order.index(k[1]), k[2], k[3]))
 
@@ -175,7 +175,7 @@ def distance_against_n(results: Results, *, denoise: bool) -> Picture:
     figure, panels = new_panels(results, datasets, "distance at several n")
     for dataset, axes in zip(datasets, panels, strict=False):
         data = points[points["dataset"] == dataset]
-        for variant in variant_order(data["variant"]):
+        for variant in variant_order(results, data["variant"]):
             of_variant = data[data["variant"] == variant]
             for i, (_, curve) in enumerate(of_variant.groupby("seed")):
                 _line_to_infinity(axes, curve, variant, label=variant if i == 0 else "")

@@ -105,7 +105,7 @@ def tile_images(images: np.ndarray, side: int, target_px: int) -> np.ndarray:
 def _variants(results: Results, dataset: str) -> list[str]:
     cells = results.cells[results.cells["dataset"] == dataset]
     named = {sample.variant for sample in results.samples if sample.dataset == dataset}
-    return variant_order(named | set(cells["variant"]))
+    return variant_order(results, named | set(cells["variant"]))
 
 
 def _sample_panel(
@@ -161,7 +161,7 @@ def overview_artefact(results: Results, *, denoise: bool) -> Artefact:
         if dataset in results.real:
             _add(arrays, f"{dataset}, real", read_images(results.real[dataset], _OVERVIEW))
         names = {s.variant for s in results.samples if s.dataset == dataset}
-        for variant in variant_order(names):
+        for variant in variant_order(results, names):
             which = {"dataset": dataset, "variant": variant, "denoise": denoise}
             images = _shown_images(results, _OVERVIEW, **which)
             _add(arrays, f"{dataset}, {variant}", images)

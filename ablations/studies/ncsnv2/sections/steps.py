@@ -34,6 +34,7 @@ from ablations.studies.ncsnv2.sections.style import (
     conditions,
     dataset_order,
     new_panels,
+    sampler_style,
     variant_colour,
 )
 
@@ -55,7 +56,7 @@ def steps_curve(results: Results, table: Table) -> Picture | None:
         several = data["training"].nunique() > 1
         for (source, base, sampler, training), curve in data.groupby(ways, dropna=False):
             of = f", {training}" if several and source != "published" else ""
-            _steps_line(axes, curve, source, base, of, consistent=sampler == "consistent")
+            _steps_line(axes, curve, source, base, of, sampler)
         dress(axes, labels_of(data), logarithmic=True, empty=data.empty)
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: number(value)))
@@ -75,21 +76,22 @@ def steps_curve(results: Results, table: Table) -> Picture | None:
 
 
 def _steps_line(
-    axes: Axes, curve: pd.DataFrame, source: str, base: str, of: str, *, consistent: bool
+    axes: Axes, curve: pd.DataFrame, source: str, base: str, of: str, sampler: str
 ) -> None:
     curve = curve.sort_values("score_evaluations")
     x, y = (curve[c].to_numpy(float) for c in ("score_evaluations", "distance_mean"))
-    how = "consistent" if consistent else "annealed Langevin"
+    quoted_here = source == "published"
+    how, colour, marker = sampler_style(sampler)
     axes.plot(
         x,
         y,
-        color="#7d838c" if source == "published" else variant_colour(base),
-        linestyle="--" if consistent or source == "published" else "-",
-        marker="s" if consistent else "D",
+        color="#7d838c" if quoted_here else colour or variant_colour(base),
+        linestyle="--" if sampler == "consistent" or quoted_here else "-",
+        marker=marker,
         markersize=4,
         label=f"{for_figure(base)}, {how}, {source}{for_figure(of)}",
     )
-    below = consistent or source == "published"
+    below = sampler == "consistent" or quoted_here
     for ladder, at, height in zip(curve["ladder"], x, y, strict=True):
         axes.annotate(
             str(ladder),
@@ -161,6 +163,9 @@ def steps_table(results: Results) -> Table | None:
         Column("Variant", raw["variant"]),
         Column("Training", [text_or_empty(value) or "—" for value in raw["training"]]),
         Column("Denoised", map(yes_no, raw["denoise"])),
+        Column(
+            "Sampler", [sampler_style(text_or_empty(name))[0] or "—" for name in raw["sampler"]]
+        ),
         Column("L×T", raw["ladder"], number=True),
         Column("ε", map(number, raw["epsilon"]), number=True, by="epsilon"),
         Column("Rule of ε", [text_or_empty(value) or "—" for value in raw["step_rule"]]),
@@ -181,14 +186,23 @@ def steps_table(results: Results) -> Table | None:
         name="steps",
         title="Distance against score evaluations",
         caption=(
-            f"{whose(raw)} sampled with L noise scales of T steps each (L×T), or by consistent "
-            f"annealed sampling. {step_rules(raw['step_rule'])}"
+            f"{whose(raw)} sampled with L noise scales of T steps each (L×T); {_samplers(raw)}. "
+            f"{step_rules(raw['step_rule'])}"
             f"{published if 'paper' in set(raw['kind']) else ''}{conditions(results)}"
         ),
         raw=raw.assign(budget=str(results.run["budget"])),
         columns=columns,
         kinds=tuple(raw["kind"]),
     )
+
+
+def _samplers(raw: pd.DataFrame) -> str:
+    names = dict.fromkeys(raw["sampler"].dropna())
+    return f"by {joined([sampler_style(name)[0] for name in names])}"
+
+
+def _sampler(name: object) -> str:
+    return sampler_style(str(name))[0] if text_or_empty(name) else "—"
 
 
 def _several(results: Results) -> set[tuple[str, str]]:

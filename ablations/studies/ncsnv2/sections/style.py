@@ -6,12 +6,14 @@ import re
 import zlib
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ablations.reporting.pictures import FAINT
-from ablations.reporting.wording import SUBSCRIPT, for_figure, is_papers, shorten
+from ablations.reporting.table import Column
+from ablations.reporting.wording import SUBSCRIPT, for_figure, is_papers, shorten, text_or_empty
 from ablations.studies.ncsnv2.results import Results
 
 # The path of the paper's Section 6, with the other subsets of its three groups beside it.
@@ -28,26 +30,22 @@ _VARIANTS = {
 _OTHER_COLOURS = ("#6a4c93", "#8a6d3b", "#2a7f86", "#a33b3b", "#4d6b1f", "#5b5b8c")
 
 
-def variant_order(variants: Iterable[str]) -> list[str]:
-    """The variants, each once, in the paper's order, with ones it does not name before NCSNv2.
+def variant_order(results: Results, variants: Iterable[str]) -> list[str]:
+    """The rows' names, each once: by variant in the paper's order, others before NCSNv2.
 
-    Rows that differ in their sampling ("NCSNv2, 25×1") follow the variant's own.
+    Rows that a setting sets apart ("NCSNv2, 25×1") follow their variant's own.
     """
     order = list(_VARIANTS)
+    bases = dict(zip(results.cells["variant"], results.cells["base"], strict=True))
 
     def key(variant: str) -> tuple[float, bool, list[tuple[int, str]]]:
-        base = _base_variant(variant)
+        base = bases.get(variant, variant)
         place = float(order.index(base)) if base in _VARIANTS else len(order) - 1.5
         # Numbers in the row's name as numbers: 25×1 comes before 100×1.
         parts = re.findall(r"\d+|\D+", variant)
         return place, base != variant, [(int(p), "") if p.isdigit() else (-1, p) for p in parts]
 
     return sorted(set(variants), key=key)
-
-
-def _base_variant(label: str) -> str:
-    """The variant of a row that is sampled or trained in its own way: NCSNv2 of "NCSNv2, 25×1"."""
-    return label.partition(", ")[0]
 
 
 def variant_colour(variant: str) -> str:
@@ -62,6 +60,23 @@ def variant_marker(variant: str) -> str:
     return _VARIANTS[variant][1] if variant in _VARIANTS else "h"
 
 
+#: A sampler's name in words, its colour where it is not the variant's, and its marker.
+_SAMPLERS = {
+    "annealed": ("annealed Langevin", "", "D"),
+    "consistent": ("consistent", "", "s"),
+    "reverse_diffusion": ("reverse diffusion", "#8a6d3b", "v"),
+    "predictor_corrector": ("predictor-corrector", "#a33b3b", "^"),
+    "ancestral": ("ancestral", "#4d6b1f", "o"),
+    "heun": ("Heun", "#6a4c93", "P"),
+}
+
+
+def sampler_style(sampler: str) -> tuple[str, str, str]:
+    """A sampler's name in words, its colour (empty: that of the variant) and its marker."""
+    other = _OTHER_COLOURS[zlib.crc32(sampler.encode()) % len(_OTHER_COLOURS)]
+    return _SAMPLERS.get(sampler, (sampler.replace("_", " "), other, "h"))
+
+
 def without_ema(variant: str) -> str | None:
     """The variant that lacks only technique 5, e.g. NCSNv2 -> NCSN_1,2,3,4; None if 5 is absent."""
     if variant == "NCSNv2":
@@ -72,6 +87,28 @@ def without_ema(variant: str) -> str | None:
         return None
     rest = [technique for technique in techniques if technique != "5"]
     return "NCSN_" + ",".join(rest) if rest else "NCSN"
+
+
+def apart_columns(results: Results, raw: pd.DataFrame) -> tuple[pd.DataFrame, list[Column]]:
+    """`raw`, rows of which have a `dataset` and a `variant`, with the settings that rows differ in.
+
+    And a column to show for each; a dash where a row is of no cell.
+    """
+    columns = []
+    for setting, rows in results.apart.groupby("setting", sort=False):
+        if not rows["given"].any() or rows["value"].nunique() < 2:
+            continue
+        of = dict(
+            zip(zip(rows["dataset"], rows["variant"], strict=True), rows["value"], strict=True)
+        )
+        values = [of.get(key) for key in zip(raw["dataset"], raw["variant"], strict=True)]
+        if setting not in raw.columns:
+            raw = raw.assign(**{str(setting): values})
+        words = str(setting).replace("_", " ")
+        columns.append(
+            Column(words[0].upper() + words[1:], [text_or_empty(v) or "—" for v in values])
+        )
+    return raw, columns
 
 
 def dataset_order(results: Results) -> list[str]:

@@ -9,7 +9,7 @@ from ablations.engine.disk import check_disk
 from ablations.pipeline import cell, flops
 from ablations.pipeline.manifest import load_manifest
 from ablations.studies.ncsnv2.estimate import describe_plan, describe_warnings
-from ablations.studies.ncsnv2.grids import GRIDS, build_cells
+from ablations.studies.ncsnv2.grids import GRIDS, budget_cells
 from ablations.studies.ncsnv2.settings import BUDGETS
 from scorekit.models.score_network import parameter_count
 
@@ -68,8 +68,7 @@ def counted(monkeypatch):
 
 def factorial(finished, n_seeds):
     data = load_manifest(finished / "out").units[0].data
-    settings = dataclasses.replace(BUDGETS["quick"].settings, width=2)
-    return build_cells(GRIDS["factorial"], settings, [data], n_seeds)
+    return budget_cells(GRIDS["factorial"], BUDGETS["quick"], {"width": 2}, [data], n_seeds)
 
 
 def test_a_launch_digests_each_training_once_and_builds_each_network_once(

@@ -1,14 +1,19 @@
+import dataclasses
 import errno
+import json
 import os
+from functools import partial
 
 import pytest
 from resolved import facts, whole_jobs
 
 from ablations.engine.settings import apply_overrides
+from ablations.pipeline.cell import cell_from_json
 from ablations.pipeline.data import data_facts
 from ablations.pipeline.variants import NCSNV2, PAPER_VARIANTS
-from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, build_cells, load_grid
+from ablations.studies.ncsnv2.grids import GRIDS, budget_cells, load_grid, rows_beside
 from ablations.studies.ncsnv2.resolution import resolve
+from ablations.studies.ncsnv2.rows import settings_apart
 from ablations.studies.ncsnv2.settings import BUDGETS
 from scorekit.data.registry import prepare
 from scorekit.techniques.noise_scales import ladder_ratio
@@ -62,8 +67,15 @@ def test_a_users_grid(tmp_path):
         ('variants = ["ncsn"]\nbudget = "huge"', "budget = 'huge'; known: paper, hour, quick"),
         ("rows = 1", r"rows must be tables, each begun by \[\[rows\]\]"),
         ('[[rows]]\nsampler = "consistent"', r"\[\[rows\]\] needs variant"),
-        ('[[rows]]\nvariant = "ncsnv2"\nwidth = 8', r"\[\[rows\]\] key 'width' is unknown"),
-        ('[[rows]]\nvariant = "ncsnv2"\nsampler = "x"', "sampler = 'x' is not one of 'annealed'"),
+        ('[[rows]]\nvariant = "ncsnv2"\nwide = 8', r"\[\[rows\]\] key 'wide' is unknown"),
+        ('[[rows]]\nvariant = "ncsnv2"\nwidth = "w"', "width = 'w' is not a whole number"),
+        ('[[rows]]\nvariant = "ncsnv2"\nimage_size = 8', "image_size = 8: all rows of a data set"),
+        ('[[rows]]\nvariant = "ncsnv2"\nbudget = "huge"', "budget = 'huge'; known: paper, hour"),
+        ('[[rows]]\nvariant = "ncsnv2"\nlabel = 3', "label = 3 must be a text of one line"),
+        ('variants = ["ncsn"]\nvary = 3', "vary must be a table of lists"),
+        ('variants = ["ncsn"]\n[vary]\nwidth = []', "vary must be a table of lists"),
+        ('variants = ["ncsn"]\n[vary]\nwide = [1]', r"\[vary\] wide: unknown; known: budget"),
+        ('[[rows]]\nvariant = "ncsnv2"\nstart = "x"', "start = 'x' is not one of 'uniform'"),
         ('variants = ["ncsn"]\nset = 3', "set must be a table"),
         ('variants = ["ncsn"]\n[set]\nwidth = "w"', "width = 'w' is not a whole number"),
     ],
@@ -80,7 +92,7 @@ def test_facts_of_the_digits_and_cells_of_a_grid(tmp_path):
     assert data.max_distance == pytest.approx(4.8, abs=0.05)
     # Measured once, then read.
     assert data == data_facts("digits", tmp_path, image_size=None, inception_weights=None)
-    cells = build_cells(GRIDS["paper"], BUDGETS["quick"].settings, [data], seeds=2)
+    cells = budget_cells(GRIDS["paper"], BUDGETS["quick"], {}, [data], seeds=2)
     assert len(cells) == len({cell.name for cell in cells}) == 10
     assert cells[:8] == [
         resolve(BUDGETS["quick"].settings, variant, data, seed)
@@ -96,7 +108,7 @@ def digits(tmp_path_factory):
 
 
 def test_rows_that_differ_in_sampling_only_share_one_training(digits):
-    cells = build_cells(GRIDS["steps"], BUDGETS["quick"].settings, [digits], seeds=1)
+    cells = budget_cells(GRIDS["steps"], BUDGETS["quick"], {}, [digits], seeds=1)
     assert len({cell.train_stage().digest for cell in cells}) == 1
     n_levels = cells[0].train.n_levels
     annealed, consistent = cells[:5], cells[5:]
@@ -119,7 +131,7 @@ def test_rows_that_differ_in_sampling_only_share_one_training(digits):
 
 
 def test_step_sizes_follow_the_ladder_that_is_sampled(digits):
-    cells = build_cells(GRIDS["steps"], BUDGETS["quick"].settings, [digits], seeds=1)
+    cells = budget_cells(GRIDS["steps"], BUDGETS["quick"], {}, [digits], seeds=1)
     rules = {
         "Technique 4": langevin_step_size,
         "steady state": steady_state_step_size,
@@ -133,7 +145,6 @@ def test_step_sizes_follow_the_ladder_that_is_sampled(digits):
 
 
 def test_a_rows_own_step_size_is_given_and_a_presets_published(digits, tmp_path):
-    settings = apply_overrides(BUDGETS["quick"].settings, {"preset": "cifar10"})
     text = (
         'variants = ["ncsn", "ncsnv2"]\n[[rows]]\nvariant = "ncsnv2"\nstep_size = 1e-5\n'
         '[[rows]]\nvariant = "ncsnv2"\nsampler = "consistent"\nn_steps_each = 1\n'
@@ -141,7 +152,9 @@ def test_a_rows_own_step_size_is_given_and_a_presets_published(digits, tmp_path)
         '[[rows]]\nvariant = "ncsnv2"\nsampler = "consistent"\n'
         '[[rows]]\nvariant = "ncsnv2"\nsampling_levels = 20\nstep_size = 1e-5\n'
     )
-    cells = build_cells(load_grid(write(tmp_path, text)), settings, [digits], seeds=1)
+    cells = budget_cells(
+        load_grid(write(tmp_path, text)), BUDGETS["quick"], {"preset": "cifar10"}, [digits], seeds=1
+    )
     assert [(cell.step_rule, cell.step_size) for cell in cells] == [
         ("Table 4", 2e-5),
         ("Table 4", 6.2e-6),
@@ -153,7 +166,7 @@ def test_a_rows_own_step_size_is_given_and_a_presets_published(digits, tmp_path)
 
 
 def test_consistent_sampling_is_a_row_beside_the_variants_own(digits, tmp_path):
-    own, consistent = build_cells(GRIDS["paper"], BUDGETS["quick"].settings, [digits], seeds=1)[3:]
+    own, consistent = budget_cells(GRIDS["paper"], BUDGETS["quick"], {}, [digits], seeds=1)[3:]
     assert (own.label, consistent.label) == ("NCSNv2", "NCSNv2, consistent")
     assert own.train_stage() == consistent.train_stage()
     assert own.sample_stages(600, final=False) != consistent.sample_stages(600, final=False)
@@ -164,7 +177,7 @@ def test_consistent_sampling_is_a_row_beside_the_variants_own(digits, tmp_path):
         "sampling_levels = 5\n"
     )
     grid = load_grid(write(tmp_path, text))
-    cells = build_cells(grid, BUDGETS["quick"].settings, [digits], seeds=1)
+    cells = budget_cells(grid, BUDGETS["quick"], {}, [digits], seeds=1)
     assert [cell.label for cell in cells] == ["NCSNv2", "NCSNv2, consistent, 5×10"]
 
 
@@ -174,12 +187,11 @@ def rows(tmp_path, key, values):
 
 
 def test_rows_that_come_to_one_cell_are_one_and_others_of_its_name_are_refused(digits, tmp_path):
-    settings = BUDGETS["quick"].settings
     same = rows(tmp_path, "sampling_levels", (0.51, 0.5101))
-    assert len(build_cells(same, settings, [digits], seeds=1)) == 1
+    assert len(budget_cells(same, BUDGETS["quick"], {}, [digits], seeds=1)) == 1
     other = rows(tmp_path, "step_size", (1e-5, 1.0001e-5))
     with pytest.raises(ValueError, match="two rows are called NCSNv2, ε=1e-05 on digits"):
-        build_cells(other, settings, [digits], seeds=1)
+        budget_cells(other, BUDGETS["quick"], {}, [digits], seeds=1)
 
 
 def test_a_feature_space_by_name(tmp_path):
@@ -193,13 +205,13 @@ def test_a_feature_space_by_name(tmp_path):
 
 
 def test_another_objective_is_another_training_and_the_same_variant(digits):
-    cells = build_cells(GRIDS["objectives"], BUDGETS["quick"].settings, [digits], seeds=1)
+    cells = budget_cells(GRIDS["objectives"], BUDGETS["quick"], {}, [digits], seeds=1)
     assert [cell.label for cell in cells] == ["NCSN_5", "NCSN_5, ssm_vr", "NCSN_5, fd_ssm_vr"]
     assert [cell.train.objective for cell in cells] == ["dsm", "ssm_vr", "fd_ssm_vr"]
     assert len({cell.train_stage().digest for cell in cells}) == 3
     assert len({cell.sampling_levels for cell in cells}) == 1
-    settings = apply_overrides(BUDGETS["quick"].settings, {"fd_epsilon": 0.1})
-    cells = build_cells(GRIDS["objectives"], settings, [digits], seeds=1)
+    changed = {"fd_epsilon": 0.1}
+    cells = budget_cells(GRIDS["objectives"], BUDGETS["quick"], changed, [digits], seeds=1)
     # Only finite differences have an epsilon: the other trainings stay what they were.
     assert [cell.train.fd_epsilon for cell in cells] == [None, None, 0.1]
 
@@ -236,3 +248,98 @@ def test_the_quick_budget_follows_the_images_where_nothing_else_was_set():
         assert (train.width, train.iterations) == (16, 1800)
     own = quick(64, {"iterations": 900, "n_final": 40})[0][0]
     assert (own.train.width, own.train.iterations, own.n_selection, own.n_final) == (8, 900, 16, 40)
+
+
+def test_a_row_has_any_setting_and_a_name(digits, tmp_path):
+    text = (
+        'variants = ["ncsnv2"]\n[[rows]]\nvariant = "ncsnv2"\nwidth = 8\nema_momentum = 0.99\n'
+        '[[rows]]\nvariant = "ncsnv2"\nlabel = "paper’s width"\nwidth = 128\n'
+        '[[rows]]\nvariant = "ncsnv2"\nbudget = "hour"\niterations = 10\n'
+    )
+    own, narrow, named, hour = budget_cells(
+        load_grid(write(tmp_path, text)), BUDGETS["quick"], {"n_dump": 7}, [digits], seeds=1
+    )
+    assert [c.label for c in (own, narrow, named, hour)] == [
+        *("NCSNv2", "NCSNv2, width=8, ema_momentum=0.99", "paper’s width"),
+        "NCSNv2, budget=hour, iterations=10",
+    ]
+    assert named.name.startswith("digits/ncsnv2-paper-s-width+")
+    assert (narrow.train.width, narrow.train.ema_momentum) == (8, 0.99)
+    assert (named.train.width, named.own) == (128, (("width", 128),))
+    quick, other = BUDGETS["quick"].settings, BUDGETS["hour"].settings
+    assert (hour.train.iterations, hour.n_final) == (10, other.n_final)
+    assert other.n_final != quick.n_final
+    # The rest is the grid's: its budget's, and what was set for all.
+    assert narrow.train.iterations == quick.iterations
+    assert {c.n_dump for c in (own, narrow, named, hour)} == {7}
+    assert cell_from_json(json.loads(json.dumps(named.to_json()))).own == named.own
+    assert settings_apart([own, narrow, named]) == ["width", "ema_momentum"]
+
+
+def test_values_are_crossed_and_rows_without_use_for_one_are_kept_once(digits, tmp_path):
+    text = (
+        'variants = ["ncsn", "ncsnv2"]\n[vary]\nn_steps_each = [2, 3]\nwidth = [4, 8]\n'
+        '[[rows]]\nvariant = "ncsn_5"\nwidth = 6\nlabel = "mine"\n'
+    )
+    cells = budget_cells(load_grid(write(tmp_path, text)), BUDGETS["quick"], {}, [digits], seeds=1)
+    # The third has a width of its own, and NCSN a T.
+    assert [c.label for c in cells] == [
+        *("NCSN, width=4", "NCSN, width=8"),
+        *(f"NCSNv2, 21×{steps}, width={width}" for steps in (2, 3) for width in (4, 8)),
+        "mine",
+    ]
+    assert [(c.n_steps_each, c.train.width) for c in cells[2:]] == [
+        *((2, 4), (2, 8), (3, 4), (3, 8)),
+        (100, 6),
+    ]
+
+
+def test_rows_beside_others_have_what_differs_as_their_own(digits):
+    quick, paper = BUDGETS["quick"], BUDGETS["paper"]
+    beside = partial(rows_beside, GRIDS["steps"], facts=[digits])
+    same = beside(quick, {"width": 8}, base=quick, base_overrides={"width": 8})
+    assert same == GRIDS["steps"]
+    wider = beside(quick, {"width": 9}, base=quick, base_overrides={"width": 8, "n_dump": 0})
+    assert wider.rows[0].common == (("n_dump", quick.settings.n_dump), ("width", 9))
+    other = beside(paper, {}, base=quick, base_overrides={})
+    cells = budget_cells(other, quick, {}, [digits], seeds=1)
+    wanted = budget_cells(GRIDS["steps"], paper, {}, [digits], seeds=1)
+    assert [c.train_stage() for c in cells] == [c.train_stage() for c in wanted]
+    sides = [digits, facts(image_size=64, channels=3, max_distance=90.0)]
+    with pytest.raises(ValueError, match="another for images of each size: give --set width"):
+        beside(quick, {}, facts=sides, base=quick, base_overrides={"width": 9})
+    with pytest.raises(ValueError, match="all rows of a folder have the same images"):
+        beside(quick, {"image_size": 16}, base=quick, base_overrides={})
+
+
+def test_averages_of_one_training_are_rows_that_share_it(digits):
+    cells = budget_cells(GRIDS["ema"], BUDGETS["quick"], {}, [digits], seeds=2)
+    assert len({cell.train_stage().digest for cell in cells}) == 2  # one for each seed
+    assert {cell.train.ema_profiles for cell in cells} == {
+        ("0.9", "0.97", "0.99", "power:0.02", "power:0.05", "power:0.1", "power:0.2")
+    }
+    assert [cell.weights for cell in cells if cell.seed == 0] == [
+        *("raw", "0.9", "0.97", "0.99", "ema"),
+        *("power:0.02", "power:0.05", "power:0.1", "power:0.2"),
+    ]
+    samples = {cell.sample_stages(600, final=False)[0].digest for cell in cells}
+    assert len(samples) == len(cells)
+    # Other trainings have none of them.
+    grid = dataclasses.replace(GRIDS["ema"], rows=(*GRIDS["ema"].rows, *GRIDS["paper"].rows[:2]))
+    plain = budget_cells(grid, BUDGETS["quick"], {}, [digits], seeds=1)[-2:]
+    assert {cell.train.ema_profiles for cell in plain} == {()}
+
+
+def test_successors_spend_alike_on_a_sample_and_share_a_training(digits):
+    cells = budget_cells(GRIDS["successors"], BUDGETS["quick"], {}, [digits], seeds=1)
+    sampled = cells[:10]
+    assert len({cell.train_stage().digest for cell in sampled}) == 1
+    assert len({cell.sample_stages(600, final=False)[0].digest for cell in cells}) == len(cells)
+    assert all(195 < cell.score_evaluations <= 216 for cell in cells)
+    told = [
+        cell.train.resolved_conditioning
+        for cell in budget_cells(
+            GRIDS["noise-conditioning"], BUDGETS["quick"], {}, [digits], seeds=1
+        )
+    ]
+    assert told == ["inverse_sigma", "none", "normalisation", "edm"]

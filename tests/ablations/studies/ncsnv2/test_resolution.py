@@ -1,11 +1,15 @@
 """From settings to a cell: the ladder that each variant, preset and sampler leads to."""
 
+import dataclasses
+
 import pytest
+from resolved import cell
 
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import parse_variant
 from ablations.studies.ncsnv2.resolution import resolve
-from ablations.studies.ncsnv2.settings import Settings
+from ablations.studies.ncsnv2.settings import STEP_RULE_NAMES, Settings
+from ablations.studies.ncsnv2.without_effect import without_effect
 
 FACTS = DataFacts(
     name="digits",
@@ -90,3 +94,83 @@ def test_a_wrong_ladder_is_said_before_what_follows_from_it():
     ]:
         with pytest.raises(ValueError, match=message):
             resolve(Settings(**given), parse_variant("ncsn_1245"), FACTS, seed=0)
+
+
+SAMPLERS_BY_BUDGET = ("reverse_diffusion", "predictor_corrector", "ancestral", "heun")
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS_BY_BUDGET)
+def test_a_sampler_without_a_step_size_spends_the_budget_of_evaluations(sampler):
+    own = cell(sampler=sampler)  # 1,160 of CIFAR-10 in Table 4, and the denoising step
+    more = cell(sampler=sampler, n_steps_each=own.n_steps_each + 1)
+    assert own.score_evaluations <= 1161 < more.score_evaluations
+    assert (own.step_size, own.step_rule) == (
+        (0.0, "snr") if sampler == "predictor_corrector" else (0.0, "none")
+    )
+    assert own.snr == (0.16 if sampler == "predictor_corrector" else None)
+    fewer = cell(sampler=sampler, score_evaluations=600)
+    assert fewer.n_steps_each < own.n_steps_each and fewer.score_evaluations <= 601
+    # NCSN's network knows no scales between its own ten, and its T is its own.
+    with pytest.raises(ValueError, match=r"evaluates scores between noise scales"):
+        cell("ncsn", sampler=sampler) if sampler != "predictor_corrector" else cell(
+            "ncsn", sampler="heun"
+        )
+
+
+def test_each_rule_of_the_step_size_is_the_ladders():
+    for word, name in STEP_RULE_NAMES.items():
+        found = cell(step_size_rule=word, **({"snr": 0.3} if word == "snr" else {}))
+        assert found.step_rule == name
+        if word == "snr":
+            assert (found.step_size, found.snr) == (0.0, 0.3)
+        else:
+            plain = dataclasses.replace(cell().ladder, step_size=1.0, step_rule="given")
+            assert found.step_size == plain.by_rule(name).step_size
+    with pytest.raises(ValueError, match="no effect beside step_size"):
+        cell(step_size_rule="snr", step_size=1e-5)
+    assert cell("ncsn", step_size_rule="snr").step_rule == cell("ncsn").step_rule
+
+
+def test_what_a_network_is_told_and_trained_on_follows_its_settings():
+    for how, told in (("normalisation", True), ("edm", True), ("none", False)):
+        train = cell(conditioning=how, noise_levels="log_uniform").train
+        assert (train.conditioning, train.conditional) == (how, told)
+        assert train.noise_levels == "log_uniform"
+    assert cell().train.conditioning is None
+    assert cell(schedule="rho").ladder.schedule == "rho"
+    assert cell("ncsn", schedule="rho").schedule == "geometric"
+    assert cell(start="gaussian").start == "gaussian"
+    assert (cell(sampler="heun", churn=2.0).churn, cell(churn=2.0).churn) == (2.0, 0.0)
+    assert (cell(ema="power:0.1").ema, cell("ncsn", ema="0.9").ema) == ("power:0.1", None)
+
+
+@pytest.mark.parametrize(
+    ("variant", "overrides", "key"),
+    [
+        ("ncsnv2", {"churn": 2.0}, "churn"),
+        ("ncsnv2", {"snr": 0.3}, "snr"),
+        ("ncsnv2", {"sampler": "heun", "step_size": 1e-5}, "step_size"),
+        ("ncsnv2", {"sampler": "heun", "step_size_rule": "technique4"}, "step_size_rule"),
+        ("ncsn", {"step_size_rule": "steady_state"}, "step_size_rule"),
+        ("ncsn", {"schedule": "rho"}, "schedule"),
+        ("ncsn", {"ema": "0.9"}, "ema"),
+        ("ncsn_124", {"ema_momentum": 0.9}, "ema_momentum"),
+    ],
+)
+def test_a_setting_that_a_row_does_not_take_is_named(variant, overrides, key):
+    assert list(without_effect(cell(variant, **overrides), overrides)) == [key]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"sampler": "magic"}, "sampler = 'magic' is unknown; known: annealed, consistent"),
+        ({"conditioning": "magic"}, "conditioning = 'magic': one of normalisation"),
+        ({"noise_levels": "magic"}, "noise_levels = 'magic'"),
+        ({"ema": "power:2"}, "power:2"),
+        ({"sampler": "heun", "score_evaluations": 100}, "less than the .* that sampler = 'heun'"),
+    ],
+)
+def test_unknown_words_are_one_line(overrides, message):
+    with pytest.raises(ValueError, match=message):
+        cell(**overrides)

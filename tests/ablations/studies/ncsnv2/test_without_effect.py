@@ -2,11 +2,10 @@ import pytest
 from resolved import cell, facts
 
 from ablations.command_line import make_plan, parse_arguments
-from ablations.engine.settings import apply_overrides
 from ablations.launch import main
 from ablations.pipeline.variants import Variant
-from ablations.studies.ncsnv2.grids import Row
-from ablations.studies.ncsnv2.settings import LADDER_SETTINGS, Settings
+from ablations.studies.ncsnv2.rows import Row
+from ablations.studies.ncsnv2.settings import BUDGETS, LADDER_SETTINGS
 from ablations.studies.ncsnv2.without_effect import describe_without_effect, without_effect
 
 #: Another value than the paper's or the preset's, of every setting of the ladder.
@@ -65,15 +64,15 @@ def test_a_budget_of_evaluations_gives_t_unless_t_is_given(variant, more):
 def test_a_row_is_not_called_by_what_it_does_not_take(name):
     row = Row(Variant(ema=True), ((name, OTHER[name]),))
     with pytest.raises(ValueError, match=rf"the row NCSN_5 with {name} = .* no effect"):
-        row.resolve(Settings(), facts())
+        row.resolve(BUDGETS["paper"], {}, facts())
 
 
 def test_a_share_of_the_noise_scales_is_taken():
     row = Row(Variant(conditioning=True), (("sampling_levels", 0.5),))
-    assert row.resolve(Settings(), facts()).sampling_levels == 5
+    assert row.resolve(BUDGETS["paper"], {}, facts()).sampling_levels == 5
     assert without_effect(cell(sampling_levels=20), {"sampling_levels": 20.0}) == {}
-    ours = apply_overrides(Settings(), {"sampling_levels": 20})
-    other = Row(Variant(conditioning=True), (("sampling_levels", 30),)).resolve(ours, facts())
+    row = Row(Variant(conditioning=True), (("sampling_levels", 30),))
+    other = row.resolve(BUDGETS["paper"], {"sampling_levels": 20}, facts())
     assert list(without_effect(other, {"sampling_levels": 20.0})) == ["sampling_levels"]
 
 

@@ -86,7 +86,10 @@ def test_ema_curves_pair_variants_that_differ_by_technique_5(tmp_path: Path) -> 
     assert axes.get_lines()[0].get_color() == variant_colour("NCSN")
     distances = results.distances.copy()
     distances.loc[distances["variant"] == "NCSN_1,2,4,5", "variant"] = "NCSN_1,2,3,4"
-    pairs = ema_curves(replace(results, distances=distances), denoise=True).figure.axes
+    cells = results.cells.copy()
+    cells.loc[cells["variant"] == "NCSN_1,2,4,5", ["variant", "base"]] = "NCSN_1,2,3,4"
+    changed = replace(results, distances=distances, cells=cells)
+    pairs = ema_curves(changed, denoise=True).figure.axes
     assert [axes.get_title(loc="left") for axes in pairs] == [
         "digits: NCSN and NCSN$_{5}$",
         "digits: NCSN$_{1{,}2{,}3{,}4}$ and NCSNv2",
