@@ -11,6 +11,7 @@ from ablations.engine.context import Context
 from ablations.engine.job import Job, without_parts
 from ablations.engine.manifest import Manifest
 from ablations.engine.naming import file_name
+from ablations.engine.plugins import Plugin, joined_plugins, load_plugins, read_plugin
 from ablations.engine.study import Request, Resolved, Study
 from ablations.executors.slurm.settings import SlurmSettings, slurm_settings
 from ablations.pipeline.early_checks import check_out, check_texts
@@ -55,6 +56,14 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         action="append",
         metavar="KEY=A,B",
         help="a row for each value of a setting, of several for each combination",
+    )
+    what(
+        "--plugin",
+        action="append",
+        type=Path,
+        metavar="FILE",
+        help="a Python file that registers a network, sampler, ... of your own, for settings to "
+        "name; --out remembers it",
     )
     what("--only", metavar="PATTERN", help="cells or trials: comma-separated names or globs")
     where = _group(parser, "where it goes", "--out runs/mine --data-root /data/scorekit")
@@ -186,15 +195,24 @@ def make_plan(args: argparse.Namespace) -> Plan:
     if executor == "slurm":
         workers = args.workers or slurm["train"].array_parallelism
     _check_gpus(gpus, executor, n_gpus)
+    existing = study.file.load(out)
+    plugins = joined_plugins(existing.plugins if existing else (), given_plugins(args, study))
+    load_plugins(plugins)
     request = Request(
         args=args,
         out=out,
-        existing=study.file.load(out),
+        existing=existing,
         device=device,
         threads=args.threads or _threads(executor, slurm["train"]),
         gpus=gpus,
+        plugins=plugins,
     )
     resolved = study.resolve(request)
+    resolved = replace(
+        resolved,
+        manifest=replace(resolved.manifest, plugins=plugins),
+        context=replace(resolved.context, plugins=plugins),
+    )
     skipped = (f"skipped: {s['name']}: {s['reason']}" for s in resolved.manifest.skipped)
     return Plan(
         study=study,
@@ -212,6 +230,11 @@ def make_plan(args: argparse.Namespace) -> Plan:
         },
         notes=(*resolved.notes, *skipped),
     )
+
+
+def given_plugins(args: argparse.Namespace, study: Study) -> list[Plugin]:
+    """Return the plugins of the command line and of the grid that it names; none is loaded."""
+    return [read_plugin(path) for path in [*study.plugins(args), *(args.plugin or [])]]
 
 
 def _check_flags(args: argparse.Namespace, study: Study, out: Path) -> None:

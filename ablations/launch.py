@@ -6,7 +6,14 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from ablations.command_line import Plan, load_units, make_plan, output_folder, parse_arguments
+from ablations.command_line import (
+    Plan,
+    given_plugins,
+    load_units,
+    make_plan,
+    output_folder,
+    parse_arguments,
+)
 from ablations.engine.console import make_reporter
 from ablations.engine.context import Context
 from ablations.engine.disk import check_disk
@@ -14,6 +21,7 @@ from ablations.engine.failures import clear_failure, read_failure
 from ablations.engine.interruption import interrupt_on_sigterm
 from ablations.engine.job import Job, without_parts
 from ablations.engine.lock import launcher_lock
+from ablations.engine.plugins import load_plugins
 from ablations.engine.provenance import describe_outdated
 from ablations.engine.refresh import mark_stale, refresh_report
 from ablations.engine.settings import describe_settings
@@ -37,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if args.settings:
             study = study_of(args.grid, output_folder(args))
+            load_plugins(given_plugins(args, study))
             print("\n".join(describe_settings(study.settings, study.budgets)))
             return 0
         if args.status or args.verify:

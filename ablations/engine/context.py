@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Self
 
+from ablations.engine.plugins import Plugin
 from ablations.engine.stages import StageStore
 from scorekit.runtime.distributed import World
 
@@ -22,6 +23,7 @@ class Context:
     inception_weights: Path | None = None
     accumulation: int = 1
     rerun: bool = False  # results that other code made are made again
+    plugins: tuple[Plugin, ...] = ()  # which a process loads before its job
     world: World = field(default_factory=World)  # this process's place among a job's ranks
 
     @classmethod

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from ablations.engine.plugins import Plugin, kept_plugins, load_plugins, save_plugins
 from ablations.engine.stages import RESULTS_VERSION
 from scorekit.files import CorruptFile, read_sealed_json, write_sealed_json
 
@@ -28,6 +29,7 @@ class Manifest:
 
     ``skipped`` are units that cannot be, each with its ``name``, the ``part`` of the grid that it
     is of and the ``reason``. ``seeds`` is how many of each were asked for, where it was said.
+    ``plugins`` are the user's files that register what the units name.
     """
 
     grid: str
@@ -37,6 +39,7 @@ class Manifest:
     units: list[Any]
     skipped: list[dict[str, str]] = field(default_factory=list)
     seeds: int | None = None
+    plugins: tuple[Plugin, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +56,18 @@ class ManifestFile:
     def load(self, out: Path) -> Manifest | None:
         """Return the manifest of an output folder, or None where there is none.
 
-        Raises ValueError for a folder written by an incompatible version, or a damaged manifest.
+        Its plugins are loaded. Raises ValueError for a folder written by an incompatible version,
+        a damaged manifest, or a plugin that cannot be loaded.
         """
-        return read_versioned(
-            out / self.name,
-            self.version,
+        path = out / self.name
+        record = _read_record(path, self.version)
+        if record is None:
+            return None
+        plugins = kept_plugins(_built(path, record, lambda r: dict(r.get("plugins", {}))), out)
+        load_plugins(plugins)
+        return _built(
+            path,
+            record,
             lambda record: Manifest(
                 grid=record.get("grid", self.grid),
                 budget=record["budget"],
@@ -66,13 +76,17 @@ class ManifestFile:
                 units=[self.from_json(unit) for unit in record[self.key]],
                 skipped=record.get("skipped", []),
                 seeds=record.get("seeds"),
+                plugins=plugins,
             ),
         )
 
     def save(self, manifest: Manifest, out: Path) -> bool:
-        """Write the manifest atomically; returns False where it was the same already."""
-        if self.load(out) == manifest:
+        """Write the manifest atomically, after its plugins; False where it was the same already."""
+        same = self.load(out) == manifest
+        load_plugins(manifest.plugins)  # and not those of before
+        if same:
             return False
+        save_plugins(manifest.plugins, out)
         record = {
             "format": self.version,
             "results_version": RESULTS_VERSION,
@@ -84,6 +98,8 @@ class ManifestFile:
             "skipped": manifest.skipped,
             "seeds": manifest.seeds,
         }
+        if manifest.plugins:
+            record["plugins"] = {plugin.name: plugin.digest for plugin in manifest.plugins}
         write_sealed_json(out / self.name, record)
         return True
 
@@ -154,8 +170,13 @@ def read_versioned(path: Path, format: int, build: Callable[[dict[str, Any]], _T
     Raises ValueError for one of another format or version of results, or a damaged one, on which
     ``build`` raises AttributeError, KeyError, TypeError or ValueError.
     """
+    record = _read_record(path, format)
+    return None if record is None else _built(path, record, build)
+
+
+def _read_record(path: Path, format: int) -> dict[str, Any] | None:
     try:
-        record = read_sealed_json(path)
+        record: dict[str, Any] = read_sealed_json(path)
     except FileNotFoundError:
         return None
     except CorruptFile as error:
@@ -166,6 +187,10 @@ def read_versioned(path: Path, format: int, build: Callable[[dict[str, Any]], _T
             f"{path.parent} was written by an incompatible version (format, results) = "
             f"{versions}; this one has {[format, RESULTS_VERSION]}; choose another --out"
         )
+    return record
+
+
+def _built(path: Path, record: dict[str, Any], build: Callable[[dict[str, Any]], _T]) -> _T:
     try:
         return build(record)
     except (AttributeError, KeyError, TypeError, ValueError) as error:

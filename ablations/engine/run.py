@@ -10,6 +10,7 @@ import torch
 from ablations.engine.context import Context
 from ablations.engine.failures import clear_failure, record_failure
 from ablations.engine.job import Job, Work
+from ablations.engine.plugins import load_plugins
 from ablations.engine.progress import Progress, progress_path
 from scorekit.runtime.distributed import RankDied, World, leave, process_group
 from scorekit.runtime.interruption import Diverged, Stopped, never
@@ -40,6 +41,8 @@ def run_job(
         context = replace(context, world=World())
     if world.is_main:
         clear_failure(context.out, job.name)
+    with _recording(job, context):
+        load_plugins(context.plugins)
     progress = Progress(progress_path(context.out, job.name), on_update, write=world.is_main)
 
     def lost(message: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ablations.engine.context import Context
 from ablations.engine.job import Job
 from ablations.engine.manifest import Manifest, ManifestFile
+from ablations.engine.plugins import Plugin
 from ablations.engine.settings import Budget
 
 
@@ -24,6 +25,7 @@ class Request:
     device: str
     threads: int
     gpus: int
+    plugins: tuple[Plugin, ...] = ()  # of ``out`` and of the command line, loaded
 
     @property
     def begun(self) -> Manifest | None:
@@ -108,6 +110,8 @@ class Study:
     foreign: tuple[str, ...] = ()
     #: Settings of Slurm that the grid itself brings.
     slurm: Callable[[argparse.Namespace], Mapping[str, Any]] = lambda args: {}
+    #: Files of the user's code that the grid itself brings.
+    plugins: Callable[[argparse.Namespace], Sequence[Path]] = lambda args: ()
     #: The name of the grid that a command line asks for; ValueError for none.
     grid_name: Callable[[argparse.Namespace], str]
     #: The plan of a request; ValueError or OSError, in one line, for bad input.

@@ -8,6 +8,7 @@ from functools import cached_property, lru_cache
 from typing import Any
 
 from ablations.engine.naming import file_name
+from ablations.engine.plugins import plugins_behind
 from ablations.engine.stages import Stage
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
@@ -27,6 +28,9 @@ MAX_REFERENCE = 50_000
 
 #: Settings of sampling, and their values in the paper.
 _PLAIN_SAMPLING = {"schedule": "geometric", "start": "uniform", "snr": None, "churn": 0.0}
+#: What a plugin may give that changes a training, and what changes a sampling besides.
+_TRAINED_BY = ("architecture", "objective", "noise_levels", "loss_weights", "conditioning", "ema")
+_SAMPLED_BY = ("sampler", "schedule")
 #: The modules that make stages (ablations.engine.provenance).
 _TRAINING = ("scorekit.training.networks", "scorekit.training.trainer")
 _READING = ("scorekit.models.network_files",)
@@ -64,6 +68,8 @@ class Cell:
     title: str = ""  # what its row is called, where somebody named it
     # The settings that its row sets apart from others, as given: no part of what it is.
     own: tuple[tuple[str, Any], ...] = field(default=(), compare=False)
+    # Kind, name and digest of what a user's plugins gave it: see with_plugins.
+    plugins: tuple[tuple[str, str, str], ...] = ()
 
     @property
     def label(self) -> str:
@@ -124,7 +130,7 @@ class Cell:
         # The first revision is left out, so that a change of one network renames no other's.
         if (revision := ARCHITECTURES[self.train.architecture].revision) > 1:
             settings["architecture_revision"] = revision
-        return Stage("train", settings, code=_TRAINING)
+        return Stage("train", settings | self._of_plugins(*_TRAINED_BY), code=_TRAINING)
 
     def sample_stages(self, iteration: int, *, final: bool) -> list[Stage]:
         """Trajectories from a snapshot: the selection's samples and, for the full number, the rest.
@@ -151,17 +157,26 @@ class Cell:
             for key, plain in _PLAIN_SAMPLING.items()
             if getattr(self, key) != plain
         }
-        return later | {
-            "weights": self.weights,
-            "iteration": iteration,
-            "sampler": self.sampler,
-            "n_levels": self.sampling_levels,
-            "n_steps_each": self.n_steps_each,
-            "step_size": self.step_size,
-            "seed": self.seed,
-            "precision": self.train.precision,
-            "shape": [self.data.channels, self.data.image_size, self.data.image_size],
-        }
+        return (
+            self._of_plugins(*_SAMPLED_BY)
+            | later
+            | {
+                "weights": self.weights,
+                "iteration": iteration,
+                "sampler": self.sampler,
+                "n_levels": self.sampling_levels,
+                "n_steps_each": self.n_steps_each,
+                "step_size": self.step_size,
+                "seed": self.seed,
+                "precision": self.train.precision,
+                "shape": [self.data.channels, self.data.image_size, self.data.image_size],
+            }
+        )
+
+    def _of_plugins(self, *kinds: str) -> dict[str, Any]:
+        """Return what stages have of plugins among their settings: nothing where there are none."""
+        found = {f"{kind}={name}": digest for kind, name, digest in self.plugins if kind in kinds}
+        return {"plugins": found} if found else {}
 
     def loss_stage(self, iteration: int) -> Stage:
         """The loss of a snapshot on training and test images, equally many of each."""
@@ -226,6 +241,20 @@ class Cell:
         return _values(self) | parts
 
 
+def with_plugins(cell: Cell) -> Cell:
+    """Return a cell with the digests of the loaded plugins that registered what it names."""
+    train = cell.train
+    names: dict[str, list[str | None]] = {
+        "architecture": [train.architecture],
+        "noise_levels": [train.noise_levels],
+        "conditioning": [train.conditioning],
+        "sampler": [cell.sampler],
+        "extractor": [cell.data.extractor],
+    }
+    found = plugins_behind(names)
+    return cell if found == cell.plugins else dataclasses.replace(cell, plugins=found)
+
+
 def image_sizes(cells: Iterable[Cell]) -> list[int]:
     """Return the sides of the images that cells are of, each once, the smallest first."""
     return sorted({cell.data.image_size for cell in cells})
@@ -282,6 +311,7 @@ def cell_from_json(record: dict[str, Any]) -> Cell:
             "variant": Variant(**record["variant"]),
             "train": TrainSettings(**record["train"]),
             "own": tuple((key, value) for key, value in record.get("own", ())),
+            "plugins": tuple(map(tuple, record.get("plugins", ()))),
         }
     )
 

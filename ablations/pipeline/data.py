@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from ablations.engine.context import Context
+from ablations.engine.plugins import plugin_digest
 from scorekit.data.registry import prepare
 from scorekit.data.store import Dataset, check, open_store
 from scorekit.files import (
@@ -119,10 +120,17 @@ def data_facts(
         flip=dataset.flip,
         max_distance=distance,
         extractor=extractor,
-        extractor_fingerprint=extractor_digest(
+        extractor_fingerprint=plugin_digest("extractor", extractor)
+        or extractor_digest(
             extractor, inception_weights if extractor.startswith("inception") else None
         ),
     )
+
+
+def with_plugin_extractor(data: DataFacts) -> DataFacts:
+    """Return the facts with what the plugin of their extractor, if it is of one, is now."""
+    digest = plugin_digest("extractor", data.extractor)
+    return data if digest is None else replace(data, extractor_fingerprint=digest)
 
 
 def _kept_distance(path: Path) -> float | None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ablations.engine.manifest import joined_names, split_names
+from ablations.engine.manifest import Manifest, joined_names, split_names
 from ablations.engine.settings import Budget, coerce
-from ablations.pipeline.cell import Cell
-from ablations.pipeline.data import DataFacts
+from ablations.pipeline.cell import Cell, with_plugins
+from ablations.pipeline.data import DataFacts, with_plugin_extractor
 from ablations.pipeline.variants import ALL_VARIANTS, NCSNV2, PAPER_VARIANTS, Variant, parse_variant
 from ablations.studies.ncsnv2.resolution import variant_of, weights_in
-from ablations.studies.ncsnv2.rows import Row, make_row, read_row, read_values, varied
+from ablations.studies.ncsnv2.rows import Row, make_row, read_row, read_values, rows_of, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, SHARED_SETTINGS, Profile
 from scorekit.training.settings import TrainSettings
 
@@ -31,6 +31,7 @@ class Grid:
     slurm: dict[str, Any] = field(
         default_factory=dict
     )  # as ablations.executors.slurm.settings takes it
+    plugins: tuple[Path, ...] = ()  # files of the user's code
 
 
 #: The grid that has only rows of networks given by --checkpoint.
@@ -114,7 +115,9 @@ def with_checkpoints(grid: Grid, paths: Sequence[str]) -> Grid:
     return dataclasses.replace(grid, rows=(*grid.rows, *rows))
 
 
-_TOML_KEYS = {"name", "variants", "rows", "vary", "datasets", "seeds", "budget", "set", "slurm"}
+_TOML_KEYS = {
+    *("name", "variants", "rows", "vary", "datasets", "seeds", "budget", "set", "slurm", "plugin")
+}
 
 
 def load_grid(names: str) -> Grid:
@@ -125,13 +128,15 @@ def load_grid(names: str) -> Grid:
     The file's keys: ``variants`` (names) and ``[[rows]]`` (tables with ``variant``, any of
     ROW_SETTINGS and a ``label``), one of them at least; ``[vary]``, lists of values that every row
     is made with; ``name``, ``datasets``, ``seeds``, ``budget``, a table ``[set]`` of settings, and
-    a table ``[slurm]``.
+    a table ``[slurm]``, and ``plugin``, a Python file or several, beside the grid's file.
     """
     listed = [names] if Path(names).is_file() else [n.strip() for n in names.split(",")]
     first, *others = (_load_one(name) for name in dict.fromkeys(listed))
     rows = [row for grid in (first, *others) for row in grid.rows]
     name = joined_names([grid.name for grid in (first, *others)])
-    return dataclasses.replace(first, name=name, rows=tuple(dict.fromkeys(rows)))
+    plugins = tuple(path for grid in (first, *others) for path in grid.plugins)
+    rows = list(dict.fromkeys(rows))
+    return dataclasses.replace(first, name=name, rows=tuple(rows), plugins=plugins)
 
 
 def _load_one(name: str) -> Grid:
@@ -159,6 +164,9 @@ def _load_one(name: str) -> Grid:
             raise ValueError(f"grid file {name}: {key} = {value!r} must be a list of texts")
         return value
 
+    if isinstance(content.get("plugin"), str):
+        content["plugin"] = [content["plugin"]]
+    plugins = texts("plugin")
     rows = [Row(parse_variant(text)) for text in texts("variants")]
     try:
         rows += [read_row(table) for table in _tables(content.get("rows", []))]
@@ -186,6 +194,7 @@ def _load_one(name: str) -> Grid:
         budget=budget,
         overrides={key: coerce(key, value, Profile) for key, value in overrides.items()},
         slurm=slurm,
+        plugins=tuple(path.parent / text for text in plugins),
     )
 
 
@@ -235,11 +244,28 @@ def _with_common_averages(cells: list[Cell]) -> list[Cell]:
         averages.setdefault(alike(cell), {}).update(dict.fromkeys(cell.train.ema_profiles))
     found = {key: tuple(sorted(names)) for key, names in averages.items()}
     return [
-        dataclasses.replace(
-            cell, train=dataclasses.replace(cell.train, ema_profiles=found[alike(cell)])
+        with_plugins(
+            dataclasses.replace(
+                cell, train=dataclasses.replace(cell.train, ema_profiles=found[alike(cell)])
+            )
         )
         for cell in cells
     ]
+
+
+def renewed(begun: Manifest, budget: Budget) -> Manifest:
+    """Return what a folder holds, with the rows resolved again whose plugins are others now."""
+
+    def again(cell: Cell) -> Cell:
+        data = with_plugin_extractor(cell.data)
+        if cell == with_plugins(cell) and cell.data == data:
+            return cell
+        (row,) = rows_of([cell])
+        new = row.resolve(budget, begun.overrides, data).with_seed(cell.seed)
+        train = dataclasses.replace(new.train, ema_profiles=cell.train.ema_profiles)
+        return with_plugins(dataclasses.replace(new, train=train))
+
+    return dataclasses.replace(begun, units=[again(cell) for cell in begun.units])
 
 
 def rows_beside(

@@ -5,7 +5,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ablations.pipeline.cell import Cell
+from ablations.pipeline.cell import Cell, with_plugins
 from ablations.pipeline.data import DataFacts
 from ablations.pipeline.variants import Variant
 from ablations.studies.ncsnv2 import quoted
@@ -70,7 +70,7 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         test_interval=settings.test_interval,
         seed=seed,
     )
-    return Cell(
+    cell = Cell(
         data=data,
         variant=variant,
         seed=seed,
@@ -91,6 +91,7 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         n_loss=settings.n_loss,
         n_dump=settings.n_dump,
     )
+    return with_plugins(cell)
 
 
 def variant_of(path: str, weights: str) -> Variant:

@@ -27,6 +27,7 @@ from ablations.studies.ncsnv2.grids import (
     Grid,
     budget_cells,
     load_grid,
+    renewed,
     rows_beside,
     with_checkpoints,
 )
@@ -41,6 +42,8 @@ DEFAULT_GRID = "paper"
 
 def resolve(request: Request) -> Resolved:
     """Plan the cells that a command line asks for; ValueError or OSError for bad input."""
+    if (held := request.existing) is not None:
+        request = dataclasses.replace(request, existing=renewed(held, BUDGETS[held.budget]))
     args, out, existing = request.args, request.out, request.existing
     grid = load_grid(args.grid or DEFAULT_GRID)
     begun = request.begun
@@ -175,6 +178,10 @@ def _slurm(args: argparse.Namespace) -> Mapping[str, Any]:
     return load_grid(args.grid or DEFAULT_GRID).slurm
 
 
+def _plugins(args: argparse.Namespace) -> Sequence[Path]:
+    return load_grid(args.grid or DEFAULT_GRID).plugins
+
+
 def _grid_name(args: argparse.Namespace) -> str:
     return load_grid(args.grid or DEFAULT_GRID).name
 
@@ -247,6 +254,7 @@ STUDY = Study(
     budgets=BUDGETS,
     file=GRID_FILE,
     slurm=_slurm,
+    plugins=_plugins,
     grid_name=_grid_name,
     resolve=resolve,
     select=select_cells,
