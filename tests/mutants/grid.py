@@ -43,7 +43,7 @@ MUTANTS = [
             "kernel_distance(features, real, seed=cell.seed)",
             "kernel_distance(features, real, seed=9)",
         ),
-        ("precision_recall(features, equal)", "precision_recall(equal, features)"),
+        ("_shares(features, equal", "_shares(equal, features"),
         ("equal = real[: len(features)]", "equal = real"),
         (
             "distance_interval(features, reference, seed=cell.seed)",
