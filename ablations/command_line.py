@@ -113,7 +113,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     how("--retry-failed", action="store_true", help="run failed and diverged jobs again")
     measured = _group(parser, "how it is measured", "--reference test --extractor cifar-cnn")
     measured("--reference", choices=["train", "test"], help="real images to compare with")
-    measured("--inception-weights", type=Path, metavar="PATH", help="torch-fidelity's weights")
+    measured(
+        "--inception-weights",
+        metavar="PATH|download",
+        help="torch-fidelity's weights, or the word download: fetched once and kept where "
+        "torch-fidelity keeps them",
+    )
     measured("--extractor", metavar="NAME", help="feature space other than the data set's own")
     look = _group(parser, "only look", "--out runs/paper --status")
     look(

@@ -23,8 +23,9 @@ from scorekit.metrics.frechet import (
     load_statistics,
     save_statistics,
 )
+from scorekit.metrics.manifold import manifold_metrics, precision_recall
 from scorekit.metrics.neighbours import nearest_in_blocks
-from scorekit.metrics.sample_quality import inception_score, kernel_distance, precision_recall
+from scorekit.metrics.sample_quality import inception_score, kernel_distance
 from scorekit.metrics.spaces import MetricError
 from scorekit.metrics.uncertainty import distance_interval, extrapolate_distance
 from scorekit.runtime.memory import ShrinkingBatch
@@ -87,14 +88,14 @@ class Measuring:
             equal = real[: len(features)]
             measures: dict[str, Callable[[], Any]] = {
                 "KID": lambda: kernel_distance(features, real, seed=cell.seed),
-                "precision_recall": lambda: precision_recall(features, equal),
                 "extrapolation": lambda: extrapolate_distance(features, reference, seed=cell.seed),
                 "interval": lambda: distance_interval(features, reference, seed=cell.seed),
             }
             if logits is not None:
                 measures["IS"] = lambda: inception_score(logits)
             counts = {"n": len(features), "n_reference": len(real), "n_precision": len(equal)}
-            return counts | {name: _taken(measure) for name, measure in measures.items()}, []
+            found = {name: _taken(measure) for name, measure in measures.items()}
+            return counts | found | _shares(features, equal, self.context.device), []
 
         self.store.run(stage, execute)
 
@@ -268,6 +269,19 @@ class Measuring:
             features=np.concatenate([part.features for part in there])[place],
             logits=np.concatenate(logits)[place] if logits else None,
         )
+
+
+def _shares(fake: np.ndarray, real: np.ndarray, device: Any) -> dict[str, dict[str, Any]]:
+    """Return precision to coverage from one set of distances, or of each why it is not there."""
+    try:
+        precision, density = manifold_metrics(fake, real, device=device)
+    except MetricError as error:  # density looks at more neighbours than there may be
+        alone = _taken(lambda: precision_recall(fake, real, device=device))
+        return {"precision_recall": alone, "density_coverage": {"reason": str(error)}}
+    return {
+        "precision_recall": dataclasses.asdict(precision),
+        "density_coverage": dataclasses.asdict(density),
+    }
 
 
 def _taken(measure: Callable[[], Any]) -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 - spaces: the feature spaces, and what a distance in each is called
 - features: images to features, through torch-fidelity; extractors: the small networks for it
+- downloads: the weights of Inception, fetched once
 - frechet: statistics of features and the Fréchet distance (Heusel et al. 2017)
-- sample_quality: Inception score, KID, precision and recall
+- sample_quality: Inception score and KID
+- manifold: precision, recall, density and coverage, in blocks
 - uncertainty: intervals, and the distance at infinite n (Chong & Forsyth 2020)
 - influence: what each image does to a distance, from which many images' intervals follow
 - neighbours: nearest neighbours of samples among images

@@ -20,17 +20,22 @@ from .frechet import (
     load_statistics as load_statistics,
     save_statistics as save_statistics,
 )
+from .manifold import (
+    DensityCoverage as DensityCoverage,
+    PrecisionRecall as PrecisionRecall,
+    density_coverage as density_coverage,
+    manifold_metrics as manifold_metrics,
+    precision_recall as precision_recall,
+)
 from .neighbours import (
     Neighbours as Neighbours,
     nearest_in_blocks as nearest_in_blocks,
     nearest_neighbours as nearest_neighbours,
 )
 from .sample_quality import (
-    PrecisionRecall as PrecisionRecall,
     Score as Score,
     inception_score as inception_score,
     kernel_distance as kernel_distance,
-    precision_recall as precision_recall,
 )
 from .spaces import (
     INCEPTION as INCEPTION,

@@ -70,6 +70,15 @@ def check_features(features: np.ndarray, name: str = "features", minimum: int = 
         raise MetricError(f"{name}: {bad} of {len(features)} rows are not finite")
 
 
+def check_one_space(fake: np.ndarray, real: np.ndarray) -> None:
+    """Raise MetricError unless features (n, d) of two sets have the same d."""
+    if fake.shape[1] != real.shape[1]:
+        raise MetricError(
+            f"fake and real: {fake.shape[1]} and {real.shape[1]} dimensions; both must be of one "
+            "feature space"
+        )
+
+
 def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
     """Return |m_a - m_b|^2 + tr(S_a + S_b - 2 (S_b^1/2 S_a S_b^1/2)^1/2), >= 0, in float64.
 

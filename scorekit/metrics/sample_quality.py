@@ -1,4 +1,4 @@
-"""Metrics of samples beyond the Fréchet distance, each computed by torch-fidelity.
+"""Inception score and kernel distance, each computed by torch-fidelity.
 
 Light to import: torch-fidelity is imported where a metric is computed.
 """
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scorekit.metrics.frechet import check_features
+from scorekit.metrics.frechet import check_features, check_one_space
 from scorekit.metrics.spaces import MetricError
 
 if TYPE_CHECKING:
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
 
 log = logging.getLogger("scorekit")
-
-#: The most bytes that one block of pairwise distances takes.
-BLOCK_BYTES = 2**27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +33,6 @@ class Score:
     std: float
     parts: int
     part_size: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrecisionRecall:
-    """Improved precision and recall in [0, 1], and their harmonic mean."""
-
-    precision: float
-    recall: float
-    f_score: float
 
 
 def inception_score(logits: np.ndarray, *, splits: int = 10, seed: int = 2020) -> Score:
@@ -84,7 +72,9 @@ def kernel_distance(
 
     _check_whole("subsets", subsets)
     _check_whole("subset_size", subset_size, least=2)
-    _check_pair(fake, real)
+    check_features(fake, "fake")
+    check_features(real, "real")
+    check_one_space(fake, real)
     size = min(subset_size, len(fake), len(real))
     if size < subset_size:
         log.warning(
@@ -112,51 +102,11 @@ def kernel_distance(
     )
 
 
-def precision_recall(
-    fake: np.ndarray, real: np.ndarray, *, neighbourhood: int = 3
-) -> PrecisionRecall:
-    """Return the shares of fakes among the reals, and of reals among the fakes, in float64.
-
-    Kynkäänniemi et al. 2019: a feature is among a set (n, d) where it lies within the distance of
-    some member to that member's `neighbourhood`-th nearest other. Both shares depend on both n:
-    compare at equal n. Distances are held a block at a time, in at most about three times
-    `BLOCK_BYTES`. Raises MetricError for features that are not finite, of one dimension d, more
-    than `neighbourhood` each.
-    """
-    from torch_fidelity.metric_prc import prc_features_to_metric
-
-    _check_whole("neighbourhood", neighbourhood)
-    _check_pair(fake, real, minimum=neighbourhood + 1)
-    rows = max(1, BLOCK_BYTES // (8 * max(len(fake), len(real))))
-    # torch-fidelity 0.4.0 takes the generated set first, the real one second.
-    result = prc_features_to_metric(
-        _tensor(fake),
-        _tensor(real),
-        prc_neighborhood=neighbourhood,
-        prc_batch_size=rows,
-        save_cpu_ram=True,
-        verbose=False,
-    )
-    return PrecisionRecall(
-        precision=result["precision"], recall=result["recall"], f_score=result["f_score"]
-    )
-
-
 def _tensor(array: np.ndarray) -> torch.Tensor:
     import torch
 
     # Always a copy: torch takes neither read-only arrays nor negative strides.
     return torch.from_numpy(np.array(array, dtype=np.float64, order="C"))
-
-
-def _check_pair(fake: np.ndarray, real: np.ndarray, minimum: int = 2) -> None:
-    check_features(fake, "fake", minimum)
-    check_features(real, "real", minimum)
-    if fake.shape[1] != real.shape[1]:
-        raise MetricError(
-            f"fake and real: {fake.shape[1]} and {real.shape[1]} dimensions; both must be of one "
-            "feature space"
-        )
 
 
 def _check_whole(name: str, value: int, least: int = 1) -> None:

@@ -43,7 +43,7 @@ MUTANTS = [
             "kernel_distance(features, real, seed=cell.seed)",
             "kernel_distance(features, real, seed=9)",
         ),
-        ("precision_recall(features, equal)", "precision_recall(equal, features)"),
+        ("_shares(features, equal", "_shares(equal, features"),
         ("equal = real[: len(features)]", "equal = real"),
         (
             "distance_interval(features, reference, seed=cell.seed)",
@@ -100,7 +100,7 @@ MUTANTS = [
             '"weights": _weights(cell),\n            "denoise"',
             '"weights": "EMA",\n            "denoise"',
         ),
-        ('part("precision_recall", value="precision")', 'part("precision_recall", value="recall")'),
+        ("against | part(group, value=metric)", 'against | part(group, value="recall")'),
         ('row["n_sampled"] / row["sampling_s"]', 'row["n_sampled"] / row["training_s"]'),
         ("iteration = 1 + every * np.arange", "iteration = every * np.arange"),
         ("selected=chosen.get(denoise) == iteration", "selected=chosen.get(True) == iteration"),

@@ -258,6 +258,8 @@ def _qualities(measured: dict[str, Any], level: float) -> list[dict[str, Any]]:
         "precision": {"value": 0.75},
         "recall": {"value": 0.5},
         "f_score": {"value": 0.6},
+        "density": {"value": 1.125},
+        "coverage": {"value": 0.25},
         "interval": {"value": level, "std": 0.5, "low": level - 1, "high": level + 1.25},
         "infinite n": {"value": level - 2, "std": 0.125},
     }

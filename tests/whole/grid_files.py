@@ -50,7 +50,10 @@ class Grid:
         return one
 
     def train(self, cell):
-        return self.stage("train", [], data=cell["data"]["fingerprint"], **cell["train"])
+        # What came later, and is as the papers have it here, is no part of a training's name.
+        later = ("ema_profiles", "noise_levels", "loss_weights", "conditioning")
+        settings = {name: value for name, value in cell["train"].items() if name not in later}
+        return self.stage("train", [], data=cell["data"]["fingerprint"], **settings)
 
     def samples(self, cell, iteration, n):
         """The stages of the first ``n_selection`` samples of a snapshot, and of those up to n."""

@@ -254,6 +254,12 @@ def share_within(points, members, k=3):
     return (cdist(points, members) <= radius).any(1).mean()
 
 
+def density_coverage(fake, real, k=5):
+    """Naeem et al. 2020: balls of reals that hold a fake / k, and reals with a fake in theirs."""
+    inside = cdist(fake, real) <= np.sort(cdist(real, real))[:, k]
+    return inside.sum(1).mean() / k, inside.any(0).mean()
+
+
 def interval(fake, real, seed, resamples=200):
     """Standard error, low and high of the distance: resamples' quantiles moved to its centre."""
     random, n = np.random.Generator(np.random.Philox(seed)), len(fake)

@@ -219,6 +219,8 @@ def test_the_other_metrics_of_the_final_samples(grid, cells, results, chosen):
             expected = {"IS": score[0], "KID": distance[0]}
             expected |= {"precision": precision, "recall": recall}
             expected["f_score"] = 2 * precision * recall / max(precision + recall, 1e-5)
+            density, coverage = oracle.density_coverage(fake, equal)
+            expected |= {"density": density, "coverage": coverage}
             expected["interval"] = oracle.frechet(fake, real)
             expected["infinite n"] = oracle.infinite_n(fake, real, seed)
             assert frame["value"].to_dict() == pytest.approx(expected, rel=1e-5, abs=1e-9)
@@ -230,9 +232,9 @@ def test_the_other_metrics_of_the_final_samples(grid, cells, results, chosen):
             assert frame.loc["IS", "std"] == pytest.approx(score[1], rel=1e-5)
             assert frame.loc["KID", "std"] == pytest.approx(distance[1], rel=1e-5, abs=1e-12)
             assert set(frame["n"]) == {len(fake)}
+            against_equal = ("precision", "recall", "f_score", "density", "coverage")
             assert frame["n_reference"].to_dict() == {
-                metric: len(equal) if metric in ("precision", "recall", "f_score") else len(real)
-                for metric in frame.index
+                metric: len(equal if metric in against_equal else real) for metric in frame.index
             }
 
 

@@ -480,21 +480,11 @@ def _qualities(result: dict[str, Any], space: str) -> Iterator[tuple[str, str, d
         kernel["note"] = f"{kernel.pop('parts')} subsets of {kernel.pop('size')}"
     yield "KID", metric_label("KID", space), kernel
     against = {"n_reference": result["n_precision"]}
-    yield (
-        "precision",
-        metric_label("precision", space),
-        against | part("precision_recall", value="precision"),
-    )
-    yield (
-        "recall",
-        metric_label("recall", space),
-        against | part("precision_recall", value="recall"),
-    )
-    yield (
-        "f_score",
-        metric_label("f_score", space),
-        against | part("precision_recall", value="f_score"),
-    )
+    for metric in ("precision", "recall", "f_score", "density", "coverage"):
+        group = "density_coverage" if metric in ("density", "coverage") else "precision_recall"
+        # Results of before density and coverage were taken have no such group.
+        if group in result:
+            yield metric, metric_label(metric, space), against | part(group, value=metric)
     distance = distance_label(space)
     interval = part("interval", value="distance", std="standard_error", low="low", high="high")
     if result.get("interval", {}).get("resamples") == 0:

@@ -12,7 +12,10 @@ from ablations.engine.frames import cast, make_frame
 from ablations.studies.ncsnv2.settings import TRIED_SETTINGS
 
 #: What is measured beside the distance; the last two say what n does to the distance itself.
-METRICS = ("IS", "KID", "precision", "recall", "f_score", "interval", "infinite n")
+METRICS = (
+    *("IS", "KID", "precision", "recall", "f_score", "density", "coverage"),
+    *("interval", "infinite n"),
+)
 
 # Column name -> pandas dtype. Counts are nullable ("Int64"): a paper's row or a cell that has not
 # run yet has none, and a float NaN would turn every count of the column into "1000.0". Texts are

@@ -44,6 +44,7 @@ from ablations.studies.ncsnv2.grids import (
 from ablations.studies.ncsnv2.rows import parse_vary, rows_of, settings_apart, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
 from ablations.studies.ncsnv2.without_effect import describe_without_effect
+from scorekit.metrics.downloads import inception_weights_file
 from scorekit.training.gradients import check_accumulation
 
 DEFAULT_GRID = "paper"
@@ -74,15 +75,10 @@ def resolve(request: Request) -> Resolved:
     if args.reference is not None:
         overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)
-    weights = args.inception_weights
-    if weights is not None and not weights.is_file():
-        raise ValueError(
-            f"--inception-weights {weights}: no such file; torch-fidelity's "
-            "weights-inception-2015-12-05-6726825d.pth is expected"
-        )
+    weights = inception_weights_file(args.inception_weights)
     data_root = request.data_root
     if source is not None:
-        facts = _known_facts(source, data_root, args)
+        facts = _known_facts(source, data_root, args.extractor, weights)
         seeds = 1 + max(cell.seed for cell in source.units)
     else:
         specs = split_datasets(args.datasets or "") or list(grid.datasets) or list(budget.datasets)
@@ -143,7 +139,7 @@ def resolve(request: Request) -> Resolved:
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
         accumulation=settings.accumulation,
-        inception_weights=None if weights is None else weights.resolve(),
+        inception_weights=weights,
         rerun=args.rerun == "changed",
     )
     return Resolved(manifest=manifest, units=cells, context=context, notes=tuple(notes))
@@ -177,7 +173,9 @@ def _check_names(names: Sequence[str]) -> None:
             )
 
 
-def _known_facts(begun: Manifest, data_root: Path, args: argparse.Namespace) -> list[DataFacts]:
+def _known_facts(
+    begun: Manifest, data_root: Path, extractor: str | None, given: Path | None
+) -> list[DataFacts]:
     """Return what a begun folder's data are; ValueError where a path must be given once more."""
     facts = list(dict.fromkeys(cell.data for cell in begun.units))
     for data in facts:
@@ -186,10 +184,10 @@ def _known_facts(begun: Manifest, data_root: Path, args: argparse.Namespace) -> 
                 f"--data-root {data_root} has no {data.store}; prepare {data.name} again, by "
                 "--grid and --datasets as at first or by python -m scorekit.data prepare"
             )
-        weights = args.inception_weights if data.extractor.startswith("inception") else None
-        if args.extractor not in (None, data.extractor):
+        weights = given if data.extractor.startswith("inception") else None
+        if extractor not in (None, data.extractor):
             raise ValueError(
-                f"--extractor {args.extractor}: --out was begun with {data.extractor}; choose "
+                f"--extractor {extractor}: --out was begun with {data.extractor}; choose "
                 "another --out"
             )
         if data.extractor.startswith("inception") and weights is None:

@@ -1,4 +1,4 @@
-"""Inception score, KID, precision and recall: closed forms, and torch-fidelity end to end."""
+"""Inception score and KID: closed forms; with precision and recall, torch-fidelity end to end."""
 
 import logging
 from math import comb
@@ -9,15 +9,14 @@ import torch
 import torch_fidelity
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.spatial.distance import cdist
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from scorekit.data.embedded import digits_split, photo_patches
-from scorekit.metrics import sample_quality
 from scorekit.metrics.extractors import EXTRACTORS
 from scorekit.metrics.features import extract
 from scorekit.metrics.frechet import feature_statistics, frechet_distance
-from scorekit.metrics.sample_quality import inception_score, kernel_distance, precision_recall
+from scorekit.metrics.manifold import precision_recall
+from scorekit.metrics.sample_quality import inception_score, kernel_distance
 from scorekit.metrics.spaces import WEIGHTS, MetricError
 
 
@@ -93,52 +92,6 @@ def test_a_subset_larger_than_the_set_is_said_to_be_smaller(caplog):
     whole = kernel_distance(fake[:50], real, subsets=2, subset_size=50, seed=0)
     turned = kernel_distance(fake[:50][::-1], real, subsets=2, subset_size=50, seed=0)
     assert turned.mean == pytest.approx(whole.mean, rel=1e-9)
-
-
-# --- precision and recall -------------------------------------------------------------------------
-
-
-@settings(max_examples=30, deadline=None)
-@given(
-    st.integers(0, 10**6), st.integers(6, 40), st.integers(6, 40), st.integers(1, 5), st.booleans()
-)
-def test_precision_and_recall_are_their_definitions(seed, n_fake, n_real, k, permute):
-    fake, real = 1.5 * normal(seed, n_fake, 3), normal(seed + 1, n_real, 3)
-
-    def share(points: np.ndarray, members: np.ndarray) -> float:
-        radii = np.sort(cdist(members, members), axis=1)[:, k]
-        return (cdist(points, members) <= radii).any(axis=1).mean()
-
-    precision, recall = share(fake, real), share(real, fake)
-    if permute:
-        fake, real = fake[::-1], np.roll(real, 3, axis=0)
-    got = precision_recall(fake, real, neighbourhood=k)
-    assert got.precision == pytest.approx(precision, rel=1e-6)
-    assert got.recall == pytest.approx(recall, rel=1e-6)
-    assert got.f_score == pytest.approx(
-        2 * precision * recall / max(precision + recall, 1e-5), rel=1e-6
-    )
-
-
-def test_a_collapsed_model_is_precise_and_a_wide_one_recalls():
-    real = normal(0, 300, 4)
-    same = precision_recall(real, real)
-    assert (same.precision, same.recall, same.f_score) == (1, 1, 1)
-    collapsed = precision_recall(real[:1] + 0.01 * normal(1, 200, 4), real)
-    assert collapsed.precision == 1 and collapsed.recall < 0.1
-    wide = precision_recall(4 * normal(1, 200, 4), real)
-    assert wide.precision < 0.3 and wide.recall > 0.9
-    apart = precision_recall(real + 100, real)
-    assert (apart.precision, apart.recall, apart.f_score) == (0, 0, 0)
-
-
-def test_the_size_of_a_block_changes_nothing(monkeypatch):
-    fake, real = normal(0, 90, 4).astype(np.float32), 1.2 * normal(1, 70, 4)
-    whole = precision_recall(fake, real)
-    assert 0 < whole.precision < 1 and 0 < whole.recall < 1
-    for size in (1, 90 * 8 * 7):
-        monkeypatch.setattr(sample_quality, "BLOCK_BYTES", size)
-        assert precision_recall(fake, real) == whole
 
 
 # --- side by side with torch-fidelity -------------------------------------------------------------
@@ -251,9 +204,6 @@ GOOD = normal(0, 8, 3)
         (lambda: kernel_distance(GOOD, GOOD, subsets=0, seed=0), "subsets=0"),
         (lambda: kernel_distance(GOOD, GOOD, subset_size=1, seed=0), "subset_size=1: .* from 2"),
         (lambda: kernel_distance(GOOD, GOOD, seed=2**32), "seed=4294967296"),
-        (lambda: precision_recall(GOOD, GOOD[:3]), r"real: shape \(3, 3\) given; .* n >= 4"),
-        (lambda: precision_recall(GOOD * np.inf, GOOD), "fake: 8 of 8 rows are not finite"),
-        (lambda: precision_recall(GOOD, GOOD, neighbourhood=0), "neighbourhood=0"),
     ],
 )
 def test_bad_input_is_one_line(call, message):

@@ -30,7 +30,7 @@ KEYS = ["dataset", "variant", "weights", "denoise"]
 
 
 def quality_table(results: Results) -> Table:
-    """Inception score, KID, precision and recall of the final samples, and the distance at n.
+    """Inception score, KID, precision to coverage of the final samples, and the distance at n.
 
     Over several seeds: the mean, and the sample standard deviation. The distance at n stands with
     its interval and beside its extrapolation to infinite n, both of the first seed.
@@ -59,6 +59,8 @@ def quality_table(results: Results) -> Table:
         Column("Precision ↑", [_cell(r, "precision") for r in records], number=True),
         Column("Recall ↑", [_cell(r, "recall") for r in records], number=True),
         Column("F ↑", [_cell(r, "f_score") for r in records], number=True),
+        Column("Density ↑", [_cell(r, "density") for r in records], number=True),
+        Column("Coverage ↑", [_cell(r, "coverage") for r in records], number=True),
         Column("Distance at n ↓", [_interval_cell(r) for r in records], number=True),
         Column(
             "At infinite n",
@@ -78,7 +80,8 @@ def quality_table(results: Results) -> Table:
             "features alone do they compare with published ones. IS, the Inception score: mean "
             "over its splits; KID: mean over subsets; ± is the standard deviation over seeds, with "
             "one seed over splits or subsets. Precision and recall (Kynkäänniemi et al. 2019, 3 "
-            "neighbours) compare equally many real images where there are so many. In brackets: a "
+            "neighbours), density and coverage (Naeem et al. 2020, 5) compare equally many real "
+            "images where there are so many; density may exceed 1. In brackets: a "
             "95 % interval for other images of the same model at this n, of the bootstrap or, "
             "where a note says so, by influence values (the delta method). At infinite n: "
             "the intercept of a line in 1/n (Chong & Forsyth 2020), at least 0, ± its standard "

@@ -126,3 +126,15 @@ def test_an_inception_score_says_the_size_of_its_splits():
     found = {metric: columns for metric, _, columns in _qualities(result, "digits-cnn")}
     assert found["IS"] == {"value": 3.0, "std": 0.5, "note": "10 splits of 14"}
     assert found["KID"]["note"] == "10 subsets of 14"
+
+
+def test_results_of_before_density_and_coverage_are_read():
+    shares = {"precision": 0.5, "recall": 0.25, "f_score": 1 / 3}
+    result = {"n_precision": 7, "precision_recall": shares}
+    found = {metric: columns for metric, _, columns in _qualities(result, "digits-cnn")}
+    assert found["precision"] == {"n_reference": 7, "value": 0.5}
+    assert not {"density", "coverage"} & set(found)
+    result["density_coverage"] = {"density": 1.5, "coverage": 0.75}
+    found = {metric: columns for metric, _, columns in _qualities(result, "digits-cnn")}
+    assert found["density"] == {"n_reference": 7, "value": 1.5}
+    assert found["coverage"] == {"n_reference": 7, "value": 0.75}

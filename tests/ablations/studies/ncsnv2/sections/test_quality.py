@@ -20,6 +20,7 @@ def test_every_metric_stands_with_its_feature_space_and_spread(tmp_path):
     ].iloc[0]
     assert (row["IS ↑"], row["Feature space"]) == ("7.3 ± 0.2", "digits-cnn")
     assert row["KID ↓"] == "0.017 ± 0.001"
+    assert (row["Density ↑"], row["Coverage ↑"]) == ("1.12", "0.25")
     assert row["Distance at n ↓"] == "FD[digits-cnn] 17 [16, 18.2]"
     assert row["At infinite n"] == "FD[digits-cnn] 15 ± 0.12"
     assert (row["n"], row["Reference"]) == ("1,000", "1,437 train")
@@ -47,6 +48,14 @@ def test_a_metric_that_could_not_be_taken_says_why(tmp_path):
     assert set(table.display["IS ↑"]) == {"—"}
     (note,) = set(table.display["Note"])
     assert note.startswith("IS: logits: 6 rows; at least 10 are right; KID: 100 subsets of 1000")
+
+
+def test_what_older_results_lack_is_a_dash(tmp_path):
+    results = fake_results.complete(tmp_path)
+    there = ~results.qualities["metric"].isin(["density", "coverage"])
+    table = quality_table(replace(results, qualities=results.qualities[there]))
+    assert set(table.display["Density ↑"]) == set(table.display["Coverage ↑"]) == {"—"}
+    assert "—" not in set(table.display["Precision ↑"])
 
 
 def test_distance_against_score_evaluations(tmp_path):
