@@ -140,6 +140,7 @@ EFFECTS: dict[type, dict[str, tuple[Any, set[str]]]] = {
         "start": ("gaussian", DRAWN),
         "ema": ("0.5", TRAINED),
         "noise_levels": ("log_uniform", TRAINED),
+        "loss_weights": ("min_snr", TRAINED),
         "conditioning": ("edm", TRAINED),
         "sampling_levels": (50, DRAWN),
         "architecture": ("96-128", TRAINED),

@@ -62,6 +62,7 @@ def resolve(settings: Settings, variant: Variant, data: DataFacts, seed: int) ->
         dequantisation=settings.dequantisation or ("none" if variant.conditioning else "uniform"),
         objective=settings.objective,
         noise_levels=settings.noise_levels,
+        loss_weights=settings.loss_weights,
         conditioning=settings.conditioning,
         ema_profiles=() if settings.ema is None or not variant.ema else (settings.ema,),
         fd_epsilon=settings.fd_epsilon if settings.objective.startswith("fd_") else None,

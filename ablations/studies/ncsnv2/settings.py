@@ -116,6 +116,9 @@ class Settings:
     noise_levels: str = setting(
         "ladder", "noise scales that are trained on", names=lambda: ["ladder", *NOISE_LEVELS]
     )
+    loss_weights: str = setting(
+        "own", "weights of the loss over noise scales: those of noise_levels, equal or min_snr"
+    )
     conditioning: str | None = setting(
         None,
         "how a network knows σ; NCSN: normalisation, Technique 3: inverse_sigma",

@@ -13,7 +13,7 @@ _KINDS = {
     "edm": "preconditioned",
     "none": "blind",
 }
-_PLAIN = {"noise_levels": "ladder"}
+_PLAIN = {"noise_levels": "ladder", "loss_weights": "own"}
 
 
 def training_labels(cells: Iterable[Cell]) -> dict[str, str]:
