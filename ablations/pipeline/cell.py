@@ -85,6 +85,7 @@ class Cell:
             row = file_name(self.title).lower()
         else:
             row = self.row.lower().replace("×", "x").replace("ε=", "eps").replace(", ", "-")
+            row = row.replace("=", "-")
             row = re.sub(r"[^a-z0-9_.+-]", "", row)
         # See cell_file_name.
         return self.variant.slug + (f"-{row}".replace("-ncsn", "-.ncsn") if row else "")

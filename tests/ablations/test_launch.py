@@ -247,7 +247,7 @@ def test_rows_of_other_settings_come_beside_those_that_are_there(
     assert set(own["distance_mean"]).isdisjoint(added["distance_mean"])
     page = (out / "report" / "index.html").read_text()
     assert "Learning rate" in page
-    (cell,) = (c for c in load_manifest(out).units if c.slug == "ncsnv2-learning_rate0.0002")
+    (cell,) = (c for c in load_manifest(out).units if c.slug == "ncsnv2-learning_rate-0.0002")
     assert (cell.train.learning_rate, cell.own) == (0.0002, (("learning_rate", 0.0002),))
     # The folder goes on with what it holds, and as it was begun.
     assert main(["--out", str(out), "--device", "cpu", "--only", "*v2*", "--dry-run"]) == 0
@@ -260,8 +260,8 @@ def test_values_of_a_setting_are_rows(finished, capsys):
     cells = re.findall(r"^cell digits/(\S+)/seed0", capsys.readouterr().out, re.M)
     # Each row that takes it: raw weights have no momentum.
     assert cells == [
-        "ncsn_124-flipfalse",
-        *(f"{v}-ema_momentum{m}-flipfalse" for v in ("ncsn_1245", "ncsnv2") for m in (0.9, 0.99)),
+        "ncsn_124-flip-false",
+        *(f"{v}-ema_momentum-{m}-flip-false" for v in ("ncsn_1245", "ncsnv2") for m in (0.9, 0.99)),
     ]
     for bad, message in (
         ("width", "is not of the form key=value,value"),
@@ -329,7 +329,7 @@ def test_a_begun_folder_continues_without_its_grid_s_file(finished, capsys):
     assert "grid tiny: 3 cells" in said
     assert "nothing to do" in said
     assert main([*out, "--set", "width=3", "--dry-run"]) == 0
-    assert "cell digits/ncsnv2-width3/seed0" in capsys.readouterr().out
+    assert "cell digits/ncsnv2-width-3/seed0" in capsys.readouterr().out
     assert main([*out, "--set", "image_size=16", "--dry-run"]) == 2
     assert "all rows of a folder have the same images" in capsys.readouterr().err
 
