@@ -157,6 +157,7 @@ def test_what_needs_no_run_runs_nothing(tmp_path, capsys) -> None:
         "table4.csv",
         "table4.md",
         "table4.tex",
+        *(f"table4_recomputed.{kind}" for kind in ("csv", "md", "tex")),
     ]
     assert [p.name for p in tmp_path.iterdir()] == ["reproduce"]
 
