@@ -4,6 +4,7 @@ import ast
 import importlib.util
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from places import ROOT
 
 from ablations.command_line import make_plan, parse_arguments
+from ablations.engine.plugins import registries, unload_plugins
 from ablations.reproduce import find_items
 
 README = ROOT / "README.md"
@@ -195,14 +197,33 @@ def with_python() -> list[Path]:
     ]
 
 
+def write_files(page: Path, folder: Path) -> None:
+    """Write the blocks that a page gives the name of a file."""
+    for language in ("toml", "python"):
+        for title, block in blocks(page.read_text(), language):
+            if title and "/" not in title and title != SKETCH:
+                (folder / title).write_text(block)
+
+
 @pytest.mark.parametrize("page", with_python(), ids=name)
 def test_python_blocks_run_one_after_another(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SCOREKIT_IMPL", "torch")  # as on a machine without a GPU
+    monkeypatch.syspath_prepend(tmp_path)
+    write_files(page, tmp_path)
     found = [block for title, block in blocks(page.read_text(), "python") if not title]
     namespace: dict[str, object] = {"__name__": "page"}
-    for number, block in enumerate(found):
-        exec(compile(block, f"{name(page)}, block {number}", "exec"), namespace)
+    before, modules = {kind: dict(known) for kind, known in registries().items()}, set(sys.modules)
+    try:
+        for number, block in enumerate(found):
+            exec(compile(block, f"{name(page)}, block {number}", "exec"), namespace)
+    finally:
+        for kind, known in registries().items():
+            known.clear()
+            known.update(before[kind])
+        for module in set(sys.modules) - modules:
+            if (tmp_path / f"{module}.py").exists():
+                del sys.modules[module]
 
 
 def test_every_python_block_parses():
@@ -227,9 +248,7 @@ def test_launches_of_the_pages_can_be_planned(tmp_path, monkeypatch):
     for number in range(20):
         Image.new("RGB", (40, 40), (number * 10, 0, 0)).save(f"photos/{number}.png")
     for page in PRESENT:
-        for title, block in blocks(page.read_text(), "toml"):
-            if title:
-                (tmp_path / title).write_text(block)
+        write_files(page, tmp_path)
     asked = {}
     for page in PRESENT:
         for words in commands(page.read_text()):
@@ -240,3 +259,4 @@ def test_launches_of_the_pages_can_be_planned(tmp_path, monkeypatch):
     for line, words in asked.items():
         plan = make_plan(parse_arguments([*words, "--dry-run", "--device", "cpu"]))
         assert plan.jobs, line
+        unload_plugins()

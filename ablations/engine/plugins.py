@@ -57,9 +57,9 @@ def load_plugins(plugins: Iterable[Plugin]) -> None:
 
 def unload_plugins() -> None:
     """Forget every plugin, and what they registered."""
-    registries = _registries()
+    known = registries()
     for kind, name in _owners:
-        registries[kind].pop(name)
+        known[kind].pop(name)
     _owners.clear()
     _loaded.clear()
 
@@ -123,8 +123,8 @@ def _kept(out: Path, digest: str) -> Path:
     return out / "plugins" / f"{digest}.py"
 
 
-def _registries() -> dict[str, dict[str, Any]]:
-    """Return what plugins add to, by kind: most are called as the settings that name them."""
+def registries() -> dict[str, dict[str, Any]]:
+    """Return what names are registered in, by kind: most are called as the settings are."""
     # Imported here: who has no plugin has no need of all of these.
     from scorekit.data.registry import KNOWN
     from scorekit.metrics.spaces import OWN_EXTRACTORS
@@ -152,33 +152,32 @@ def _registries() -> dict[str, dict[str, Any]]:
 
 
 def _load(plugin: Plugin) -> None:
-    registries = _registries()
-    before = {kind: dict(registry) for kind, registry in registries.items()}
+    known = registries()
+    before = {kind: dict(registry) for kind, registry in known.items()}
     module_name = f"scorekit_plugin_{Path(plugin.name).stem}"
     old_module, modules = sys.modules.get(module_name), set(sys.modules)
     mine = {key for key, owner in _owners.items() if owner == plugin.name}
     try:
         for kind, name in mine:
-            registries[kind].pop(name)
-        others = {kind: dict(registry) for kind, registry in registries.items()}
+            known[kind].pop(name)
+        others = {kind: dict(registry) for kind, registry in known.items()}
         # Some of what a file defines, such as a dataclass, looks its module up.
         module = sys.modules[module_name] = types.ModuleType(module_name)
         module.__file__ = plugin.path
         _execute(plugin, module)
         _check_alone(plugin, set(sys.modules) - modules)
-        for kind, registry in registries.items():
+        for kind, registry in known.items():
             for name, value in others[kind].items():
                 if registry.get(name) is not value:
                     raise ValueError(f"plugin {plugin.name}: {kind} = {name!r} is taken")
-        new = [(k, name) for k, r in registries.items() for name in r if name not in others[k]]
+        new = [(k, name) for k, r in known.items() for name in r if name not in others[k]]
         if not new:
-            known = ", ".join(registries)
-            raise ValueError(f"plugin {plugin.name} registers nothing; known: {known}")
+            raise ValueError(f"plugin {plugin.name} registers nothing; known: {', '.join(known)}")
         for kind, name in new:
             if kind == "dataset":
-                registries[kind][name] = _of_this_version(name, registries[kind][name], plugin)
+                known[kind][name] = _of_this_version(name, known[kind][name], plugin)
     except BaseException:
-        for kind, registry in registries.items():
+        for kind, registry in known.items():
             registry.clear()
             registry.update(before[kind])
         sys.modules.pop(module_name, None)
