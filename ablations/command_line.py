@@ -119,6 +119,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         help="torch-fidelity's weights, or the word download: fetched once and kept where "
         "torch-fidelity keeps them",
     )
+    measured(
+        "--dinov2-weights",
+        type=Path,
+        metavar="PATH",
+        help="the official dinov2_vitl14_pretrain.pth, for --extractor dinov2-vitl14",
+    )
     measured("--extractor", metavar="NAME", help="feature space other than the data set's own")
     look = _group(parser, "only look", "--out runs/paper --status")
     look(

@@ -20,7 +20,7 @@ class Context:
     threads: int
     compile: bool
     sampling_batch: int
-    inception_weights: Path | None = None
+    extractor_weights: Path | None = None
     accumulation: int = 1
     rerun: bool = False  # results that other code made are made again
     plugins: tuple[Plugin, ...] = ()  # which a process loads before its job

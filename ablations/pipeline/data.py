@@ -21,7 +21,14 @@ from scorekit.files import (
     set_aside,
     write_sealed_json,
 )
-from scorekit.metrics.spaces import INCEPTION, default_extractor, extractor_digest, known_extractors
+from scorekit.metrics.spaces import (
+    DINOV2,
+    INCEPTION,
+    WEIGHTS_OPTIONS,
+    default_extractor,
+    extractor_digest,
+    known_extractors,
+)
 from scorekit.techniques.noise_scales import initial_noise_scale
 
 _log = logging.getLogger("scorekit")
@@ -80,20 +87,27 @@ def data_facts(
     image_size: int | None,
     inception_weights: Path | None,
     extractor: str | None = None,
+    dinov2_weights: Path | None = None,
 ) -> DataFacts:
     """Prepare a dataset where needed and return what settings are derived from.
 
     ``spec`` is a name, or a name and a path (``imagefolder:PATH``). ``extractor`` is the feature
-    space, by default Inception where its weights are given, else the data set's own. The maximum
+    space, by default that whose weights are given, else the data set's own. The maximum
     pairwise distance is kept beside the images, under their fingerprint. Raises ValueError for bad
     data or weights.
     """
     dataset = prepare(spec, data_root, image_size=image_size)
     assert dataset.directory is not None
-    if inception_weights is not None and extractor not in (None, INCEPTION):
-        raise ValueError(
-            f"--inception-weights: --extractor {extractor} has no use for them; leave one out"
-        )
+    weights = {INCEPTION: inception_weights, DINOV2: dinov2_weights}
+    given = [space for space, path in weights.items() if path is not None]
+    for space in given:
+        if extractor not in (None, space):
+            raise ValueError(
+                f"{WEIGHTS_OPTIONS[space][0]}: --extractor {extractor} has no use for them; "
+                "leave one out"
+            )
+    if extractor is None and DINOV2 in given:
+        extractor = DINOV2
     if extractor is None:
         extractor = default_extractor(dataset.name, dataset.channels, inception_weights)
     elif extractor not in (known := known_extractors()):
@@ -119,13 +133,12 @@ def data_facts(
         flip=dataset.flip,
         max_distance=distance,
         extractor=extractor,
-        extractor_fingerprint=extractor_fingerprint(extractor, inception_weights),
+        extractor_fingerprint=extractor_fingerprint(extractor, weights.get(extractor)),
     )
 
 
-def extractor_fingerprint(extractor: str, inception_weights: Path | None) -> str:
+def extractor_fingerprint(extractor: str, weights: Path | None) -> str:
     """Return the digest of an extractor's weights, or of the plugin that registered it."""
-    weights = inception_weights if extractor.startswith("inception") else None
     return plugin_digest("extractor", extractor) or extractor_digest(extractor, weights)
 
 

@@ -104,7 +104,7 @@ def check_extractors(jobs: Iterable[CellJob], context: Context) -> None:
     for data in users.values():
         try:
             images = open_store(context.data_root / data.store).train[:2]
-            weights = context.inception_weights
+            weights = context.extractor_weights
             check_features(extract(images, data.extractor, weights_path=weights).features)
         except (CorruptFile, ValueError) as error:
             raise ValueError(f"--datasets {data.name}: {error}") from error

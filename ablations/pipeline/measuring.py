@@ -257,7 +257,7 @@ class Measuring:
                 extractor,
                 batch_size=self._batch,
                 device=self.context.device,
-                weights_path=self.context.inception_weights,
+                weights_path=self.context.extractor_weights,
             )
         parts = world.gather(own)
         if parts is None or world.size == 1:

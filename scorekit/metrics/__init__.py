@@ -2,7 +2,7 @@
 
 - spaces: the feature spaces, and what a distance in each is called
 - features: images to features, through torch-fidelity; extractors: the small networks for it
-- downloads: the weights of Inception, fetched once
+- downloads: the weights of Inception, fetched once; dinov2: the space of DINOv2
 - frechet: statistics of features and the Fréchet distance (Heusel et al. 2017)
 - sample_quality: Inception score and KID
 - manifold: precision, recall, density and coverage, in blocks

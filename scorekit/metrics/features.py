@@ -13,15 +13,17 @@ from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.registry import FEATURE_EXTRACTORS_REGISTRY
 from torch_fidelity.utils import create_feature_extractor
 
-import scorekit.metrics.extractors  # noqa: F401  registers ours with torch-fidelity
+# Both register extractors with torch-fidelity.
+import scorekit.metrics.dinov2
+import scorekit.metrics.extractors  # noqa: F401
 from kernels.precision import float32_precision
 from scorekit.metrics.spaces import (
     FEATURE_LAYERS,
     INCEPTION,
-    INCEPTION_FILE,
     LOGITS_LAYERS,
     OWN_EXTRACTORS,
     REGISTERED_LAYER,
+    WEIGHTS_OPTIONS,
     MetricError,
     known_extractors,
 )
@@ -104,10 +106,10 @@ def extract(
     memory is too small (BatchTooLarge where it is so for one image). Logits are those of the
     Inception score (Inception's without the bias of its last layer, as torch-fidelity takes them);
     an extractor that a user registered has none. `weights_path` is needed for `inception-v3-compat`
-    (2048 features; grey images are repeated to RGB). Raises MetricError for an unknown extractor,
-    absent weights, and images that are not uint8 (n, C, H, W) of a size and channel count that the
-    extractor takes; CorruptFile where the weights given for an extractor of ours are not its
-    weights.
+    (2048 features) and `dinov2-vitl14` (1024), for which grey images are repeated to RGB. Raises
+    MetricError for an unknown extractor, absent weights, and images that are not uint8 (n, C, H, W)
+    of a size and channel count that the extractor takes; CorruptFile where the weights given for an
+    extractor of ours are not its weights.
     """
     if not isinstance(batch_size, ShrinkingBatch):
         if batch_size < 1:
@@ -150,21 +152,22 @@ def extract(
 def _create(extractor: str, weights_path: str | Path | None) -> FeatureExtractorBase:
     if extractor not in (known := known_extractors()):
         raise MetricError(f"extractor={extractor}: unknown; known are {', '.join(known)}")
-    if extractor == INCEPTION:
-        expected = f"give torch-fidelity's {INCEPTION_FILE} with --inception-weights PATH"
+    if extractor in WEIGHTS_OPTIONS:
+        option, name, file = WEIGHTS_OPTIONS[extractor]
+        expected = f"give {file} with {option} PATH"
         if weights_path is None:
-            raise MetricError(f"extractor={INCEPTION}: needs weights; {expected}")
+            raise MetricError(f"extractor={extractor}: needs weights; {expected}")
         if not Path(weights_path).is_file():
-            raise MetricError(f"--inception-weights {weights_path}: no such file; {expected}")
+            raise MetricError(f"{option} {weights_path}: no such file; {expected}")
         try:
-            # torch-fidelity unpickles the file without restriction: let only tensors get there.
-            torch.load(weights_path, map_location="cpu", weights_only=True)
+            if extractor == INCEPTION:
+                # torch-fidelity unpickles it without restriction: let only tensors get there.
+                torch.load(weights_path, map_location="cpu", weights_only=True)
             return _fidelity_extractor(extractor, weights_path)
         except Exception as error:  # unpicklers raise nearly anything on other files
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
             raise MetricError(
-                f"--inception-weights {weights_path}: holds no Inception weights "
-                f"({reason}); {expected}"
+                f"{option} {weights_path}: holds no {name} weights ({reason}); {expected}"
             ) from error
     if weights_path is not None and not Path(weights_path).is_file():
         raise MetricError(f"weights_path={weights_path}: no such file")

@@ -267,7 +267,7 @@ EXECUTION = {
     "plugins": ("elsewhere.py",),
     "compile": False,
     "sampling_batch": 7,
-    "inception_weights": Path("w.pth"),  # whose content is the extractor's fingerprint
+    "extractor_weights": Path("w.pth"),  # whose content is the extractor's fingerprint
     "accumulation": 7,
     "world": World(rank=0, size=7),
 }

@@ -185,8 +185,8 @@ STUDY = Study(
     file=FILE,
     # Seconds of a trial are those of one device.
     foreign=(
-        *("datasets", "vary", "checkpoint", "plugin", "reference", "inception_weights"),
-        *("extractor", "gpus"),
+        *("datasets", "vary", "checkpoint", "plugin", "reference"),
+        *("inception_weights", "dinov2_weights", "extractor", "gpus"),
     ),
     grid_name=_grid_name,
     resolve=resolve,

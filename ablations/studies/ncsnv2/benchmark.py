@@ -136,7 +136,7 @@ def run_benchmark(
     store: StageStore,
     *,
     device: str = "cpu",
-    inception_weights: Path | None = None,
+    extractor_weights: Path | None = None,
     seed: int = 0,
     run: bool = True,
     progress: Progress = lambda fraction, text: None,
@@ -146,7 +146,7 @@ def run_benchmark(
     What the store has is taken from it, each point by itself; the rest is made, or left out where
     ``run`` is False.
     """
-    gauge = _Gauge(facts, dataset, device, inception_weights, seed)
+    gauge = _Gauge(facts, dataset, device, extractor_weights, seed)
     n_components = len(gauge.index)
     shared = {
         "data": facts.fingerprint,

@@ -106,7 +106,7 @@ def _benchmarks(run: GridRun) -> list[Artefact]:
                 open_dataset(run.context, facts),
                 run.context.store,
                 device=run.context.device,
-                inception_weights=run.context.inception_weights,
+                extractor_weights=run.context.extractor_weights,
                 run=run.sample,
                 progress=progress,
             )

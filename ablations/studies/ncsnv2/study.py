@@ -45,6 +45,7 @@ from ablations.studies.ncsnv2.rows import parse_vary, rows_of, settings_apart, v
 from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
 from ablations.studies.ncsnv2.without_effect import describe_without_effect
 from scorekit.metrics.downloads import inception_weights_file
+from scorekit.metrics.spaces import DINOV2, INCEPTION, WEIGHTS_OPTIONS
 from scorekit.training.gradients import check_accumulation
 
 DEFAULT_GRID = "paper"
@@ -75,7 +76,7 @@ def resolve(request: Request) -> Resolved:
     if args.reference is not None:
         overrides["reference"] = args.reference
     settings = apply_overrides(budget.settings, overrides)
-    weights = inception_weights_file(args.inception_weights)
+    weights = _weights(args)
     data_root = request.data_root
     if source is not None:
         facts = _known_facts(source, data_root, args.extractor, weights)
@@ -88,7 +89,8 @@ def resolve(request: Request) -> Resolved:
                     spec,
                     root,
                     image_size=settings.image_size,
-                    inception_weights=weights,
+                    inception_weights=weights.get(INCEPTION),
+                    dinov2_weights=weights.get(DINOV2),
                     extractor=args.extractor,
                 )
                 for spec in dict.fromkeys(specs)
@@ -139,7 +141,7 @@ def resolve(request: Request) -> Resolved:
         compile=settings.compile,
         sampling_batch=settings.sampling_batch,
         accumulation=settings.accumulation,
-        inception_weights=weights,
+        extractor_weights=next(iter(weights.values()), None),
         rerun=args.rerun == "changed",
     )
     return Resolved(manifest=manifest, units=cells, context=context, notes=tuple(notes))
@@ -173,8 +175,21 @@ def _check_names(names: Sequence[str]) -> None:
             )
 
 
+def _weights(args: argparse.Namespace) -> dict[str, Path]:
+    """Return the file with the weights of a feature space that ships none, where one is given."""
+    if args.dinov2_weights is None:
+        found = inception_weights_file(args.inception_weights)
+        return {} if found is None else {INCEPTION: found}
+    option, _, file = WEIGHTS_OPTIONS[DINOV2]
+    if args.inception_weights is not None:
+        raise ValueError(f"{option}, --inception-weights: two feature spaces; leave one out")
+    if not args.dinov2_weights.is_file():
+        raise ValueError(f"{option} {args.dinov2_weights}: no such file; {file} is expected")
+    return {DINOV2: args.dinov2_weights.resolve()}
+
+
 def _known_facts(
-    begun: Manifest, data_root: Path, extractor: str | None, given: Path | None
+    begun: Manifest, data_root: Path, extractor: str | None, weights: Mapping[str, Path]
 ) -> list[DataFacts]:
     """Return what a begun folder's data are; ValueError where a path must be given once more."""
     facts = list(dict.fromkeys(cell.data for cell in begun.units))
@@ -184,18 +199,18 @@ def _known_facts(
                 f"--data-root {data_root} has no {data.store}; prepare {data.name} again, by "
                 "--grid and --datasets as at first or by python -m scorekit.data prepare"
             )
-        weights = given if data.extractor.startswith("inception") else None
+        given = weights.get(data.extractor)
         if extractor not in (None, data.extractor):
             raise ValueError(
                 f"--extractor {extractor}: --out was begun with {data.extractor}; choose "
                 "another --out"
             )
-        if data.extractor.startswith("inception") and weights is None:
-            raise ValueError("--inception-weights must be given: --out was begun with them")
-        if extractor_fingerprint(data.extractor, weights) != data.extractor_fingerprint:
-            raise ValueError(
-                f"--inception-weights {weights}: --out was begun with another {data.extractor}"
-            )
+        if data.extractor in WEIGHTS_OPTIONS and given is None:
+            option = WEIGHTS_OPTIONS[data.extractor][0]
+            raise ValueError(f"{option} must be given: --out was begun with them")
+        if extractor_fingerprint(data.extractor, given) != data.extractor_fingerprint:
+            option = WEIGHTS_OPTIONS.get(data.extractor, ("--extractor",))[0]
+            raise ValueError(f"{option} {given}: --out was begun with another {data.extractor}")
     return facts
 
 

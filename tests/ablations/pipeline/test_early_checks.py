@@ -61,7 +61,7 @@ def test_extractors_that_fit_pass_and_others_are_named(jobs, tmp_path):
 def test_weights_are_tried_and_not_only_found(jobs, tmp_path, inception_weights):
     jobs = on(jobs, tmp_path / "data", "digits", "inception-v3-compat")
     here = context(tmp_path)
-    check_extractors(jobs, dataclasses.replace(here, inception_weights=inception_weights))
+    check_extractors(jobs, dataclasses.replace(here, extractor_weights=inception_weights))
     state = torch.load(inception_weights, weights_only=True)
     bad = {key: value * float("nan") for key, value in state.items() if value.is_floating_point()}
     others = {
@@ -71,7 +71,7 @@ def test_weights_are_tried_and_not_only_found(jobs, tmp_path, inception_weights)
     }
     for name, (write, message) in others.items():
         write(tmp_path / name)
-        wrong = dataclasses.replace(here, inception_weights=tmp_path / name)
+        wrong = dataclasses.replace(here, extractor_weights=tmp_path / name)
         with pytest.raises(ValueError, match=message):
             check_extractors(jobs, wrong)
 

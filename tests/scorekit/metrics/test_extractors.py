@@ -148,7 +148,7 @@ def test_names():
 def test_weights_are_identified_small_and_checked(tmp_path):
     digests = {extractor_digest(name) for name in extractors.EXTRACTORS}
     assert len(digests) == len(extractors.EXTRACTORS) == 3
-    with pytest.raises(MetricError, match="no weights file"):
+    with pytest.raises(MetricError, match="needs weights; give torch-fidelity"):
         extractor_digest("inception-v3-compat")
     for name in extractors.EXTRACTORS:
         assert (extractors.WEIGHTS / f"{name}.safetensors").stat().st_size < 500_000
