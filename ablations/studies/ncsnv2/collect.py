@@ -376,7 +376,7 @@ class _Collector:
             record = cell.to_json()
             data = {f"data: {key}": value for key, value in record["data"].items()}
             named = ("data", "variant", "train", "row", "title", "own")
-            rest = {key: value for key, value in record.items() if key not in named}
+            rest = {k: v for k, v in record.items() if k not in named and (k, v) != ("plugins", ())}
             found = {"weights": cell.weights} | record["train"] | rest | data
             for name, value in found.items():
                 if name != "seed":  # the one thing that the cells of a row differ in
