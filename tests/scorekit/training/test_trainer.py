@@ -19,6 +19,7 @@ from scorekit.runtime.compilation import compile_unavailable_reason
 from scorekit.runtime.interruption import Diverged
 from scorekit.techniques.ema import ema_update
 from scorekit.training import loss as loss_module
+from scorekit.training import objectives
 from scorekit.training.batches import augment
 from scorekit.training.trainer import Trainer
 
@@ -115,14 +116,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_checkpo
     digits, tmp_path, monkeypatch
 ):
     calls = []
-    original = loss_module.keyed_dsm_loss
+    original = objectives.keyed_dsm_loss
 
     def failing(*arguments):
         calls.append(None)
         loss = original(*arguments)
         return loss * float("nan") if len(calls) == 15 else loss
 
-    monkeypatch.setattr(loss_module, "keyed_dsm_loss", failing)
+    monkeypatch.setattr(objectives, "keyed_dsm_loss", failing)
     settings = replace(SETTINGS, test_interval=100)
     with pytest.raises(Diverged, match=r"the loss is nan at iteration 15; .* iteration 12") as e:
         Trainer(settings, digits, tmp_path, compile=False).run()
@@ -194,8 +195,8 @@ def test_precision_holds_for_the_backward_pass_too(digits, tmp_path, monkeypatch
         loss.register_hook(lambda g: seen.update(backward=conv.fp32_precision))
         return loss
 
-    original = loss_module.keyed_dsm_loss
-    monkeypatch.setattr(loss_module, "keyed_dsm_loss", spy)
+    original = objectives.keyed_dsm_loss
+    monkeypatch.setattr(objectives, "keyed_dsm_loss", spy)
     settings = replace(SETTINGS, iterations=1, test_interval=2)
     with float32_precision("tf32"):
         Trainer(settings, digits, tmp_path, compile=False).run()
