@@ -396,7 +396,7 @@ def test_a_dry_run_for_slurm_shows_its_options_and_writes_nothing(tmp_path, caps
         (["--executor", "slurm", "--out", "50%"], "Slurm reads % in the path of a log"),
         (
             ["--grid", "papers"],
-            "known: paper, factorial, steps, objectives, finite-difference, fd-toy,",
+            "known: paper, factorial, steps, successors, noise-conditioning, ema, released, objectives,",
         ),
         (["--grid", "absent.toml"], "grid file absent.toml cannot be read"),
         (["--datasets", "mnist"], "mnist"),

@@ -3,7 +3,7 @@ from resolved import facts
 
 from ablations.pipeline.patterns import select_cells, split_datasets
 from ablations.studies.ncsnv2.grids import GRIDS
-from ablations.studies.ncsnv2.settings import Settings
+from ablations.studies.ncsnv2.settings import BUDGETS
 
 
 @pytest.fixture(scope="module")
@@ -13,7 +13,7 @@ def cells():
     found = {}
     for d in data:
         for row in rows:
-            made = row.resolve(Settings(), d)
+            made = row.resolve(BUDGETS["paper"], {}, d)
             found |= {c.name: c for c in (made, made.with_seed(1))}
     return list(found.values())
 
