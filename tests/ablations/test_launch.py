@@ -24,6 +24,7 @@ from ablations.executors.slurm.settings import JOB_KINDS
 from ablations.launch import main
 from ablations.pipeline.manifest import GRID_FILE, load_manifest
 from ablations.pipeline.selection import selected_iterations
+from ablations.studies.ncsnv2.training_labels import training_labels
 
 
 def again(folder: Path, *flags: str) -> int:
@@ -396,7 +397,7 @@ def test_a_dry_run_for_slurm_shows_its_options_and_writes_nothing(tmp_path, caps
         (["--executor", "slurm", "--out", "50%"], "Slurm reads % in the path of a log"),
         (
             ["--grid", "papers"],
-            "known: paper, factorial, steps, successors, noise-conditioning, ema, released, objectives,",
+            "known: paper, factorial, steps, successors, noise-conditioning, ema, released,",
         ),
         (["--grid", "absent.toml"], "grid file absent.toml cannot be read"),
         (["--datasets", "mnist"], "mnist"),
@@ -539,3 +540,28 @@ def test_a_network_from_a_file_is_sampled_and_measured_as_where_it_was_trained(
     wrong.write_bytes(b"no network")
     assert main([*flags, "--checkpoint", str(wrong), "--dry-run"]) == 2
     assert "wrong.pt" in capsys.readouterr().err
+
+
+def test_averages_come_beside_rows_that_were_trained_without_them(finished, tmp_path, capsys):
+    """The rows that are there stay what they are, and one name stands for both trainings."""
+    out = tmp_path / "out"
+    shutil.copytree(finished / "out", out)
+    grid = tmp_path / "more.toml"
+    rows = [f'[[rows]]\nvariant = "ncsnv2"\nema = "{name}"\n' for name in ("0.5", "power:0.1")]
+    grid.write_text('variants = ["ncsn_1234", "ncsnv2"]\n' + "".join(rows))
+    flags = ["--out", str(out), "--device", "cpu"]
+    plan = make_plan(parse_arguments([*flags, "--grid", f"{TOML},{grid}"]))
+    known = {cell.name: cell for cell in load_manifest(out).units}
+    cells = {cell.name: cell for cell in plan.manifest.units}
+    assert {name: cells[name] for name in known} == known
+    added = [cell for name, cell in cells.items() if name not in known]
+    assert {cell.slug for cell in added} >= {"ncsnv2-ema-0.5", "ncsnv2-ema-power0.1"}
+    averaged = [cell for cell in added if cell.ema]
+    assert {cell.train.ema_profiles for cell in averaged} == {("0.5", "power:0.1")}
+    labels = training_labels(cells.values())
+    own = known["digits/ncsnv2/seed0"]
+    assert labels[own.train_stage().digest] == labels[averaged[0].train_stage().digest]
+    # And once they are there, the same command asks for nothing else.
+    GRID_FILE.save(plan.manifest, out)
+    again_planned = make_plan(parse_arguments([*flags, "--grid", f"{TOML},{grid}"]))
+    assert again_planned.manifest == plan.manifest

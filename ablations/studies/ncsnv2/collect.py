@@ -120,8 +120,12 @@ class _Collector:
         self.chosen: dict[str, dict[bool, int]] = {}
         self.labels = training_labels(cells)
         self.users: dict[str, list[Cell]] = defaultdict(list)  # by the digest of their training
+        # Trainings of one name and seed have the same weights, and other averages of them.
+        named: dict[tuple[str, str, int], str] = {}
         for cell in cells:
-            self.users[cell.train_stage().digest].append(cell)
+            digest = cell.train_stage().digest
+            key = (cell.data.name, self.labels[digest], cell.seed)
+            self.users[named.setdefault(key, digest)].append(cell)
 
     def results(self, manifest: Manifest) -> Results:
         rows: dict[str, list[dict[str, Any]]] = defaultdict(list)

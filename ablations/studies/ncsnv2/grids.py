@@ -278,6 +278,24 @@ def renewed(
     return dataclasses.replace(begun, units=[again(cell) for cell in begun.units])
 
 
+def with_known_averages(cells: list[Cell], existing: Manifest | None) -> list[Cell]:
+    """Return cells, of which those that a folder holds keep the averages that it trained them with.
+
+    Which averages are kept changes no weights: a row that is there is not another because rows
+    beside it sample more of them.
+    """
+    known = {} if existing is None else {cell.name: cell for cell in existing.units}
+
+    def kept(cell: Cell) -> Cell:
+        averages = known.get(cell.name, cell).train.ema_profiles
+        if not set(averages) >= {*filter(None, [cell.ema])}:
+            return cell
+        train = dataclasses.replace(cell.train, ema_profiles=averages)
+        return dataclasses.replace(cell, train=train)
+
+    return [kept(cell) for cell in cells]
+
+
 def rows_beside(
     grid: Grid,
     budget: Budget,

@@ -40,6 +40,7 @@ from ablations.studies.ncsnv2.grids import (
     renewed,
     rows_beside,
     with_checkpoints,
+    with_known_averages,
 )
 from ablations.studies.ncsnv2.rows import parse_vary, rows_of, settings_apart, varied
 from ablations.studies.ncsnv2.settings import BUDGETS, Profile, Settings, budget_label
@@ -115,7 +116,7 @@ def resolve(request: Request) -> Resolved:
         data_root=os.path.relpath(data_root, out),
         units=begun.units
         if begun is not None and as_it_was and not (values or args.checkpoint)
-        else budget_cells(grid, base, base_overrides, facts, seeds),
+        else with_known_averages(budget_cells(grid, base, base_overrides, facts, seeds), existing),
     )
     added = manifest.units
     known = {cell.name for cell in added}

@@ -26,7 +26,9 @@ def training_labels(cells: Iterable[Cell]) -> dict[str, str]:
     labels: dict[str, str] = {}
     for cell in cells:
         stage = cell.train_stage()
-        settings = {key: value for key, value in stage.settings.items() if key != "seed"}
+        # Averages are made on the way, and make no other training of it.
+        apart = ("seed", "ema_profiles")
+        settings = {key: value for key, value in stage.settings.items() if key not in apart}
         if cell.network_sha256:
             labels[stage.digest] = f"from {Path(cell.network_path).name}"
             continue
