@@ -78,16 +78,19 @@ def average_table(results: Results) -> Table | None:
 
 
 def _records(results: Results) -> list[dict[str, Any]]:
+    given = results.apart[results.apart["given"]]
+    # Rows that differ in more than the average are no points of a curve over it.
+    others = set(given[given["setting"] != "ema"]["variant"])
     cells = results.cells.dropna(subset=["average_width"])
+    cells = cells[~cells["variant"].isin(others)]
     chosen = results.distances[results.distances["denoise"]]
     shifts = colour_shifts(results, denoise=True) if len(cells) else pd.DataFrame()
     records = []
     for dataset in dataset_order(results):
         of_data = cells[cells["dataset"] == dataset]
         for training, rows in of_data.groupby("training", sort=False):
-            # Of rows that differ in more than the average, those of the paper's sampler.
             widths = rows.groupby("variant")["average_width"].first()
-            if widths.nunique() < _LEAST or rows["sampler"].nunique() > 1:
+            if widths.nunique() < _LEAST:
                 continue
             for variant in sorted(
                 variant_order(results, widths.index), key=lambda v: (widths[v], v)

@@ -47,7 +47,7 @@ TITLES = [way.title for way in WAYS]
 @pytest.fixture(scope="module")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[DataFacts, Dataset]:
     root = tmp_path_factory.mktemp("data")
-    facts = data_facts("digits", root, image_size=None, extractor_weights=None)
+    facts = data_facts("digits", root, image_size=None, inception_weights=None)
     return facts, open_store(root / facts.store)
 
 

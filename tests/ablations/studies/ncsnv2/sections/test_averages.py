@@ -4,10 +4,16 @@ from dataclasses import replace
 
 import fake_results
 import numpy as np
+import pandas as pd
 import pytest
 
 from ablations.engine.frames import make_frame
-from ablations.studies.ncsnv2.results import CELL_COLUMNS, DISTANCE_COLUMNS, empty_results
+from ablations.studies.ncsnv2.results import (
+    APART_COLUMNS,
+    CELL_COLUMNS,
+    DISTANCE_COLUMNS,
+    empty_results,
+)
 from ablations.studies.ncsnv2.sections.averages import (
     average_artefacts,
     average_curve,
@@ -74,6 +80,25 @@ def test_the_curve_is_of_the_averages_and_raw_weights_are_a_line():
     table = average_table(results).raw.set_index("variant")
     assert raw.get_ydata()[0] == table.loc["NCSN_1,2,3,4", "distance_mean"]
     assert [text.get_text() for text in axes.texts] == ["0.9", "0.997"]
+
+
+def test_rows_that_differ_in_more_than_the_average_are_no_points_of_the_curve():
+    results = made()
+    cell = results.cells[results.cells["variant"] == "NCSNv2"]
+    other = cell.assign(variant="NCSNv2, consistent", sampler="consistent")
+    distances = results.distances[results.distances["variant"] == "NCSNv2"]
+    apart = [("NCSNv2, ema=0.9", "ema", "0.9"), ("NCSNv2, consistent", "sampler", "consistent")]
+    rows = [
+        {"dataset": "digits", "variant": v, "setting": k, "value": value, "given": True}
+        for v, k, value in apart
+    ]
+    more = replace(
+        results,
+        cells=pd.concat([results.cells, other]),
+        distances=pd.concat([results.distances, distances.assign(variant="NCSNv2, consistent")]),
+        apart=make_frame(APART_COLUMNS, rows),
+    )
+    assert list(average_table(more).raw["variant"]) == list(WIDTHS)
 
 
 def test_fewer_than_three_averages_are_no_curve():
