@@ -52,7 +52,7 @@ def load_released(
     return network
 
 
-def read_released(path: Path) -> dict[str, dict[str, Tensor]]:
+def read_released(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """Return the states of a released checkpoint: "raw", and where it has an EMA "ema".
 
     "ema" has the buffers of "raw", the ladder among them, which are not averaged; "averaged" holds
@@ -94,7 +94,7 @@ class Shape:
     sigmas: Tensor | None
 
 
-def shape_of(path: Path, state: Mapping[str, Tensor]) -> Shape:
+def shape_of(path: str | Path, state: Mapping[str, Tensor]) -> Shape:
     """Return what names and shapes tell; ReleasedCheckpointError for another network's."""
     try:
         begin = state["begin_conv.weight"]
