@@ -40,20 +40,8 @@ def elu(x: Tensor) -> Tensor:
         return torch.nn.functional.elu(x)
     # On the CPU expm1 is not vectorised, in eager mode as under Inductor, and takes most of a small
     # network's time. exp - 1 costs an absolute error of one rounding near 0.
-    eager = type(x) is Tensor and not torch.compiler.is_compiling()
-    transformed = plain_operations_asked_for() or torch._C._are_functorch_transforms_active()
-    if eager and not transformed:
-        if not torch.is_grad_enabled():
-            return _elu(x)
-        if x.requires_grad:
-            return _Elu.apply(x)
     positive = relu(x)
     return positive + (torch.exp(x - positive) - 1)
-
-
-def _elu(x: Tensor) -> Tensor:
-    """As :func:`elu`, to the bit, with two arrays instead of five."""
-    return x.clamp(max=0).exp_().sub_(1).add_(relu(x))
 
 
 def _elu_(x: Tensor) -> Tensor:
@@ -63,27 +51,6 @@ def _elu_(x: Tensor) -> Tensor:
     # The larger of x and exp(x) - 1 below 0, and of x and 0 above.
     other = x.clamp(max=0).exp_().sub_(1)
     return torch.maximum(x, other, out=x)
-
-
-class _Elu(torch.autograd.Function):
-    """Eager training: autograd through the single operations keeps and passes over four arrays."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        y = _elu(x)
-        # ELU' follows from y, which the next layer keeps alive anyway.
-        ctx.save_for_backward(y)
-        ctx.save_for_forward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, dy: Tensor) -> Tensor:
-        # Differentiable once more: y is part of the graph.
-        return torch.ops.aten.elu_backward(dy, 1, 1, 1, True, *ctx.saved_tensors)
-
-    @staticmethod
-    def jvp(ctx: Any, dx: Tensor) -> Tensor:
-        return torch.ops.aten.elu_backward(dx, 1, 1, 1, True, *ctx.saved_tensors)
 
 
 def instance_norm_plus_reference(

@@ -276,36 +276,6 @@ def test_elu_is_torchs():
     assert torch.allclose(elu(x), torch.nn.functional.elu(x), rtol=0, atol=2e-7)
 
 
-@pytest.mark.skipif(DEVICE == "cuda", reason="torch's own there")
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_elu_is_the_same_to_the_bit_however_it_is_run(dtype):
-    x = torch.cat([torch.linspace(-30, 30, 10001), torch.linspace(-1e-6, 1e-6, 999)]).to(dtype)
-    x = torch.cat([x, torch.tensor([0.0, -torch.inf], dtype=dtype)])
-    before = x.clone()
-    with plain_operations():
-        expected = elu(x)
-    with torch.no_grad():
-        assert torch.equal(elu(x), expected)
-    assert torch.equal(elu(x.clone().requires_grad_()), expected)
-    assert torch.equal(torch.vmap(elu)(x), expected)
-    assert torch.equal(x, before)
-    assert elu(torch.tensor([torch.nan])).isnan().all()
-
-
-@pytest.mark.skipif(DEVICE == "cuda", reason="torch's own there")
-def test_elu_is_differentiable_in_every_mode():
-    x = torch.linspace(-3, 3, 24, dtype=torch.float64).requires_grad_()
-    assert type(elu(x).grad_fn).__name__ == "_EluBackward"
-    assert torch.autograd.gradcheck(elu, x, check_forward_ad=True)
-    assert torch.autograd.gradgradcheck(elu, x)
-    slope = torch.where(x > 0, 1.0, x.exp()).detach()
-    (found,) = torch.autograd.grad(elu(x).sum(), x)
-    assert torch.allclose(found, slope, rtol=1e-14)
-    value = x.detach()
-    assert torch.allclose(torch.func.grad(lambda t: elu(t).sum())(value), slope, rtol=1e-14)
-    assert torch.allclose(torch.func.jvp(elu, (value,), (value,))[1], slope * value, rtol=1e-14)
-
-
 @pytest.mark.skipif(DEVICE == "cuda", reason="the reasons of a machine without a GPU")
 def test_auto_takes_plain_torch_on_the_cpu():
     x = torch.randn(1, 2, 3, 3)
